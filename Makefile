@@ -1,0 +1,36 @@
+# make demo   the whole chain on a synthetic strip mill (make demo DATA=path for a folder of your own)
+# make test   notebooks clean, exports and README in step, every notebook run, then pytest
+# make lab    JupyterLab on the tour
+# All three build .venv on first use and find it built on the second.
+
+PYTHON ?= python3
+BIN := .venv/bin
+RUN ?= runs/demo
+export NO_ALBUMENTATIONS_UPDATE := 1
+
+.PHONY: demo test lab check clean-nbs export readme
+.DEFAULT_GOAL := test
+
+# uv shares one copy of each package between environments, so that a second clone costs seconds and no disk.
+.venv/ready: constraints.txt settings.ini setup.py
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q --disable-pip-version-check "uv>=0.5"
+	$(BIN)/uv pip install -q --python $(BIN)/python -c constraints.txt -e ".[dev]"
+	touch $@
+
+demo: .venv/ready
+	$(BIN)/steel_seg demo --run $(RUN) $(if $(DATA),--data $(DATA))
+
+test: .venv/ready
+	$(BIN)/python tests/in_step.py
+	cd nbs && ../$(BIN)/nbdev_test --n_workers 2
+	$(BIN)/python -m pytest -q tests
+
+lab: .venv/ready
+	$(BIN)/jupyter lab --ip=127.0.0.1 nbs/50_tour.ipynb
+
+# After a change in a notebook: exports, README and clean notebooks, ready to commit.
+export: .venv/ready
+	$(BIN)/nbdev_export
+	$(BIN)/nbdev_clean
+	$(BIN)/python tests/in_step.py --write
