@@ -6,7 +6,7 @@
 __all__ = ['whole', 'write_text', 'to_json', 'write_json', 'read_json', 'sha256_file', 'versions']
 
 # %% ../nbs/02_files.ipynb #35e87adf
-import hashlib, json, math, os, secrets, shutil, sys
+import dataclasses, hashlib, json, math, os, secrets, shutil, sys
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -61,7 +61,8 @@ def write_text(
     return Path(path)
 
 def _plain(x):
-    "Turn numpy scalars and arrays, paths, tuples and NaN into what JSON knows."
+    "Turn dataclasses, numpy scalars and arrays, paths, tuples and NaN into what JSON knows."
+    if dataclasses.is_dataclass(x) and not isinstance(x, type): x = {f.name: getattr(x, f.name) for f in dataclasses.fields(x)}
     if isinstance(x, dict): return {str(k): _plain(v) for k, v in x.items()}
     if isinstance(x, (list, tuple)): return [_plain(v) for v in x]
     if isinstance(x, Path): return str(x)
@@ -70,7 +71,7 @@ def _plain(x):
     return x
 
 def to_json(
-    obj,         # dict, list, str, number, None; numpy and paths are turned into these
+    obj,         # dict, list, str, number, None; dataclasses, numpy and paths are turned into these
     indent=None, # spaces, or None for one line
 ) -> str:
     "JSON text of `obj`, where NaN and infinities become null."
