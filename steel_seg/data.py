@@ -124,6 +124,7 @@ def _id_problem(image_id):
 def scan_table(
     csv_path:str|Path,   # train.csv, sample_submission.csv or a submission, in either layout
     extra:str="warning", # severity of a column that neither layout has
+    no_rows:str="error", # severity of a header with nothing under it
 ) -> tuple[pd.DataFrame, str, list]:
     """All rows of a csv that can be split, its layout ("" where unknown), and the faults met on the way.
 
@@ -140,7 +141,7 @@ def scan_table(
         except ValueError as e: faults.append((name, first, "", "", "error", str(e)))
         else:
             faults += [(name, first, "", "", extra, f"column {c[:60]!r} is none of {','.join(LAYOUTS[layout])}") for c in unknown]
-            if not rows: faults.append((name, first, "", "", "error", "no rows under the header"))
+            if not rows: faults.append((name, first, "", "", no_rows, "no rows under the header"))
     for row, fields in rows if layout else []:
         if len(fields) != len(header):
             faults.append((name, row, "", "", "error", f"{len(fields)} fields where the header has {len(header)}"))
@@ -306,7 +307,7 @@ class StripFolder:
         return area
 
 # %% ../nbs/11_data.ipynb #8f7db330
-def _list_images(folder):
+def _list_images(folder, none="error"):
     "Images of one folder as (image_id, path, (H,W)) sorted by id, and faults; a file that is no image is left out with a warning."
     found, faults, name = [], [], folder.name
     if not folder.is_dir(): return found, [(name, 0, "", "", "error", "no such folder")]
@@ -318,7 +319,7 @@ def _list_images(folder):
             try: size = image_size(path)
             except ValueError as e: fault("error", str(e).removeprefix(f"{path}: ")); size = None
             found.append((path.name, path, size))
-    if not found: faults.append((name, 0, "", "", "error", "no image in it (jpg, jpeg, png)"))
+    if not found: faults.append((name, 0, "", "", none, "no image in it (jpg, jpeg, png)"))
     return found, faults
 
 def _majority(images):
@@ -358,7 +359,7 @@ def _sample_faults(folder, test):
     "The highest class in sample_submission.csv (0 where there is none) and what is wrong with it."
     path = folder/"sample_submission.csv"
     if not path.exists(): return 0, []
-    table, _, faults = scan_table(path)
+    table, _, faults = scan_table(path, no_rows="warning")
     rows = table.drop_duplicates("image_id")
     ids, here = set(rows.image_id), {i for i, _, _ in test}
     if test:
@@ -374,7 +375,7 @@ def _examine(root, n_classes=None):
     table, layout, faults = scan_table(csv_path)
     train, found = _list_images(root/"train_images")
     faults += found
-    test, found = _list_images(root/"test_images") if (root/"test_images").exists() else ([], [])
+    test, found = _list_images(root/"test_images", "warning") if (root/"test_images").exists() else ([], [])
     faults += found
     shape = _majority(train) or _majority(test)
     if shape: faults += _size_faults(train, "train_images", shape) + _size_faults(test, "test_images", shape)
