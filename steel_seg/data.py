@@ -125,13 +125,14 @@ def scan_table(
     csv_path:str|Path,   # train.csv, sample_submission.csv or a submission, in either layout
     extra:str="warning", # severity of a column that neither layout has
     no_rows:str="error", # severity of a header with nothing under it
+    name:str|None=None,  # what faults call the file; None: its name without the folder
 ) -> tuple[pd.DataFrame, str, list]:
     """All rows of a csv that can be split, its layout ("" where unknown), and the faults met on the way.
 
     The table has image_id, class_id (as written), channel (-1 where the class is not a number), rle ("" where empty) and row.
     RLEs are not looked at here: see `table_faults`. Raises nothing.
     """
-    name, table = Path(csv_path).name, []
+    name, table = name or Path(csv_path).name, []
     rows, problems = csv_rows(csv_path)
     faults = [(name, row, "", "", "error", problem) for row, problem in problems]
     layout, header = "", []
