@@ -94,7 +94,7 @@ def csv_rows(
             problems.append((start, "a quote is opened here and never closed: the rest of the file is unread" if end else f"not csv: {e}"))
             fields = []
         if any(_NOT_UTF8.search(f) for f in fields): problems.append((start, "not UTF-8 text: save the file as UTF-8"))
-        elif len(fields) > 1 or (fields and fields[0].strip()): rows.append((start, fields))
+        elif len(fields) > 1 or (fields and not fields[0].isspace()): rows.append((start, fields))
         start = reader.line_num + 1
     return rows, problems
 
@@ -154,7 +154,7 @@ def scan_table(
             channel = -1
             faults.append((name, row, image_id, cid, "error", str(e)))
         if problem := _id_problem(image_id): faults.append((name, row, image_id, cid, "error", problem))
-        else: table.append((image_id, cid, channel, rle if rle.strip() else "", row))
+        else: table.append((image_id, cid, channel, rle if rle.strip(" \t\n\r\v\f") else "", row))
     return pd.DataFrame(table, columns=["image_id", "class_id", "channel", "rle", "row"]), layout, faults
 
 # %% ../nbs/11_data.ipynb #4e502df4
@@ -206,8 +206,9 @@ def _decode(path, flags):
     try: data = path.read_bytes()
     except OSError as e: raise ValueError(f"{path}: cannot be read ({e.strerror})") from None
     if not data: raise ValueError(f"{path}: empty file")
-    # scan data escapes FF, so the end marker (FFD9) can only follow the last scan's start (FFDA)
-    if data[:2] == b"\xff\xd8" and data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda"): raise ValueError(f"{path}: truncated JPEG (no end marker)")
+    # a JPEG's scan data escapes FF, so its end marker (FFD9) can only follow the last scan's start (FFDA); a PNG ends with IEND
+    cut = data[:2] == b"\xff\xd8" and data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda") or data[:4] == b"\x89PNG" and b"IEND" not in data[-64:]
+    if cut: raise ValueError(f"{path}: truncated, the end of the image is not in the file")
     try: image = cv2.imdecode(np.frombuffer(data, np.uint8), flags | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error: image = None
     if image is None: raise ValueError(f"{path}: not a readable image (damaged, or not an image)")
@@ -224,10 +225,10 @@ def image_size(
 ) -> tuple[int,int]:
     "(H,W) from the file's header, without decoding; raises `ValueError` naming the file."
     try:
-        with Image.open(path) as image: return image.height, image.width
+        with Image.open(path, formats=("JPEG", "PNG")) as image: return image.height, image.width
     except Exception as e: # Pillow's readers raise a dozen types on damaged bytes
         empty = os.path.isfile(path) and not os.path.getsize(path)
-        raise ValueError(f"{path}: " + ("empty file" if empty else f"not a readable image ({type(e).__name__})")) from None
+        raise ValueError(f"{path}: " + ("empty file" if empty else f"not a readable JPEG or PNG ({type(e).__name__})")) from None
 
 # %% ../nbs/11_data.ipynb #9da5f944
 def _tail(path):
@@ -452,5 +453,5 @@ def check_folder(
         known = {f[0] for f in faults if f[4] == "error"} # an unreadable header is said already
         images = [(i, path) for i, path, _ in parts["train"] + parts["test"] if f"{path.parent.name}/{i}" not in known]
         for i, path in tqdm(images, desc="decode", delay=2, leave=False): faults += _pixel_faults(i, path)
-        faults += _twin_faults(parts["train"], parts["table"])
+        faults += _twin_faults([t for t in parts["train"] if t[2]], parts["table"])
     return fault_table(faults)
