@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['to_level', 'ProbStore']
 
-# %% ../nbs/14_store.ipynb #864f8d1a
+# %% ../nbs/14_store.ipynb #f932f406
 import json, operator, os, re, secrets, zlib
 from pathlib import Path
 import numpy as np
@@ -14,7 +14,7 @@ from numcodecs.zstd import Zstd
 from zarr.codecs import ZstdCodec
 from .files import _sync, read_json, to_json, whole
 
-# %% ../nbs/14_store.ipynb #a258bd0a
+# %% ../nbs/14_store.ipynb #16629a4d
 def to_level(
     prob:np.ndarray, # any shape, floating point, each value in 0..1
 ) -> np.ndarray: # the same shape, uint8 0..255
@@ -30,18 +30,18 @@ def to_level(
     scaled = np.multiply(prob, 255, dtype=np.promote_types(prob.dtype, np.float32))
     return np.rint(scaled, out=scaled).astype(np.uint8)
 
-# %% ../nbs/14_store.ipynb #bdc50a5e
+# %% ../nbs/14_store.ipynb #ba4e0da2
 _LINE = re.compile(rb"(\d{1,12}) ([0-9a-f]{8}) (\d{1,12})")
 
-class _Record:
-    "Which of n images are finished: the logs of all writers in a folder, and this writer's own."
+class _Chunks:
+    "The chunk files of an array of n images, each checked against the line that some writer's log has about it."
     def __init__(self, folder, n):
         self.folder, self.n = Path(folder), n
         self.done, self._read_to, self._mine = {}, {}, None  # row -> {(crc, size)}; log -> bytes read; (pid, my log)
 
     def refresh(self):
-        "Take in the lines that were added since the last call."
-        for log in self.folder.glob("*.log"):
+        "Take in the lines that were added to any log since the last call."
+        for log in (self.folder/"finished").glob("*.log"):
             start = self._read_to.get(log, 0)
             with open(log, "rb") as f:
                 f.seek(start)
@@ -49,26 +49,35 @@ class _Record:
             for line in data[:data.rfind(b"\n") + 1].split(b"\n")[:-1]:  # what follows the last newline is torn, or still being written
                 m = _LINE.fullmatch(line)
                 if not m or int(m[1]) >= self.n:
-                    raise ValueError(f"{log}: damaged at byte {start}: {line[:40]!r} is not 'row crc32 bytes' of one of {self.n} images; delete that line and its image counts as unfinished")
+                    raise ValueError(f"{log}: damaged at byte {start}: {line[:40]!r} is not 'row crc32 bytes' of one of {self.n} images; "
+                                     "delete that line and its image counts as unfinished")
                 self.done.setdefault(int(m[1]), set()).add((int(m[2], 16), int(m[3])))
                 start += len(line) + 1
             self._read_to[log] = start
 
-    def append(self, row, crc, size):
-        "One finished image into this process's own log, synced. A new log for each process: nothing is ever appended to a torn line."
-        if self._mine is None or self._mine[0] != os.getpid(): self._mine = os.getpid(), self.folder/f"{os.getpid()}-{secrets.token_hex(4)}.log"
-        line, (_, log) = b"%d %08x %d\n" % (row, crc, size), self._mine
-        new = not log.exists()
-        fd = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        try:
-            self._mine = None  # if the disk is full, half a line may be there: the next goes elsewhere
-            if os.write(fd, line) != len(line): raise OSError(f"{log}: a line was written in part; is the disk full?")
-            os.fsync(fd)
-        finally: os.close(fd)
-        if new: _sync(self.folder)
+    def path(self, row): return self.folder/f"c.{row}.0.0.0"  # zarr v3's default key with "." between
+
+    def put(self, row, data):
+        "The chunk, synced and in its place; then, and only then, the line about it."
+        with whole(self.path(row)) as temp: temp.write_bytes(data)
+        self._append(b"%d %08x %d\n" % (row, zlib.crc32(data), len(data)))
+
+    def get(self, row):
+        "The bytes of a finished chunk; None where they are not what was written."
+        data = self.path(row).read_bytes() if self.path(row).exists() else b""
+        return data if (zlib.crc32(data), len(data)) in self.done[row] else None
+
+    def _append(self, line):
+        "One line into this process's own log, synced. Nothing is ever appended to a torn line: a new process has a new log."
+        if self._mine is None or self._mine[0] != os.getpid(): self._mine = os.getpid(), self.folder/"finished"/f"{os.getpid()}-{secrets.token_hex(4)}.log"
+        log, self._mine = self._mine[1], None  # if this fails, half a line may be there, and the next goes elsewhere
+        with open(log, "ab", buffering=0) as f:
+            if f.write(line) != len(line): raise OSError(f"{log}: a line was written in part; is the disk full?")
+            os.fsync(f.fileno())
+            if f.tell() == len(line): _sync(log.parent)  # a new log: its name too
         self._mine = os.getpid(), log
 
-# %% ../nbs/14_store.ipynb #133e9a5a
+# %% ../nbs/14_store.ipynb #c2952637
 _FORMAT = "steel_seg probabilities 1"
 
 def _layout(image_ids, n_classes, shape, floor):
@@ -97,12 +106,14 @@ def _read_layout(path):
     if not (path/"zarr.json").is_file(): raise ValueError(f"{path}: no probs store there" + ("" if path.exists() else " (no such folder)"))
     about = read_json(path/"zarr.json").get("attributes", {})
     if about.get("format") != _FORMAT: raise ValueError(f"{path}: a zarr group, but its format is {about.get('format')!r}, not {_FORMAT!r}")
-    probs = zarr.open_array(path/"probs", mode="r")
-    ids, full, floor = _layout(about["image_ids"], probs.shape[1], probs.shape[2:], about["floor"])
-    if (probs.shape, probs.chunks, probs.dtype) != (full, (1, *full[1:]), np.uint8): raise ValueError(f"{path}: {len(ids)} image ids, but the array is {probs.dtype} {probs.shape} in chunks {probs.chunks}")
+    array = read_json(path/"probs"/"zarr.json")
+    n, n_classes, *shape = array["shape"]
+    ids, full, floor = _layout(about["image_ids"], n_classes, shape, about["floor"])
+    found = array["data_type"], array["shape"], array["chunk_grid"]["configuration"]["chunk_shape"]
+    if found != ("uint8", list(full), [1, *full[1:]]): raise ValueError(f"{path}: {len(ids)} image ids, but the array is {found[0]} {found[1]} in chunks of {found[2]}")
     return ids, full, floor, about["meta"]
 
-# %% ../nbs/14_store.ipynb #12f15fd8
+# %% ../nbs/14_store.ipynb #7feab7d6
 class ProbStore:
     """Probabilities of N images as uint8 levels on disk, with a record of which images are finished.
 
@@ -112,7 +123,7 @@ class ProbStore:
     def __init__(self, path, mode, image_ids, shape, floor, meta):
         self.path, self.mode, self.image_ids, self.shape, self.floor, self.meta = path, mode, image_ids, shape, floor, meta
         self._row = {image_id: i for i, image_id in enumerate(image_ids)}
-        self._record = _Record(path/"probs"/"finished", len(image_ids))
+        self._chunks = _Chunks(path/"probs", len(image_ids))
         self._zstd = Zstd(level=1, checksum=True)  # as the array's metadata says
 
     @classmethod
@@ -141,14 +152,12 @@ class ProbStore:
         if mode not in ("r", "a"): raise ValueError(f"mode {mode!r}: give 'r' to read or 'a' to go on writing")
         return cls(Path(path), mode, *_read_layout(Path(path)))
 
-    def __repr__(self):
-        n, c, h, w = self.shape
-        return f"ProbStore({str(self.path)!r}: {self.finished().sum()} of {n} images finished, {c} classes, {h}x{w}, floor {self.floor})"
+    def __repr__(self): return f"ProbStore({self.path.name!r}: {self.finished().sum()} of {self.shape[0]} images finished, shape {self.shape}, floor {self.floor})"
 
     def finished(self) -> np.ndarray: # (N,) bool, in the order of image_ids
         "Which images are on disk for good, by any writer, as of now."
-        self._record.refresh()
-        return np.isin(np.arange(self.shape[0]), list(self._record.done))
+        self._chunks.refresh()
+        return np.isin(np.arange(self.shape[0]), list(self._chunks.done))
 
     def missing(self) -> list: # of str
         "The ids of the images that are not finished, in order: what is left to predict."
@@ -163,27 +172,21 @@ class ProbStore:
         if self.mode != "a": raise ValueError(f"{self.path} is open for reading; ProbStore.open(path, mode='a') writes")
         if levels.dtype != np.uint8 or levels.shape != self.shape[1:]:
             raise ValueError(f"{image_id}: levels must be uint8 {self.shape[1:]}, not {levels.dtype} {levels.shape}; to_level makes them from probabilities")
-        self._record.refresh()
-        if row in self._record.done: raise ValueError(f"{self.path}: {image_id!r} is finished already, and what is finished stays")
-        data = self._zstd.encode(np.ascontiguousarray(levels * (levels >= self.floor)))
-        with whole(self._chunk(row)) as temp: temp.write_bytes(data)  # synced before the line about it is
-        self._record.append(row, zlib.crc32(data), len(data))
+        self._chunks.refresh()
+        if row in self._chunks.done: raise ValueError(f"{self.path}: {image_id!r} is finished already, and what is finished stays")
+        self._chunks.put(row, self._zstd.encode(np.ascontiguousarray(levels * (levels >= self.floor))))
 
     def read(self,
         image_id:str, # one of image_ids
     ) -> np.ndarray: # (C,H,W) uint8
         "The levels of one finished image. Raises `ValueError` where it is unknown, not finished, or not what was written."
         row = self._find(image_id)
-        if row not in self._record.done: self._record.refresh()
-        if row not in self._record.done: raise ValueError(f"{self.path}: {image_id!r} is not finished ({len(self._record.done)} of {self.shape[0]} are)")
-        chunk = self._chunk(row)
-        data = chunk.read_bytes() if chunk.exists() else b""
-        if (zlib.crc32(data), len(data)) not in self._record.done[row]:
-            raise ValueError(f"{chunk}: not what was written for {image_id!r} ({len(data)} bytes, checksum differs): copy the store again, or predict it anew")
+        if row not in self._chunks.done: self._chunks.refresh()
+        if row not in self._chunks.done: raise ValueError(f"{self.path}: {image_id!r} is not finished ({len(self._chunks.done)} of {self.shape[0]} are)")
+        data = self._chunks.get(row)
+        if data is None: raise ValueError(f"{self._chunks.path(row)}: not what was written for {image_id!r}; copy the store again, or predict it anew")
         return self._zstd.decode(data, np.empty(self.shape[1:], np.uint8))
 
     def _find(self, image_id):
         if image_id not in self._row: raise ValueError(f"{self.path}: holds no image {image_id!r}; its ids look like {self.image_ids[0]!r}")
         return self._row[image_id]
-
-    def _chunk(self, row): return self.path/"probs"/f"c.{row}.0.0.0"  # zarr v3's default key, separator "."
