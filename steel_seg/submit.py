@@ -91,9 +91,9 @@ def _against(table, name, asked, asked_name):
                      for (i, c), row in wanted.items() if c >= 0 and (i, c) not in have]
 
 def _uneven(table, name, n_classes=None):
-    "Faults of images that have not one row for each class 1..C; C: `n_classes`, or the highest class that more than half of the images have."
+    "Faults of images that have not one row for each class 1..C; C: `n_classes`, or the highest class that half of the images have."
     per_class = Counter(c for _, c in set(zip(table.image_id, table.channel)) if c >= 0)
-    common = [c for c, n in per_class.items() if 2*n > table.image_id.nunique()] or list(per_class)
+    common = [c for c, n in per_class.items() if 2*n >= table.image_id.nunique()] or list(per_class)
     n_classes = n_classes or max(common, default=-1) + 1
     faults = [(name, row, i, cid, "error", f"extra: the other images have no class {cid}")
               for i, cid, c, row in zip(table.image_id, table.class_id, table.channel, table.row) if c >= n_classes]
