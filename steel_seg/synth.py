@@ -64,16 +64,16 @@ class _Canvas:
     def shape(self): return self.tone.shape
 
 def _steel(rng, shape, s):
-    "Rolled steel without a mark, (H,W) float32 about 1: soft bands and fine grain along the strip, clouds, chatter across it."
+    "Rolled steel without a mark, (H,W) float32 about 1: soft bands, mottling, short dark dashes along the strip, chatter across it."
     h, w = shape
     tone = np.ones(shape, np.float32)
-    for dx, amount in (300, .10), (60, .05), (9, .025): tone += amount*rng.uniform(.3, 1.3)*_field(rng, (1, w), 1, dx*s)
-    tone += .05*rng.uniform(.3, 1.5)*_field(rng, shape, 60*s, 120*s)
-    tone += .045*rng.uniform(.4, 1.6)*_field(rng, shape, 9*s, 1.5*s)
-    tone += .03*rng.uniform(.3, 1.5)*_field(rng, shape, 2.5*s, 2.5*s)
+    for dx, amount in (350, .11), (70, .06), (9, .02): tone += amount*rng.uniform(.3, 1.4)*_field(rng, (1, w), 1, dx*s)
+    for dy, dx, amount in (220, 70, .05), (40, 40, .035), (22, 8, .04), (7, 1.6, .035): tone += amount*rng.uniform(.3, 1.5)*_field(rng, shape, dy*s, dx*s)
+    dash = _field(rng, shape, 13*s, 1.4*s) + .8*_field(rng, shape, 90*s, 60*s)
+    tone *= 1 - rng.uniform(.05, .35)*np.clip(dash - rng.uniform(1.6, 2.8), 0, 1)
     if rng.random() < .5: # chatter: faint lines across the strip, from the rolls
-        rows = np.arange(h)[:, None]/max(rng.uniform(4, 9)*s, 2.5) + .6*_field(rng, shape, 90*s, 60*s)
-        tone += rng.uniform(.03, .07)*np.sin(2*np.pi*rows)*np.clip(.3 + _field(rng, shape, 60*s, 150*s), 0, 1)
+        rows = np.arange(h)[:, None]/max(rng.uniform(5, 9)*s, 2.5) + .12*_field(rng, shape, 30*s, 300*s)
+        tone += rng.uniform(.03, .07)*np.sin(2*np.pi*rows)*np.clip(_field(rng, shape, 60*s, 150*s) + .6*_field(rng, shape, 4*s, 25*s), 0, 1.5)
     return tone
 
 # %% ../nbs/10_synth.ipynb #aecaf1ee
@@ -91,13 +91,13 @@ def _flecks(c):
     for _ in range(rng.integers(1, 4)):
         middle = rng.uniform(0, w) + rng.uniform(-.3, .3)*(y - h/2)
         column = np.maximum(column, np.exp(-((x - middle)/(rng.uniform(12, 45)*s + 1))**2))
-    field = _field(rng, c.shape, 9*s, 3*s) + .8*_field(rng, c.shape, 60*s, 14*s)
+    field = .8*_field(rng, c.shape, 9*s, 3*s) + .5*_field(rng, c.shape, 3*s, 1.5*s) + .8*_field(rng, c.shape, 60*s, 14*s)
     c.tone *= 1 - rng.uniform(.25, .5)*cv2.GaussianBlur((field + 2.2*column > 2.6).astype(np.float32), (3, 3), 0)
 
 def _glitter(c):
     "Bright dust: single points, in columns."
     rng, s, (h, w) = c.rng, c.s, c.shape
-    n = rng.poisson(h*w*s*rng.uniform(.0003, .0015))
+    n = rng.poisson(h*w*s*rng.uniform(.0001, .0015))
     columns = rng.uniform(0, w, 6)
     x = np.clip(rng.choice(columns, n) + rng.normal(0, 60*s, n), 0, w - 1).astype(int)
     c.tone[rng.integers(0, h, n), x] *= rng.uniform(1.4, 2.4, n).astype(np.float32)
@@ -130,10 +130,13 @@ def _stain(c):
     c.tone *= 1 - rng.uniform(.1, .3)*np.exp(-(along/wide)**2)*np.clip(.6 + .6*lines, 0, 1.2)
 
 def _ridges(c):
-    "Low relief under grazing light, as on very dark strips: ledges with a dark and a bright side."
+    "Low relief under grazing light, as on very dark strips: a few torn ledges with a dark and a bright side, rough ground on them."
     rng, s = c.rng, c.s
-    height = np.tanh(3*_field(rng, c.shape, 45*s, 130*s) + 1.2*_field(rng, c.shape, 12*s, 20*s))
-    c.tone *= np.clip(1 + 2.2*s*cv2.Sobel(height, cv2.CV_32F, 0, 1, ksize=3) + .25*height, .3, 2.5)
+    height = _field(rng, c.shape, 60*s, 190*s) + .45*_field(rng, c.shape, 18*s, 40*s) + .15*_field(rng, c.shape, 5*s, 9*s)
+    for level in rng.uniform(.2, 1.6, rng.integers(1, 4)).tolist():
+        step = np.clip((height - level)*6/max(s, .2) + .5, 0, 1)
+        ledge = cv2.Sobel(cv2.GaussianBlur(step, (0, 0), max(s, .5)), cv2.CV_32F, 0, 1, ksize=3)*np.clip(.2 + _field(rng, c.shape, 50*s, 80*s), 0, 1)
+        c.tone *= np.clip(1 + .35*ledge, .35, 2)*(1 + step*(.15 + .15*_field(rng, c.shape, 4*s, 6*s)))
 
 # %% ../nbs/10_synth.ipynb #859183ff
 def _fill(shape, points):
@@ -163,7 +166,8 @@ def _fit(c, channel, outline, area, power=.5):
 def _blob(rng, n, stretch=1., angle=0., rough=.2):
     "n points about (0, 0), going round, at a distance of about 1; stretched along `angle` (radians)."
     t = (np.arange(n) + rng.uniform(-.3, .3, n))*2*np.pi/n
-    r = np.clip(1 + rough*rng.standard_normal(n), .4, 1.8)
+    r = 1 + sum(rough*rng.normal(0, 1.6/k)*np.cos(k*t + rng.uniform(0, 2*np.pi)) for k in (2, 3, 4)) + .4*rough*rng.standard_normal(n)
+    r = np.clip(r, .4, 2)
     x, y = r*np.cos(t)*math.sqrt(stretch), r*np.sin(t)/math.sqrt(stretch)
     return np.stack([x*math.cos(angle) - y*math.sin(angle), x*math.sin(angle) + y*math.cos(angle)], 1)
 
@@ -187,7 +191,7 @@ def _window(c, mask, channel):
     rng = c.rng
     ys, xs = np.nonzero(mask)
     if rng.random() < 1/6:
-        y, x = np.round(rng.normal(0, .12, 2)*(np.ptp(ys) + 1, np.ptp(xs) + 1)).astype(int)
+        y, x = np.round(rng.normal(0, .14, 2)*np.minimum((np.ptp(ys) + 1, np.ptp(xs) + 1), 80*c.s)).astype(int)
         mask = cv2.warpAffine(mask.astype(np.uint8), np.float32([[1, 0, x], [0, 1, y]]), mask.shape[::-1]).astype(bool) & _free(c, channel)
         if not mask.any(): mask = _fill(c.shape, np.array([[xs[0], ys[0]]]))
         ys, xs = np.nonzero(mask)
@@ -197,32 +201,40 @@ def _window(c, mask, channel):
 
 # %% ../nbs/10_synth.ipynb #b397c97c
 def _pits(c, area):
-    rng, s, done, middle = c.rng, c.s, 0, _spot(c, 0, area)
+    rng, s, (h, w), done, middle = c.rng, c.s, c.shape, 0, _spot(c, 0, area)
     while area - done > .25*area or done == 0:
-        one = min(max(np.exp(rng.normal(6.8, .55))*s*s, 16.), max(area - done, 16.))
+        one = min(max(np.exp(rng.normal(6.8, .6))*s*s, 16.), max(area - done, 16.))
         if area - done - one < 200*s*s: one = max(area - done, 16.)
         tall = min(max(np.exp(rng.normal(.55, .3)), one/(70*s + 4)**2), one/9)
+        size = np.array([math.sqrt(one/tall), math.sqrt(one*tall)])
         corners = np.array([[-1, -1], [0, -1.15], [1, -1], [1.1, 0], [1, 1], [-1, 1]])[[0, 2, 4, 5] if rng.random() < .6 else [0, 1, 2, 3, 4, 5]]
-        corners = corners*.5*np.array([math.sqrt(one/tall), math.sqrt(one*tall)]) * (1 + .12*rng.standard_normal(corners.shape))
-        at = _spot(c, 0, one) if rng.random() < .4 else middle + rng.normal(0, 1, 2)*(90*s, 70*s)
-        at = np.clip(at, (c.left, 0), (c.right - 1, c.shape[0] - 1))
+        corners = .5*size*corners*(1 + .12*rng.standard_normal(corners.shape))
+        places = [middle + rng.normal(0, 1, 2)*(100*s, 80*s) for _ in range(6)] if rng.random() < .65 else [_spot(c, 0, one)]
+        places = [np.clip(at, (c.left + .4*size[0], .3*size[1]), (c.right - 1 - .4*size[0], h - 1 - .3*size[1])) for at in places]
+        at = min(places, key=lambda at: c.labels.any(0)[max(0, int(at[1] - size[1]/2)):int(at[1] + size[1]/2) + 1, max(0, int(at[0] - size[0]/2)):int(at[0] + size[0]/2) + 1].sum())
         mask = _fit(c, 0, lambda k: at + k*corners - .5, one)
         if not mask.any(): middle = _spot(c, 0, one); continue
         done += int(mask.sum())
         _pit(c, mask)
 
 def _pit(c, mask):
-    rng, (box, depth) = c.rng, _window(c, mask, 0)
+    "A pit is a few pixels wide: dark, soft at its edge, torn out along the strip, with a glint at one end."
+    rng, s, (box, depth) = c.rng, c.s, _window(c, mask, 0)
     h, w = depth.shape
-    y, x = np.mgrid[:h, :w] + .5
-    r = np.hypot((x - w*rng.uniform(.42, .58))/max(.3*w, .8), (y - h*rng.uniform(.42, .58))/max(.33*h, 1.2)) + .25*_field(rng, (h, w), .12*h, .15*w)
-    hole = (r < 1) & (depth > 0)
-    if not hole.any(): hole = depth >= depth.max()
-    lit = hole & (np.hypot((x - w/2)/max(.2*w, .8), (y - h*rng.choice([.3, .7]))/max(.14*h, .8)) < 1) & (rng.random() < .8)
-    tone = c.tone[box]
-    tone[hole] *= rng.uniform(.3, .55)
-    tone[lit] = rng.uniform(1.6, 2.6)
-    c.defects[0][box] |= hole
+    y, x = np.mgrid[:h, :w].astype(np.float32) + .5
+    inside, tone, seen = depth > 0, c.tone[box], np.zeros((h, w), bool)
+    for k in range(1 + int(h*w > 1500*s*s) + rng.integers(0, 2)):
+        px, py = w*rng.uniform(.4, .6), h*(rng.uniform(.38, .62) if k == 0 else rng.uniform(.2, .8))
+        rx, ry = max(min(.2*w, 5.5*s)*rng.uniform(.6, 1.2), .8), max(min(.3*h, 13*s)*rng.uniform(.6, 1.2), 1.1)
+        pit = 1.6 - np.hypot((x - px)/rx, (y - py)/ry) + .3*_field(rng, (h, w), 5*s, 2*s)
+        end = py + ry*rng.choice([-.8, .8])
+        glint = 1.7 - np.hypot((x - px - rng.normal(0, .3)*rx)/max(.6*rx, .7), (y - end)/max(.3*ry, .7)) + .3*_field(rng, (h, w), 2*s, 2*s)
+        pit, glint = np.clip(pit, 0, 1)*inside, np.clip(glint, 0, 1)*inside*(rng.random() < .7)
+        tone *= 1 - rng.uniform(.4, .65)*pit
+        tone += np.maximum(rng.uniform(1.3, 2.5) - tone, 0)*glint
+        seen |= (pit > .4) | (glint > .5)
+    if not seen.any(): seen = depth >= depth.max(); tone[seen] *= .5
+    c.defects[0][box] |= seen
 
 # %% ../nbs/10_synth.ipynb #80210ec8
 def _lines(c, channel, mask, n, width, haze=0., whole=.5):
@@ -237,16 +249,17 @@ def _lines(c, channel, mask, n, width, haze=0., whole=.5):
     cut, tone = np.ones((h, w), np.float32), c.tone[box]
     for k in range(n):
         f = .5 + (rng.uniform(-.3, .3) if n > 1 else rng.uniform(-.1, .1))
-        middle = line[0] + f*(line[1] - line[0]) + rng.normal(0, .6*s)*_field(rng, (h, 1), 40*s, 1)
-        half = max(.5*width*np.exp(rng.normal(0, .3)), .5)*np.clip(1 + .35*_field(rng, (h, 1), 12*s, 1), .2, 2)
+        middle = line[0] + f*(line[1] - line[0]) + rng.normal(0, .8*s)*_field(rng, (h, 1), 60*s, 1)
+        half = max(.5*width*np.exp(rng.normal(0, .3)), .5)*np.clip(1 + .2*_field(rng, (h, 1), 50*s, 1), .2, 2)
         start, end = (-1, h) if rng.random() < whole or k == 0 and n < 3 else np.sort(rng.uniform(-.1, 1.1, 2))*h + (-.12*h, .12*h)
-        torn = np.clip(1.4 + .6*_field(rng, (h, w), 7*s, 1), 0, 1)*((y > start) & (y < end))
-        cut = np.minimum(cut, 1 - rng.uniform(.45, .75)*np.clip(half + .5 - abs(x - middle), 0, 1)*torn)
-    grey = np.clip(depth/(4*s + 1) - .5, 0, 1)*np.clip(.7 + .5*_field(rng, (h, w), 60*s, 4*s), 0, 1)
+        torn = np.clip(1.4 + .5*_field(rng, (h, w), 30*s, 1), 0, 1)*((y > start) & (y < end))
+        away = abs(x - middle) + .5*s*_field(rng, (h, w), 4*s, 1)
+        cut = np.minimum(cut, 1 - rng.uniform(.45, .75)*np.clip(half + .5 - away, 0, 1)*torn)
+    grey = np.clip(depth/(3*s + 1) - 1, 0, 1)*np.clip(.8 + .3*_field(rng, (h, w), 60*s, 4*s), 0, 1)
     inner = (depth > .4) if depth.max() < 3 else (depth > 1)
     tone[inner] *= (cut*(1 - haze*grey))[inner]
-    crumbs = inner & (cut < .85) & (rng.random((h, w)) < .06*(rng.random() < .5))
-    tone[crumbs] *= rng.uniform(2.5, 4)
+    crumbs = inner & (cut < .85) & (rng.random((h, w)) < .04*(rng.random() < .4))
+    tone[crumbs] *= rng.uniform(1.8, 3.5)
     seen = inner & ((cut < .8) | (haze*grey > .12))
     if not seen.any(): seen = inner & (cut <= cut[inner].min()); tone[seen] *= .6
     c.defects[channel][box] |= seen
@@ -256,6 +269,7 @@ def _tall(rng, height, width, lean):
     n = rng.integers(2, 5)
     t = np.sort(np.concatenate([[-.5, .5], rng.uniform(-.4, .4, n - 2)]))
     sides = .5*width*(1 + .16*rng.standard_normal((2, n))), t*height
+    if n > 2 and rng.random() < .5: sides[0][:, [0, -1]] *= .7
     left, right = np.stack([lean*sides[1] - sides[0][0], sides[1]], 1), np.stack([lean*sides[1] + sides[0][1], sides[1]], 1)
     return np.concatenate([left, right[::-1]])
 
@@ -264,7 +278,7 @@ def _streak(c, area):
     rng, s, h = c.rng, c.s, c.shape[0]
     n = 1 if rng.random() < .8 or area < 60 else 2
     for k in range(n):
-        width = max(np.exp(rng.normal(2.95, .25))*s, 3.)
+        width = max(np.exp(rng.normal(2.75, .25))*s, 3.)
         height = area/n/width
         if height > 1.1*h: width, height = area/n/(1.1*h), 1.1*h
         side = c.left == 0 if (c.left == 0) != (c.right == c.shape[1]) else rng.random() < .5
@@ -277,9 +291,9 @@ def _streak(c, area):
 def _bands(c, area, wide=False):
     "Class 3: lines in tall, narrow polygons, each at a place of its own; or, `wide`, many in one."
     rng, s, h, done = c.rng, c.s, c.shape[0], 0
-    for k in range(12):
-        if done > .8*area: break
-        width = max((area/h*1.1 if wide else np.exp(rng.normal(3.3, .35))*s), 4.)
+    for k in range(16):
+        if done > .85*area or done and area - done < 300*s*s: break
+        width = max(np.exp(rng.normal(4.7, .35) if wide else rng.normal(3.3, .35))*s, 4.)
         height = min(1.15*h*(1 if rng.random() < .45 or wide else rng.uniform(.25, 1)), (area - done)/width*1.05)
         y = rng.choice([.48*height, h - .48*height, rng.uniform(.3, .7)*h], p=[.4, .25, .35])
         shape = _tall(rng, max(height, 4.), width, rng.normal(0, .03))
@@ -288,8 +302,8 @@ def _bands(c, area, wide=False):
         mask = _fit(c, 2, lambda k: (x, y) + (k, math.sqrt(k))*shape, min(width*height, area - done), .6)
         if not mask.any(): continue
         done += int(mask.sum())
-        n = max(2, round(width/s/18)) if wide else rng.integers(1, 4)
-        _lines(c, 2, mask, min(n, 24), max(rng.uniform(2, 4.5)*s, 1.), haze=0. if wide else rng.choice([0, .25]), whole=.15 if wide else .6)
+        n = max(2, round(width/s/rng.uniform(14, 40))) if wide else rng.integers(1, 4)
+        _lines(c, 2, mask, min(n, 24), max(rng.uniform(2, 4.5)*s, 1.), haze=0. if wide else rng.choice([0, .2, .4], p=[.55, .3, .15]), whole=.15 if wide else .6)
 
 # %% ../nbs/10_synth.ipynb #951fba6d
 def _scratches(c, area):
@@ -308,12 +322,13 @@ def _strokes(c, mask, angle):
     bright, dark = np.zeros((h, w), np.float32), np.zeros((h, w), np.float32)
     ys, xs = np.nonzero(depth >= min(.5*depth.max(), 4*s + 1))
     size = math.sqrt(len(ys)*2)
-    for i in rng.integers(0, len(ys), min(3 + int(len(ys)/(220*s*s + 4)), 60)):
-        a, t = angle + rng.normal(0, .07), np.linspace(-1, 1, 4)*size*rng.uniform(.2, .9)
+    for i in rng.integers(0, len(ys), min(3 + int(len(ys)/(330*s*s + 4)), 80)):
+        a, t = angle + rng.normal(0, .07), np.linspace(-1, 1, 4)*min(size*rng.uniform(.2, .9), rng.uniform(20, 90)*s + 2)
         line = np.stack([xs[i] + t*math.cos(a), ys[i] + t*math.sin(a) + rng.normal(0, .06)*t*t/size], 1)
         for layer, at in (dark, line + (0, 2*s)), (bright, line):
             cv2.polylines(layer, [np.round(at*16).astype(np.int32)], False, rng.uniform(.5, 1), max(1, round(s*rng.choice([1, 2, 4]))), cv2.LINE_AA, 4)
-    ragged = np.clip(.8 + .6*_field(rng, (h, w), 2*s, 5*s), 0, 1)*(depth > .8)
+    margin = min(7*s, .3*depth.max())*np.clip(1 + .6*_field(rng, (h, w), 20*s, 20*s), .2, 2)
+    ragged = np.clip(.8 + .6*_field(rng, (h, w), 2*s, 5*s), 0, 1)*np.clip((depth - margin)/(2*s + .3), 0, 1)
     bright, dark, tone = bright*ragged, dark*ragged, c.tone[box]
     tone *= (1 - .45*dark)*(1 + rng.uniform(.8, 2.2)*bright)
     seen = (bright > .3) | (dark > .4)
@@ -323,7 +338,7 @@ def _strokes(c, mask, angle):
 def _long(c, area):
     "A band of strokes across the view, at a slight slant."
     rng, s, (h, w) = c.rng, c.s, c.shape
-    span = (c.right - c.left)*rng.choice([1.02, rng.uniform(.5, 1)])
+    span = min((c.right - c.left)*rng.choice([1.02, rng.uniform(.5, 1)]), area/(45*s))
     x0 = rng.uniform(c.left, max(c.right - span, c.left + 1e-3))
     t = np.linspace(0, 1, 8)
     path = h*rng.uniform(.25, .75) + h*rng.normal(0, .3)*(t - .5) + h*rng.normal(0, .25)*(t - .5)**2
@@ -338,10 +353,16 @@ def _long(c, area):
     rise = cv2.GaussianBlur(np.stack([first, height]).astype(np.float32), (0, 0), 20*s, sigmaY=.1)
     v = (ys - rise[0])/rise[1] # 0 at the band's upper edge, 1 at its lower
     rows = max(int(height.max()), 8)
-    lines = _field(rng, (rows, bw), 2.2*s, 260*s) + .8*_field(rng, (rows, 1), 7*s, 1) + .5*_field(rng, (rows, bw), 1.5*s, 30*s)
-    lines = cv2.remap(lines, xs, (v*(rows - 1)).astype(np.float32), cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    inner = np.clip(1.3 - abs(v - .5)/.36*(1 + .1*_field(rng, (bh, bw), 30*s, 60*s)), 0, 1)**.5*(depth > .5)
-    change = np.clip(np.maximum(lines - .9, 0)*.8 - .35*np.maximum(-lines - .2, 0) - .12, -.65, 2.)
+    lines = .8*_field(rng, (rows, bw), 2.2*s, 260*s) + .8*_field(rng, (rows, 1), 7*s, 1) + .4*_field(rng, (rows, bw), 1.5*s, 30*s)
+    lines *= np.clip(.7 + .5*_field(rng, (rows, bw), 25*s, 200*s), .1, 1.5)
+    for at in rng.uniform([.15, .6], [.4, .85])[:rng.integers(1, 3)]: # a strong double line: the groove and its lit flank
+        away = (np.arange(rows)[:, None] - at*rows)/(1.5*s + .4)
+        lines += (3.2*np.exp(-away**2) - 3.*np.exp(-(away/1.5 - 2)**2))*np.clip(.7 + .4*_field(rng, (1, bw), 1, 120*s), 0, 1.2)
+    lines = cv2.remap(lines.astype(np.float32), xs, (v*(rows - 1)).astype(np.float32), cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    inner = np.clip(1.3 - abs(v - .5)/.4*(1 + .1*_field(rng, (bh, bw), 30*s, 60*s)), 0, 1)**.5*(depth > .5)
+    if box[1].start > c.left: inner *= np.clip((xs + 20*s*_field(rng, (bh, bw), 4*s, 30*s))/(60*s), 0, 1)
+    if box[1].stop < c.right: inner *= np.clip((bw - xs + 20*s*_field(rng, (bh, bw), 4*s, 30*s))/(60*s), 0, 1)
+    change = np.clip(np.maximum(lines - .9, 0)*.7 - .3*np.maximum(-lines - .2, 0) - .1, -.65, 2.)
     c.tone[box] *= 1 + inner*change
     c.defects[2][box] |= inner > .35
 
@@ -365,7 +386,7 @@ def _scratched(c, area):
     "Class 3 in one of its five shapes; which ones are likely depends on the area."
     size = area/c.s**2
     shapes = (_bands, _scratches, _speckle, lambda c, a: _bands(c, a, wide=True), _long)
-    odds = (.55, .2, .25, 0, 0) if size < 3000 else (.65, .15, .08, .12, 0) if size < 30000 else (.1, .12, 0, .38, .4)
+    odds = (.55, .2, .25, 0, 0) if size < 3000 else (.62, .15, .08, .15, 0) if size < 30000 else (.2, .15, 0, .3, .35) if size < 70000 else (0, .1, 0, .2, .7)
     before = c.labels[2].sum()
     shapes[c.rng.choice(5, p=odds)](c, area)
     if c.labels[2].sum() == before: _bands(c, area)
@@ -376,7 +397,7 @@ def _patches(c, area):
     for part in np.sort(rng.dirichlet(np.full(rng.choice([1, 2, 3, 4], p=[.4, .3, .2, .1]), 1.2))*area)[::-1]:
         part = max(part, 20.)
         tall = math.sqrt(part)/c.shape[0]
-        shape = math.sqrt(part/3)*_blob(rng, rng.integers(7, 17), max(np.exp(rng.normal(.3, .35)), 3*tall*tall), rng.normal(0, .25), .2)
+        shape = math.sqrt(part/3)*_blob(rng, rng.integers(9, 20), max(np.exp(rng.normal(.3, .4)), 3*tall*tall), rng.normal(0, .3), .2)
         at = _spot(c, 3, part)
         mask = _fit(c, 3, lambda k: at + k*shape, part)
         if mask.any(): _torn(c, mask)
@@ -388,20 +409,21 @@ def _torn(c, mask):
     edge = depth - wide*(1 + .45*_field(rng, shape, 14*s, 14*s) + .25*_field(rng, shape, 4*s, 4*s))
     skin = (edge > 0) & (depth > 0)
     if not skin.any(): skin = depth > .5*depth.max()
-    rough = _field(rng, shape, 30*s, 40*s) + .7*_field(rng, shape, 9*s, 12*s) + .5*_field(rng, shape, 3*s, 3*s)
-    relief = cv2.Sobel(cv2.GaussianBlur(skin.astype(np.float32), (0, 0), max(1.6*s, .5)), cv2.CV_32F, 0, 1, ksize=3)
-    folds = cv2.Sobel(rough, cv2.CV_32F, 0, 1, ksize=3)
-    inside = rng.uniform(.4, .7)*(1 + .22*rough) - .12*folds*min(1., s + .3)
-    tone[skin] *= np.clip(inside, .12, 1.6)[skin]
-    rim = np.clip(-relief, 0, 1)*np.clip(.4 + .8*_field(rng, shape, 6*s, 18*s), 0, 2)*(depth > 0)
-    tone *= 1 + rng.uniform(.6, 1.6)*rim
-    tone *= 1 - .5*np.clip(relief, 0, 1)*(depth > 0)
-    if rng.random() < .55: # flakes
-        flake = skin & (_field(rng, shape, 22*s, 26*s) + .4*_field(rng, shape, 5*s, 5*s) > rng.uniform(1.5, 2.2))
-        tone[flake] = rng.uniform(1.3, 2.6) + .35*_field(rng, shape, 5*s, 5*s)[flake]
-    cracks = skin & (abs(_field(rng, shape, 16*s, 30*s)) < .05)
+    up = rng.choice([-1, 1], p=[.3, .7]) # the lamp stands above, mostly
+    slope = up*cv2.Sobel(cv2.GaussianBlur(skin.astype(np.float32), (0, 0), max(1.6*s, .5)), cv2.CV_32F, 0, 1, ksize=3)
+    height = _field(rng, shape, 34*s, 34*s) + .5*_field(rng, shape, 14*s, 11*s) + .22*_field(rng, shape, 6*s, 5*s) + .1*_field(rng, shape, 2.5*s, 2*s)
+    folds = up*(cv2.Sobel(height, cv2.CV_32F, 0, 1, ksize=3) - .6*cv2.Sobel(height, cv2.CV_32F, 1, 0, ksize=3))*min(1.5*s, 1)
+    base, rough = (rng.uniform(.35, .7), .16) if rng.random() < .8 else (rng.uniform(.8, 1.3), .4)
+    inside = base*(1 + .18*_field(rng, shape, 60*s, 30*s) + .1*_field(rng, shape, 3*s, 1.5*s) - rough*folds*np.clip(.7 + .5*_field(rng, shape, 50*s, 50*s), .1, 2))
+    tone[skin] *= np.clip(inside, .12, 2.5)[skin]
+    bright = np.clip(-slope, 0, 1)*np.clip(.4 + .8*_field(rng, shape, 6*s, 18*s), 0, 2)*(depth > 0)
+    tone *= (1 + rng.uniform(.5, 1.5)*bright)*(1 - .5*np.clip(slope, 0, 1)*(depth > 0))
+    if rng.random() < .5: # flakes of bare metal
+        flake = _field(rng, shape, 30*s, 34*s) + .4*_field(rng, shape, 8*s, 8*s) + .12*_field(rng, shape, 3*s, 3*s) - rng.uniform(1.3, 2.1)
+        tone += np.clip(2.5*flake, 0, 1)*rng.uniform(.7, 2.2)*np.clip(1 - .3*folds, .4, 1.5)*skin
+    cracks = skin & (abs(height + .4*_field(rng, shape, 40*s, 60*s)) < .04) & (_field(rng, shape, 40*s, 40*s) > .4)
     tone[cracks] *= .5
-    c.defects[3][box] |= skin | (rim > .3)
+    c.defects[3][box] |= skin | (bright > .3)
 
 # %% ../nbs/10_synth.ipynb #438470f1
 @dataclass(frozen=True)
@@ -425,31 +447,31 @@ def _lamp(rng, shape, dark):
     "Light on the strip, (H,W) float32 in grey levels: a slope along and across, a bright spot, the level of the day."
     h, w = shape
     y, x = np.linspace(-.5, .5, h, dtype=np.float32)[:, None], np.linspace(-.5, .5, w, dtype=np.float32)[None]
-    light = np.exp(rng.normal(0, .3)*x + rng.normal(.15, .35)*y)
+    light = np.exp(rng.normal(0, .4)*x + rng.normal(.3, .5)*y)
     light = light*(1 + rng.uniform(0, .7)*np.exp(-((x - rng.uniform(-.6, .6))/rng.uniform(.12, .4))**2 - ((y - rng.uniform(-.3, .6))/rng.uniform(.4, 1.2))**2))
-    level = rng.uniform(18, 40) if dark else np.clip(np.exp(rng.normal(4.52, .27)), 45, 165)
+    level = rng.uniform(18, 40) if dark else np.clip(np.exp(rng.normal(4.45, .27)), 45, 160)
     return level*light/light.mean()
 
 def _edge(c, light):
     "Black beside the strip, in place; the edge itself is a little ragged, with a bright rim and a band of another tone."
     rng, s, (h, w) = c.rng, c.s, c.shape
-    x, ragged = np.arange(w)[None], (1.5*s*_field(rng, (h, 1), 6*s, 1)).clip(-3*s, 3*s)
+    x, y = np.arange(w)[None], np.arange(h)[:, None]
+    ragged = np.abs(s*(.5*_field(rng, (h, 1), 3*s, 1) + 1.2*_field(rng, (h, 1), 60*s, 1)) + rng.normal(0, .01)*y)
     for at, side in (c.left, 1), (c.right, -1):
         if at in (0, w): continue
-        inward = side*(x - at) + .5*(side < 0) - abs(ragged)
-        light *= np.where(inward < rng.uniform(15, 70)*s, rng.uniform(.65, 1.25), 1)
-        light *= 1 + rng.uniform(.2, 1.3)*np.exp(-(inward/(3*s + .5))**2)*np.clip(.6 + .7*_field(rng, c.shape, 5*s, 2), 0, 2)
-        light[inward < 0] = 0
-
+        inward = side*(x - at) + (side < 0) - ragged + rng.choice([0, 3])*s
+        light *= np.where(inward < rng.uniform(15, 70)*s, rng.uniform(.6, 1.15), 1)
+        if rng.random() < .6: light *= 1 + rng.uniform(.1, .9)*np.exp(-(inward/(4*s + .5))**2)*np.clip(.5 + .6*_field(rng, (h, 1), 25*s, 1) + .3*_field(rng, c.shape, 2*s, 2), 0, 2.5)
+        light *= np.clip(inward/(2*s + .3), 0, 1)
 def _render(c, light):
     "What the camera sees, uint8: the grain is a part of the light, and white is white (the sensor saturates)."
     grain = c.rng.standard_normal(c.shape, dtype=np.float32)
-    grain = cv2.sepFilter2D(grain, cv2.CV_32F, np.array([.24, 1, .24]), np.array([.14, 1, .14]))
-    image = light*np.maximum(c.tone, .02)*(1 + c.rng.uniform(.04, .085)*max(math.sqrt(c.s), .4)*grain) + .8*grain*(light > 0)
+    grain = cv2.sepFilter2D(grain, cv2.CV_32F, np.array([.33, .94, .33]), np.array([.1, .99, .1]))
+    image = light*np.maximum(c.tone, .02)*(1 + c.rng.uniform(.035, .075)*max(math.sqrt(c.s), .4)*grain) + .8*grain*(light > 0)
     return np.clip(np.rint(image), 0, 255).astype(np.uint8)
 
 _PLANT = (_pits, _streak, _scratched, _patches)
-_MARKS = (_two_tone, .35), (_flecks, .15), (_glitter, .35), (_paint, .13), (_stain, .15)
+_MARKS = (_two_tone, .45), (_flecks, .15), (_glitter, .5), (_paint, .13), (_stain, .15)
 
 def make_strip(
     rng:np.random.Generator,        # moves on; the same state gives the same strip
