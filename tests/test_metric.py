@@ -35,7 +35,7 @@ def test_agrees_with_smp(seed):
 
 def test_counts_agree_with_a_loop_over_pixels():
     pred, truth = random_pairs(9, (3, 2, 4, 5))
-    area, hit, labelled = mask_counts(pred, truth.astype(np.uint8)*255)
+    area, hit, labelled = mask_counts(pred.astype(np.uint8)*255, truth.astype(np.int32)*-3)
     assert area.dtype == hit.dtype == labelled.dtype == np.int64 and area.shape == (3, 2)
     for n, c in np.ndindex(3, 2):
         pixels = [(bool(pred[n, c, y, x]), bool(truth[n, c, y, x])) for y in range(4) for x in range(5)]
@@ -85,7 +85,7 @@ def test_table_worked_by_hand():
 
 @pytest.mark.parametrize("d, truth, says", [
     (np.zeros((3, 2)), np.zeros((3, 4)), r"\(3, 2\) and truth of shape \(3, 4\)"), (np.zeros(3), np.zeros(3), r"expected \(images, classes\)"),
-    (np.zeros((0, 4)), np.zeros((0, 4)), "not empty"), ([[.5, np.nan]], [[1, 1]], r"a Dice of nan at \(0, 1\)"), ([[1.5]], [[1]], "a Dice of 1.5"), ([[.5]], [[-1]], "negative"), ([[.5]], [[np.nan]], "NaN")])
+    (np.zeros((0, 4)), np.zeros((0, 4)), "not empty"), ([[.5, np.nan]], [[1, 1]], r"a Dice of nan at \(0, 1\)"), ([[1.5]], [[1]], "a Dice of 1.5"), ([[-.5]], [[1]], "a Dice of -0.5"), ([[.5]], [[-1]], "negative"), ([[.5]], [[np.nan]], "NaN")])
 def test_a_table_of_nonsense_is_refused(d, truth, says):
     with pytest.raises(ValueError, match=says): score_table(d, truth)
 
@@ -127,6 +127,10 @@ def test_ninety_five_percent_intervals_hold_the_true_score_about_that_often():
 
 def test_blocks_of_draws_change_nothing_but_memory():
     import tracemalloc
+    d = np.random.default_rng(0).random((1000, 3))
+    means = d.mean(1)[np.random.default_rng(7).integers(1000, size=(2500, 1000))].mean(1)  # as one block
+    interval = bootstrap_ci(d, np.random.default_rng(7), n_boot=2500, level=.9)
+    assert np.allclose([interval.low, interval.high], np.quantile(means, [.05, .95]), rtol=1e-12)
     d = np.random.default_rng(0).random((12_568, 4))
     tracemalloc.start()
     try:
