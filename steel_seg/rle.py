@@ -21,10 +21,12 @@ def rle_encode(
     Source: the competition's page on evaluation (Kaggle, Severstal: Steel Defect Detection).
     """
     mask = np.asarray(mask)
-    if mask.ndim != 2: raise ValueError(f"a mask of shape {mask.shape}: expected (height, width); encode one class at a time")
-    if mask.dtype.kind not in "buif": raise ValueError(f"a mask of dtype {mask.dtype}: expected bool or numbers")
+    if mask.ndim != 2:
+        raise ValueError(f"a mask of shape {mask.shape}: expected (height, width), one class at a time")
+    if mask.dtype.kind not in "buif":
+        raise ValueError(f"a mask of dtype {mask.dtype}: expected bool or numbers")
     if mask.dtype.kind == "f" and not (np.isfinite(mask) & (mask == np.rint(mask))).all():
-        raise ValueError("a mask with values that are no whole numbers: threshold probabilities first, e.g. prob >= .5")
+        raise ValueError("a mask of values that are no whole numbers: threshold probabilities first (prob >= .5)")
     if not mask.any(): return ""  # five in six pairs of the competition: not worth a transposed copy
     pixels = np.zeros(mask.size + 2, bool)
     pixels[1:-1] = (mask != 0).ravel(order="F")
@@ -49,24 +51,25 @@ def _run(rle, i):
     return f"run {i+1} {_short(' '.join(_words(rle)[2*i : 2*i+2]))}"
 
 def _numbers(rle):
-    "All numbers of a string, an even count of int64; `ValueError` where one is not a number, too large or one too many."
+    "All numbers of a string as int64, an even count; `ValueError` where one is none, too large or left over."
     if rle.encode("ascii", "replace").translate(None, b"0123456789 \t\n\r\v\f"):
         i, word = next((i, w) for i, w in enumerate(_words(rle)) if not re.fullmatch("[0-9]+", w))
         what = "is negative" if re.fullmatch("-[0-9]+", word) else "is not a whole number in the digits 0 to 9"
         raise ValueError(f"{_run(rle, i//2)}: {_short(word)} {what}")
     if not rle.strip(): return np.zeros(0, np.int64)
     numbers = np.fromstring(rle, np.int64, sep=" ")
+    n = len(numbers)
     if numbers.max() >= _LIMIT:
         raise ValueError(f"{_run(rle, int((numbers >= _LIMIT).argmax())//2)}: a number too large for any mask")
-    if len(numbers) % 2:
-        raise ValueError(f"{_run(rle, len(numbers)//2)}: {len(numbers)} numbers, an odd count: a start has no length")
+    if n % 2:
+        raise ValueError(f"{_run(rle, n//2)}: {n} numbers, an odd count: a start has no length")
     return numbers
 
 # %% ../nbs/00_rle.ipynb #f5c2a68b
 def _size(shape):
     "Pixels of a mask of this shape; `ValueError` when it is not (height, width)."
     try: height, width = map(operator.index, shape)
-    except (TypeError, ValueError): raise ValueError(f"shape {shape!r}: expected (height, width) in whole pixels") from None
+    except (TypeError, ValueError): height = width = -1
     if height < 0 or width < 0: raise ValueError(f"shape {shape!r}: expected (height, width) in whole pixels")
     return height*width
 
@@ -76,12 +79,14 @@ def rle_runs(
 ) -> np.ndarray: # (n,2) int64: start (0-based, down the columns), length
     """Read a string to its runs, or refuse it: the one parser that everything else here calls.
 
-    Numbers are digits 0-9 only, set apart by ASCII white space. Raises `ValueError` that quotes the wrong run
-    and says what is wrong with it: not a number, negative, too large (from 10**18), an odd count, zero, unsorted, overlapping,
-    or past the end of a mask of `shape`. Runs that touch are taken. A missing cell (None, NaN) is no string and raises too.
+    Numbers are digits 0-9 only, set apart by ASCII white space. Runs that touch are taken. Raises `ValueError`
+    that quotes the wrong run and says what is wrong with it: not a number, negative, too large (from 10**18),
+    an odd count, zero, unsorted, overlapping, or past the end of a mask of `shape`. A missing cell (None, NaN)
+    is no string and raises too.
     """
     if not isinstance(rle, str):
-        raise ValueError(f'expected a run-length string, got {_short(str(rle))} ({type(rle).__name__}): read missing cells as ""')
+        found = f"{_short(str(rle))} ({type(rle).__name__})"
+        raise ValueError(f'expected a run-length string, found {found}: read missing cells as ""')
     size = None if shape is None else _size(shape)
     start, length = _numbers(rle).reshape(-1, 2).T
     stop = start + length                           # 1-based, one past the run
