@@ -19,32 +19,38 @@ def dice(
 ) -> np.ndarray: # float64 0..1, of the broadcast shape
     """Dice of each pair from its counts: 2*hit / (area + truth), and 1 where area and truth are both 0.
 
-    The three broadcast against one another. Raises `ValueError` that names the first place where hit > min(area, truth),
-    a count is negative or NaN, or where the shapes do not fit.
+    The three broadcast against one another. Raises `ValueError` when their shapes do not fit, and names the
+    first place where hit > min(area, truth) or a count is negative or NaN.
     Source: the competition's page on evaluation (Kaggle, Severstal: Steel Defect Detection).
     """
-    counts = [np.asarray(x, np.float64) for x in (area, hit, truth)]  # exact to 2**53, where uint8 would overflow at 256
+    counts = [np.asarray(x, np.float64) for x in (area, hit, truth)]  # exact to 2**53; a uint8 overflows at 256
     try: area, hit, truth = np.broadcast_arrays(*counts)
-    except ValueError: raise ValueError(f"shapes of area, hit and truth do not fit: {', '.join(str(x.shape) for x in counts)}") from None
+    except ValueError:
+        shapes = ", ".join(str(x.shape) for x in counts)
+        raise ValueError(f"shapes of area, hit and truth do not fit: {shapes}") from None
     wrong = ~((0 <= hit) & (hit <= np.minimum(area, truth)) & np.isfinite(area + truth))
     if wrong.any():
         at = tuple(int(i) for i in np.argwhere(wrong)[0])
-        raise ValueError(f"impossible counts at {at}: area {area[at]:g}, hit {hit[at]:g}, truth {truth[at]:g}; needs 0 <= hit <= min(area, truth)")
+        found = f"area {area[at]:g}, hit {hit[at]:g}, truth {truth[at]:g}"
+        raise ValueError(f"impossible counts at {at}: {found}; needs 0 <= hit <= min(area, truth)")
     total = area + truth
     return np.where(total == 0, 1., 2*hit / np.where(total == 0, 1., total))[()]
 
 # %% ../nbs/01_metric.ipynb #5132b398
 def mask_counts(
-    pred:np.ndarray,  # (N,C,H,W) bool or whole numbers, nonzero is predicted
-    truth:np.ndarray, # (N,C,H,W) bool or whole numbers, nonzero is labelled
+    pred:np.ndarray,  # (N,C,H,W) bool or integer, nonzero is predicted
+    truth:np.ndarray, # (N,C,H,W) bool or integer, nonzero is labelled
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]: # area, hit, truth: (N,C) int64, pixels
-    "Count the pixels of every pair for `dice`; `ValueError` when shapes differ, are not (N,C,H,W), or a mask is a probability map."
+    """Count the pixels of every pair, for `dice`.
+
+    Raises `ValueError` when the shapes differ or are not (N,C,H,W), or when a mask of floats holds more than 0 and 1.
+    """
     pred, truth = np.asarray(pred), np.asarray(truth)
     if pred.shape != truth.shape or pred.ndim != 4:
-        raise ValueError(f"masks of shapes {pred.shape} and {truth.shape}: expected the same (images, classes, height, width) twice")
+        raise ValueError(f"masks of shapes {pred.shape} and {truth.shape}: expected (images, classes, height, width) twice")
     for name, masks in (("pred", pred), ("truth", truth)):
         if masks.dtype.kind not in "bui" and not np.isin(masks, (0, 1)).all():
-            raise ValueError(f"{name} of dtype {masks.dtype} holds more than 0 and 1: threshold probabilities first, e.g. prob >= .5")
+            raise ValueError(f"{name} of {masks.dtype} holds more than 0 and 1: threshold probabilities first (prob >= .5)")
     counts = np.zeros((3, *pred.shape[:2]), np.int64)
     for i in np.ndindex(pred.shape[:2]):  # one mask at a time: no copy of the whole batch
         p, t = pred[i] != 0, truth[i] != 0
@@ -55,7 +61,8 @@ def mask_counts(
 def _pairs(d):
     "A Dice per pair as float64, checked: (N,) or (N,C), not empty, all of it within 0..1."
     d = np.asarray(d, np.float64)
-    if d.ndim not in (1, 2) or d.size == 0: raise ValueError(f"Dice of shape {d.shape}: expected (images, classes), not empty")
+    if d.ndim not in (1, 2) or d.size == 0:
+        raise ValueError(f"Dice of shape {d.shape}: expected (images, classes), not empty")
     wrong = ~((0 <= d) & (d <= 1))
     if wrong.any():
         at = tuple(int(i) for i in np.argwhere(wrong)[0])
@@ -68,18 +75,22 @@ def score_table(
 ) -> pd.DataFrame: # index "all", "class 1", ..., "class C"
     """The score, for all pairs and per class, and its two sides.
 
-    Columns: `score` mean Dice; `present` and `empty` the mean over pairs with and without a labelled defect, NaN where there
-    are none; `pairs` and `present_pairs` how many. Raises `ValueError` when the shapes differ, there are no pairs, or a value cannot be.
+    Columns: `score`, the mean Dice; `present` and `empty`, the same over pairs with and without a labelled defect,
+    NaN where there are none; `pairs` and `present_pairs`, how many. Raises `ValueError` when the shapes differ,
+    there are no pairs, or a value cannot be.
     """
     d, truth = _pairs(d), np.asarray(truth)
-    if d.ndim != 2 or truth.shape != d.shape: raise ValueError(f"Dice of shape {d.shape} and truth of shape {truth.shape}: expected (images, classes) twice")
+    if d.ndim != 2 or truth.shape != d.shape:
+        raise ValueError(f"Dice of shape {d.shape} and truth of shape {truth.shape}: expected (images, classes) twice")
     if not (truth >= 0).all(): raise ValueError("truth with a negative number or NaN: expected pixels")
     mean = lambda x: x.mean() if x.size else np.nan
-    rows = {}
-    for name, one, has in [("all", d, truth > 0)] + [(f"class {c+1}", d[:, c], truth[:, c] > 0) for c in range(d.shape[1])]:
-        rows[name] = one.mean(), mean(one[has]), mean(one[~has]), one.size, int(has.sum())
-    table = pd.DataFrame.from_dict(rows, orient="index", columns=["score", "present", "empty", "pairs", "present_pairs"])
-    return table.astype({"pairs": "int64", "present_pairs": "int64"})
+    parts = {"all": slice(None), **{f"class {c+1}": [c] for c in range(d.shape[1])}}
+    rows = []
+    for part in parts.values():
+        one, has = d[:, part], truth[:, part] > 0
+        rows.append({"score": one.mean(), "present": mean(one[has]), "empty": mean(one[~has]),
+                     "pairs": one.size, "present_pairs": int(has.sum())})
+    return pd.DataFrame(rows, index=list(parts))
 
 # %% ../nbs/01_metric.ipynb #e169920f
 @dataclass(frozen=True)
@@ -93,15 +104,19 @@ class Interval:
     def __str__(self): return f"{self.value:.4f} ({self.low:.4f} to {self.high:.4f})"
 
 def _bootstrap(rows, rng, n_boot, level):
-    "Interval of the mean of one number per image: percentiles over resamples, drawn in blocks so that memory stays at some 16 MB."
+    "Interval of the mean of one number per image: percentiles over resamples, drawn in blocks of some 16 MB."
     if len(rows) < 2: raise ValueError("one image has no interval: at least two are needed")
-    if not isinstance(rng, np.random.Generator): raise ValueError(f"rng of type {type(rng).__name__}: pass np.random.default_rng(seed)")
-    if not (0 < level < 1 and n_boot >= 1): raise ValueError(f"level {level}, n_boot {n_boot}: expected 0 < level < 1 and n_boot >= 1")
+    if not isinstance(rng, np.random.Generator):
+        raise ValueError(f"rng of type {type(rng).__name__}: pass np.random.default_rng(seed)")
+    if not (0 < level < 1 and n_boot >= 1):
+        raise ValueError(f"level {level}, n_boot {n_boot}: expected 0 < level < 1 and n_boot >= 1")
     value, n = float(rows.mean()), len(rows)
     step = max(1, 2**20 // n) # resamples at a time
-    means = np.concatenate([rows[rng.integers(n, size=(min(step, n_boot - i), n))].mean(axis=1) for i in range(0, n_boot, step)])
+    means = np.concatenate([rows[rng.integers(n, size=(min(step, n_boot - i), n))].mean(axis=1)
+                            for i in range(0, n_boot, step)])
     low, high = map(float, np.quantile(means, [(1 - level)/2, (1 + level)/2]))
-    return Interval(value, min(low, value), max(high, value), level) # few or equal images: by rounding, or by few resamples, it could miss its own value
+    # Rounding (equal images) or very few resamples could leave the value outside its own interval.
+    return Interval(value, min(low, value), max(high, value), level)
 
 def bootstrap_ci(
     d,                       # (N,C) Dice of each pair, or (N,) of one class; rows are images
@@ -111,8 +126,8 @@ def bootstrap_ci(
 ) -> Interval: # of the mean over all pairs
     """Percentile bootstrap of the score over images; low <= value <= high always.
 
-    Images count as independent: near-duplicates make the interval too narrow, and it knows nothing of strips from another mill.
-    Raises `ValueError` for fewer than two images or a Dice outside 0..1.
+    Images count as independent: near-duplicates make the interval too narrow, and it knows nothing of strips
+    from another mill. Raises `ValueError` for fewer than two images or a Dice outside 0..1.
     Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapter 13.
     """
     d = _pairs(d)
@@ -126,10 +141,12 @@ def paired_difference(
     n_boot:int=2000,         # resamples
     level:float=.95,         # confidence, 0..1
 ) -> Interval: # of mean(d_a) - mean(d_b)
-    """How much better `a` scores than `b` on the same images, by a bootstrap over them; above 0 throughout: `a` is better.
+    """How much better `a` scores than `b` on the same images, by a bootstrap over them.
 
+    An interval that lies above 0 says that `a` is better; one that holds 0, that these images cannot tell.
     Raises `ValueError` as `bootstrap_ci` does, and when the shapes differ.
     """
     d_a, d_b = _pairs(d_a), _pairs(d_b)
-    if d_a.shape != d_b.shape: raise ValueError(f"Dice of shapes {d_a.shape} and {d_b.shape}: expected the same images and classes twice")
+    if d_a.shape != d_b.shape:
+        raise ValueError(f"Dice of shapes {d_a.shape} and {d_b.shape}: expected the same images and classes twice")
     return _bootstrap((d_a - d_b).reshape(len(d_a), -1).mean(axis=1), rng, n_boot, level)

@@ -66,7 +66,7 @@ def test_impossible_counts_are_refused(area, hit, truth, says):
 
 @pytest.mark.parametrize("pred, truth, says", [
     (np.zeros((2, 4, 3, 3)), np.zeros((2, 3, 3, 3)), r"\(2, 4, 3, 3\) and \(2, 3, 3, 3\)"), (np.zeros((4, 3, 3)), np.zeros((4, 3, 3)), "images, classes, height, width"),
-    (np.full((1, 1, 2, 2), .5), np.zeros((1, 1, 2, 2)), "pred of dtype float64.*threshold"), (np.zeros((1, 1, 2, 2)), np.full((1, 1, 2, 2), np.nan), "truth of dtype")])
+    (np.full((1, 1, 2, 2), .5), np.zeros((1, 1, 2, 2)), "pred of float64.*threshold"), (np.zeros((1, 1, 2, 2)), np.full((1, 1, 2, 2), np.nan), "truth of float64")])
 def test_what_are_no_masks_is_not_counted(pred, truth, says):
     with pytest.raises(ValueError, match=says): mask_counts(pred, truth)
 
