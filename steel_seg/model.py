@@ -6,7 +6,7 @@
 __all__ = ['ARCHS', 'SegModel', 'build_model', 'save_model', 'verify_model', 'load_model']
 
 # %% ../nbs/22_model.ipynb #5e7dd444
-import difflib, hashlib, json, urllib.error, urllib.request
+import difflib, hashlib, json, math, urllib.error, urllib.request
 from pathlib import Path
 import timm, torch
 import torch.nn.functional as F
@@ -137,6 +137,8 @@ def build_model(
     if arch not in ARCHS: raise ValueError(f"no architecture is called {arch!r}; there are {', '.join(ARCHS)}")
     _check_encoder(encoder)
     if in_channels not in (1, 3): raise ValueError(f"in_channels is {in_channels}; it is 1 or 3")
+    if n_classes < 1: raise ValueError(f"n_classes is {n_classes}; a mask has 1 channel or more")
+    if not (math.isfinite(mean) and math.isfinite(std) and std > 0): raise ValueError(f"mean {mean} and std {std} must be finite, and std above 0")
     depth = {"pspnet": 3}.get(arch, 5) if encoder_depth is None else encoder_depth
     weights = _weights(encoder, encoder_weights)
     args = {**_decoder(arch, depth, decoder), "encoder_depth": depth, "in_channels": in_channels, "classes": n_classes}

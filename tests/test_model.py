@@ -1,0 +1,321 @@
+"""Models: any size in, logits of that size out; saved so that smp reads them and damage is noticed; honest without a network."""
+import json
+import pickle
+import socket
+
+import huggingface_hub as hub
+import numpy as np
+import pytest
+import segmentation_models_pytorch as smp
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from steel_seg import model as model_module
+from steel_seg.model import SegModel, build_model, load_model, save_model, verify_model
+
+TINY = "tu-test_resnet.r160_in1k"
+FILES = ["README.md", "config.json", "manifest.json", "model.safetensors", "steel_seg.json"]
+
+
+def tiny(arch="unet", **more): return build_model(arch, TINY, **{"encoder_depth": 3, **more}).eval()
+
+
+def strips(n=2, h=32, w=64, seed=0): return torch.randint(0, 256, (n, 1, h, w), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+
+
+def logits(model, images):
+    with torch.no_grad(): return model(images)
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    "This machine cannot be left, and the test fails when something tried; the list of what was asked for."
+    asked = []
+    def refuse(*args, **kwargs):
+        asked.append(args)
+        raise OSError("no network in this test")
+    for name in ("connect", "connect_ex"): monkeypatch.setattr(socket.socket, name, refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    yield asked
+    assert not asked
+
+
+@pytest.fixture
+def empty_cache(monkeypatch, tmp_path):
+    "A hub cache with nothing in it; its path."
+    monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path/"hub"))
+    return tmp_path/"hub"
+
+
+# -- size
+
+@pytest.mark.parametrize("arch,depth", [("unet", 5), ("unet", 3), ("unet", 1), ("fpn", 5), ("fpn", 4), ("fpn", 3), ("pspnet", 5), ("pspnet", 3), ("pspnet", None), ("unet", None)])
+def test_logits_have_the_size_of_the_image(arch, depth):
+    model = tiny(arch, encoder_depth=depth, n_classes=3)
+    assert model.spec["encoder_depth"] == (depth or {"pspnet": 3, "unet": 5}[arch])
+    for h, w in ((40, 50), (33, 1), (1, 65), (1, 1)):
+        assert logits(model, strips(1, h, w)).shape == (1, 3, h, w)
+
+
+@pytest.mark.parametrize("arch,encoder,channels", [
+    ("unet", TINY, 3), ("fpn", TINY, 1), ("pspnet", TINY, 3), ("unet", "resnet34", 1), ("fpn", "se_resnext50_32x4d", 3), ("pspnet", "resnet34", 1),
+    ("fpn", "senet154", 1), ("unet", "efficientnet-b3", 1), ("fpn", "densenet121", 1), ("unet", "tu-convnext_atto", 1)])
+def test_the_competitions_strips_fit_its_encoders(arch, encoder, channels):
+    "Shapes only, on torch's meta device: no weights are made and nothing is computed."
+    with torch.device("meta"):
+        model = build_model(arch, encoder, in_channels=channels, encoder_depth=3 if arch == "pspnet" else 5).eval()
+        for h, w in ((256, 1600), (200, 1601)): assert model(torch.empty(1, 1, h, w, dtype=torch.uint8)).shape == (1, 4, h, w)
+
+
+class Shows(nn.Module):
+    "A net that hands back what it is given."
+    def __init__(self, stride):
+        super().__init__()
+        self.encoder = nn.Identity()
+        self.encoder.output_stride = stride
+
+    def forward(self, x):
+        self.seen = x
+        return x
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_net_sees_normalised_levels_continued_to_the_multiple(channels):
+    model = SegModel(Shows(32), {"mean": .25, "std": .5, "in_channels": channels})
+    image = np.random.default_rng(0).integers(0, 256, (50, 70), dtype=np.uint8)
+    out = model(torch.from_numpy(image)[None, None])
+    wanted = np.pad((image/255 - .25)/.5, ((0, 14), (0, 26)), mode="edge")
+    assert model.net.seen.shape == (1, channels, 64, 96) and out.shape == (1, channels, 50, 70)
+    for c in range(channels):
+        np.testing.assert_allclose(model.net.seen[0, c].numpy(), wanted, atol=1e-6)
+        np.testing.assert_allclose(out[0, c].numpy(), wanted[:50, :70], atol=1e-6)
+
+
+def test_uint8_and_float_levels_give_the_same():
+    model = tiny()
+    assert torch.equal(logits(model, strips()), logits(model, strips().float()))
+    assert logits(model, strips()).std() > 0
+
+
+def test_an_image_that_needs_no_padding_is_not_touched_by_it():
+    "At a multiple of the stride the logits are smp's own for the normalised image."
+    model = tiny("fpn")
+    with torch.no_grad(): theirs = model.net((strips().float()/255 - .3439)/.196)
+    assert torch.equal(logits(model, strips()), theirs)
+
+
+def test_what_is_no_grey_batch_is_refused():
+    for shape in ((2, 3, 64, 64), (2, 64, 64), (64, 64)):
+        with pytest.raises(ValueError, match="one grey channel"): tiny()(torch.zeros(shape))
+
+
+# -- build
+
+@pytest.mark.parametrize("wrong,near", [("se_resnext50", "se_resnext50_32x4d"), ("seresnext50_32x4d", "tu-seresnext50_32x4d"), ("efficientnet_b3", "efficientnet-b3"),
+                                        ("ResNet34", "resnet34"), ("tu-resnet_34", "tu-resnet34"), ("", "get_encoder_names"), ("tu-", "list_models")])
+def test_an_unknown_encoder_is_answered_with_near_ones(wrong, near):
+    with pytest.raises(ValueError, match="no encoder is called") as e: build_model("unet", wrong)
+    assert near in str(e.value)
+
+
+@pytest.mark.parametrize("args,says", [
+    (dict(arch="deeplab"), "unet, fpn, pspnet"), (dict(arch="fpn", encoder_depth=2), "fpn takes 3 to 5"), (dict(encoder_depth=6), "unet takes 1 to 5"), (dict(encoder_depth=0), "1 to 5"),
+    (dict(in_channels=2), "it is 1 or 3"), (dict(activation="sigmoid"), "plain logits"), (dict(aux_params={"classes": 4}), "plain logits"), (dict(upsampling=2), "plain logits"),
+    (dict(decoder_chanels=[8, 4, 2]), "decoder_chanels"), (dict(encoder_weights="noisy-student"), "names its weights itself"),
+    (dict(encoder="resnet34", encoder_weights="noisy-student"), "it has imagenet"), (dict(encoder="tu-botnet50ts_256", encoder_weights="imagenet"), "no pretrained weights"),
+    (dict(decoder_channels=[8, 4]), "depth is 3"), (dict(mean=float("nan")), "mean"), (dict(std=0), "std"), (dict(n_classes=0), "n_classes"),
+])
+def test_arguments_that_no_net_takes_are_refused(args, says, no_network):
+    with pytest.raises(ValueError) as e: build_model(**{"arch": "unet", "encoder": TINY, "encoder_depth": 3, **args})
+    assert says in str(e.value)
+
+
+def test_the_same_torch_seed_gives_the_same_weights():
+    made = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        made.append(torch.cat([p.flatten() for p in tiny("fpn").state_dict().values()]))
+    assert torch.equal(made[0], made[1]) and not torch.equal(made[0], made[2])
+
+
+def test_a_built_model_trains():
+    torch.manual_seed(0)
+    model = build_model("unet", TINY, encoder_depth=3)
+    assert model.training
+    images, target = strips(2, 32, 64), torch.zeros(2, 4, 32, 64)
+    target[:, 1] = 1
+    step = torch.optim.AdamW(model.parameters(), 1e-2)
+    losses = []
+    for _ in range(6):
+        loss = nn.functional.binary_cross_entropy_with_logits(model(images), target)
+        step.zero_grad(); loss.backward(); step.step()
+        losses.append(loss.item())
+    assert all(p.grad is not None for p in model.parameters()) and losses[-1] < losses[0]/2
+
+
+# -- pretrained weights
+
+def fake_hub(cache, repo, revision, files):
+    "Put files into a hub cache as the hub's client lays it out."
+    place = cache/f"models--{repo.replace('/', '--')}"
+    snapshot = place/"snapshots"/("0"*40 if revision is None else revision)
+    snapshot.mkdir(parents=True)
+    (place/"refs").mkdir()
+    (place/"refs"/"main").write_text(snapshot.name)
+    for name, data in files.items():
+        save_file(data, snapshot/name) if isinstance(data, dict) else (snapshot/name).write_text(data)
+
+
+@pytest.mark.parametrize("encoder", ["mobilenet_v2", TINY])
+def test_weights_in_the_cache_need_no_network(encoder, empty_cache, no_network, tmp_path):
+    if encoder == TINY:
+        import timm
+        weights = timm.create_model("test_resnet").state_dict()
+        fake_hub(empty_cache, "timm/test_resnet.r160_in1k", None, {"model.safetensors": weights})
+        key, own = "encoder.model.conv1.0.weight", "conv1.0.weight"
+    else:
+        weights = smp.encoders.get_encoder(encoder, weights=None).state_dict()
+        setting = smp.encoders.encoders[encoder]["pretrained_settings"]["imagenet"]
+        fake_hub(empty_cache, setting["repo_id"], setting["revision"], {"model.safetensors": weights, "config.json": "{}"})
+        key, own = "encoder.features.0.0.weight", "features.0.0.weight"
+    three = build_model("unet", encoder, in_channels=3, encoder_weights="imagenet")
+    assert torch.equal(three.net.state_dict()[key], weights[own])
+    one = build_model("unet", encoder, in_channels=1, encoder_weights="imagenet").eval()
+    torch.testing.assert_close(one.net.state_dict()[key], weights[own].sum(1, keepdim=True))
+    assert one.spec["encoder_weights"] == "imagenet"
+    if encoder != TINY: no_network.clear()  # the hub's client asks once for a list of its own, and goes on without
+
+    # the saved model holds them, so it must not ask for them again: neither here nor in smp, with the cache gone
+    folder = save_model(one, tmp_path/"m")
+    hub.constants.HF_HUB_CACHE = str(tmp_path/"nothing")
+    again = load_model(folder)
+    assert torch.equal(logits(again, strips()), logits(one, strips())) and again.spec == one.spec
+    theirs = smp.from_pretrained(folder).eval()
+    assert torch.equal(logits(theirs, (strips().float()/255 - .3439)/.196), logits(one, strips()))
+    assert str(empty_cache) not in (folder/"config.json").read_text() + (folder/"README.md").read_text()
+
+
+@pytest.mark.parametrize("encoder,repo", [("resnet18", "smp-hub/resnet18.imagenet"), ("tu-resnet18.a1_in1k", "timm/resnet18.a1_in1k")])
+@pytest.mark.parametrize("how", ["nobody answers", "HF_HUB_OFFLINE"])
+def test_weights_that_cannot_be_had_say_what_to_bring(encoder, repo, how, empty_cache, monkeypatch):
+    if how == "HF_HUB_OFFLINE": monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", True)
+    else: monkeypatch.setattr(hub.constants, "ENDPOINT", "http://localhost:9")
+    def never(*args, **kwargs): pytest.fail("the hub's client was started, which retries for half a minute")
+    monkeypatch.setattr(model_module, "ARCHS", {"fpn": never})
+    with pytest.raises(ValueError) as e: build_model("fpn", encoder, encoder_weights="imagenet")
+    for part in (repo, encoder, str(empty_cache/f"models--{repo.replace('/', '--')}"), "HF_HOME", "encoder_weights=None"): assert part in str(e.value)
+
+
+def test_a_download_that_breaks_off_says_the_same(empty_cache, monkeypatch):
+    monkeypatch.setattr(model_module, "_hub_answers", lambda: True)
+    def broken(*args, **kwargs): raise ConnectionResetError("connection reset by peer")
+    monkeypatch.setattr(smp.encoders, "hf_hub_download", broken)
+    with pytest.raises(ValueError, match="connection reset by peer.*smp-hub/resnet18.imagenet.*encoder_weights=None"): build_model("unet", "resnet18", encoder_weights="imagenet")
+
+
+def test_an_error_page_is_an_answer(monkeypatch):
+    "A proxy or a mirror may refuse the address itself and still serve files."
+    import http.server, threading
+    with http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler) as server:  # answers 501 to HEAD
+        threading.Thread(target=server.handle_request, daemon=True).start()
+        monkeypatch.setattr(hub.constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        assert model_module._hub_answers()
+
+
+# -- save and load
+
+@pytest.mark.parametrize("arch,more", [("unet", dict(decoder_attention_type="scse", decoder_channels=(48, 32, 16))), ("fpn", dict(in_channels=3, n_classes=2)), ("pspnet", dict(psp_out_channels=64, mean=.5, std=.25))])
+def test_a_saved_model_comes_back_to_the_bit(arch, more, tmp_path, no_network):
+    model = build_model(arch, TINY, encoder_depth=3, **more)
+    model(strips())  # the batch norms have seen something
+    meta = {"fold": np.int64(3), "score": np.float32(.5), "train_ids": ["a.jpg", "b.jpg"]}
+    assert save_model(model, tmp_path/"best", meta) == tmp_path/"best"
+    assert model.training  # saving changes no mode
+    again = load_model(str(tmp_path/"best"))
+    assert not any(m.training for m in again.modules())
+    assert again.meta == {"fold": 3, "score": .5, "train_ids": ["a.jpg", "b.jpg"]} and again.spec == model.spec
+    assert again.state_dict().keys() == model.state_dict().keys()
+    assert all(torch.equal(a, b) for a, b in zip(again.state_dict().values(), model.state_dict().values()))
+    images = strips(1, 50, 70)
+    assert torch.equal(logits(again, images), logits(model.eval(), images))
+    assert sorted(p.name for p in (tmp_path/"best").iterdir()) == FILES
+
+
+def test_smps_own_reader_reads_the_folder(tmp_path, no_network):
+    for arch, kind in (("unet", smp.Unet), ("fpn", smp.FPN), ("pspnet", smp.PSPNet)):
+        model = tiny(arch)
+        theirs = smp.from_pretrained(save_model(model, tmp_path/arch)).eval()
+        assert type(theirs) is kind and torch.equal(logits(theirs, (strips().float()/255 - .3439)/.196), logits(model, strips()))
+
+
+def test_no_pickle_is_written_or_read(tmp_path, monkeypatch):
+    def never(*args, **kwargs): pytest.fail("pickle")
+    for owner, name in ((pickle, "load"), (pickle, "loads"), (pickle, "Unpickler"), (pickle, "dump"), (torch, "load"), (torch, "save")): monkeypatch.setattr(owner, name, never)
+    load_model(save_model(tiny(), tmp_path/"m"))
+
+
+def test_a_flipped_bit_in_any_file_is_noticed_and_named(tmp_path):
+    folder, rng = save_model(tiny(), tmp_path/"m", {"fold": 0}), np.random.default_rng(0)
+    verify_model(folder)
+    for name in FILES:
+        path = folder/name
+        good = path.read_bytes()
+        # every byte of the manifest, which vouches for the others; ends, headers and fifty places of the rest
+        places = range(len(good)) if name == "manifest.json" else {0, 8, len(good) - 1, *rng.integers(0, len(good), 50).tolist()}
+        for place in places:
+            bad = bytearray(good)
+            bad[place] ^= 1 << int(rng.integers(8))
+            path.write_bytes(bad)
+            with pytest.raises(ValueError, match=f"{name} is damaged"): load_model(folder)
+        path.write_bytes(good)
+    load_model(folder)
+
+
+def test_files_that_are_cut_swapped_or_missing_are_named(tmp_path):
+    folder, other = save_model(tiny(), tmp_path/"m"), save_model(tiny(), tmp_path/"other")
+    for name in FILES:
+        path = folder/name
+        good = path.read_bytes()
+        path.write_bytes(good[:-2])
+        with pytest.raises(ValueError, match=f"{name} is damaged"): load_model(folder)
+        path.unlink()
+        with pytest.raises(ValueError, match=f"no {name}|{name} is missing"): load_model(folder)
+        path.write_bytes(good)
+    (folder/"model.safetensors").write_bytes((other/"model.safetensors").read_bytes())  # the weights of another model
+    with pytest.raises(ValueError, match="model.safetensors is damaged"): load_model(folder)
+    for bad in ("[]", "{}", '{"files": 1, "sha256": 2}', "null"):
+        (folder/"manifest.json").write_text(bad)
+        with pytest.raises(ValueError, match="manifest.json is damaged"): verify_model(folder)
+    with pytest.raises(ValueError, match="no such model folder"): load_model(tmp_path/"nowhere")
+
+
+def test_smp_itself_does_not_notice(tmp_path):
+    "Why there is a manifest: one exponent bit of one weight, and smp loads it in silence."
+    folder = save_model(tiny(), tmp_path/"m")
+    data = bytearray((folder/"model.safetensors").read_bytes())
+    data[-1] ^= 1 << 6
+    (folder/"model.safetensors").write_bytes(data)
+    smp.from_pretrained(folder)
+
+
+def test_a_save_that_fails_leaves_the_old_model(tmp_path, monkeypatch):
+    model = tiny()
+    folder = save_model(model, tmp_path/"m", {"epoch": 1})
+    def full(*args, **kwargs): raise OSError("no space left on device")
+    monkeypatch.setattr(model_module, "write_json", full)
+    with pytest.raises(OSError, match="no space"): save_model(tiny(), folder, {"epoch": 2})
+    assert load_model(folder).meta == {"epoch": 1} and [p.name for p in tmp_path.iterdir()] == ["m"]
+
+
+def test_the_card_and_the_spec_are_text_that_people_read(tmp_path):
+    folder = save_model(tiny("fpn"), tmp_path/"m", {"score": float("nan")})
+    saved = json.loads((folder/"steel_seg.json").read_text())
+    assert saved["meta"] == {"score": None} and saved["spec"]["arch"] == "fpn"
+    assert json.loads((folder/"config.json").read_text())["_model_class"] == "FPN"
+    assert (folder/"README.md").read_text().startswith("---\n")
+
+
+def test_to_another_device(tmp_path):
+    assert next(load_model(save_model(tiny(), tmp_path/"m"), device="meta").parameters()).device.type == "meta"
