@@ -161,8 +161,8 @@ def plot_surface(
         raise ValueError(f"a surface of shape {surface.shape} does not fit {len(threshes)} thresholds and {len(min_areas)} minimum areas")
     if ax is None: ax = _figure(6, 3.6, layout="constrained").subplots()
     shown = ax.imshow(surface.T, origin="lower", aspect="auto", cmap="cividis", interpolation="nearest")
-    if min(surface.shape) > 1 and np.ptp(surface) > 0:
-        best = surface.max()
+    if min(surface.shape) > 1 and np.nanmin(surface) < np.nanmax(surface):
+        best = np.nanmax(surface)
         ax.contour(surface.T, levels=[best - .01, best - .002], colors="black", linewidths=[.6, 1.3])
     at, level = _ticks(threshes)
     ax.set_xticks(at, [f"{t/255:.2f}" for t in level])
@@ -171,8 +171,7 @@ def plot_surface(
     ax.set(xlabel="threshold (probability)", ylabel="minimum area (pixels)")
     if point is not None:
         x, y = np.interp(point[0], threshes, np.arange(len(threshes))), np.interp(point[1], min_areas, np.arange(len(min_areas)))
-        ax.plot(x, y, "o", ms=9, mfc="none", mec="black", mew=3.5)
-        ax.plot(x, y, "o", ms=9, mfc="none", mec=PALETTE[0]/255, mew=2)
+        ax.plot(x, y, "o", ms=9, mfc=PALETTE[3]/255, mec="white", mew=1.5)
         ax.set_title(f"threshold {point[0]/255:.3f} (level {point[0]}), minimum area {point[1]:,}", fontsize=10, loc="left")
     ax.figure.colorbar(shown, ax=ax, label="mean Dice")
     return ax
@@ -208,7 +207,8 @@ def plot_scores(
     label="all empty", # what the reference is
 ):
     "Bars of scores 0..1 with their intervals, the number beside each; NaN is shown as none. Returns the Axes."
-    if not scores: raise ValueError("no scores to draw")
+    if len(scores) == 0: raise ValueError("no scores to draw")
+    reference = {} if reference is None else dict(reference)
     if ax is None: ax = _figure(7, .7 + .34*len(scores), layout="constrained").subplots()
     for y, (name, score) in enumerate(scores.items()):
         value, low, high = (float(getattr(score, k, score)) for k in ("value", "low", "high"))
@@ -217,7 +217,7 @@ def plot_scores(
         if high > low: ax.errorbar(value, y, xerr=[[max(value - low, 0)], [max(high - value, 0)]], color="black", lw=1.2, capsize=3)
         text = f"{value:.4f}" + (f"  ({low:.4f} to {high:.4f})" if high > low else "")
         ax.text(1.02, y, text, va="center", fontsize=8, transform=ax.get_yaxis_transform())
-        if reference and name in reference: ax.plot([reference[name]]*2, [y - .4, y + .4], color=PALETTE[3]/255, lw=2.5, label=label if y == 0 else None)
+        if name in reference: ax.plot([reference[name]]*2, [y - .4, y + .4], color=PALETTE[3]/255, lw=2.5, label=label if y == 0 else None)
     ax.set_yticks(range(len(scores)), list(scores))
     ax.set(xlim=(0, 1), ylim=(len(scores) - .45, -.55))
     ax.set_xlabel("mean Dice", fontsize=9)
