@@ -1,0 +1,388 @@
+"""Training: the loop does what a plain one does, a kill loses nothing, and a wrong or damaged state is refused."""
+import hashlib
+import json
+import math
+import multiprocessing
+import os
+import shutil
+import signal
+import socket
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from accelerate import Accelerator
+
+from steel_seg.augment import train_transform
+from steel_seg.data import read_folder
+from steel_seg.dataset import StripDataset, epoch_batches, make_loader
+from steel_seg.folds import make_folds, write_folds
+from steel_seg.loss import build_loss
+from steel_seg.metric import dice, mask_counts
+from steel_seg.model import build_model, load_model
+from steel_seg.synth import make_folder
+from steel_seg.train import TrainConfig, evaluate, load_state, lr_at, read_config, save_state, start_run, step_seed, train_fold, train_run
+
+# 20 training images a fold: 5 batches, so the last of 3 steps has one batch where the others have two.
+TINY = TrainConfig(arch="unet", encoder="tu-test_resnet.r160_in1k", encoder_weights=None, encoder_depth=3, epochs=3, batch_size=4,
+                   accumulate=2, lr=1e-2, folds=2, num_workers=0, save_every=1, brightness=.5)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    "Bits are promised for one number of threads; one is quickest on a busy machine."
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return read_folder(make_folder(tmp_path_factory.mktemp("data") / "strips", n_train=40, n_test=3, shape=(32, 64), seed=5))
+
+
+@pytest.fixture(scope="module")
+def calm(folder, tmp_path_factory):
+    "A run in which nothing happened: fold 0, trained in one go."
+    run = tmp_path_factory.mktemp("calm") / "run"
+    train_run(run, folder, TINY, only=0, progress=False)
+    return run
+
+
+def weights(run, name="last", fold=0):
+    return hashlib.sha256((run / f"fold_{fold}" / name / "model.safetensors").read_bytes()).hexdigest()
+
+
+def assert_same(a, b):
+    "Bit for bit: last and best net, everything in the state, and every column of the history that is no clock."
+    assert weights(a) == weights(b) and weights(a, "best") == weights(b, "best")
+    histories = [pd.read_csv(run / "fold_0/history.csv", dtype=str).drop(columns="seconds") for run in (a, b)]
+    pd.testing.assert_frame_equal(*histories)
+    states = [load_state(run / "fold_0/state.safetensors")[0] for run in (a, b)]
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(t, states[1][name]) for name, t in states[0].items())
+
+
+# ---- configuration
+
+def test_config_round_trip():
+    assert TrainConfig.from_json(TINY.to_json()) == TINY
+    assert TrainConfig.from_json("{}") == TrainConfig()
+    assert TrainConfig(lr=1) == TrainConfig(lr=1.0) and isinstance(TrainConfig(lr=1).lr, float)
+
+
+@pytest.mark.parametrize("wrong, says", [
+    (dict(arch="deeplab"), "arch='deeplab' is not one of unet, fpn, pspnet"), (dict(loss="dice"), "dice"), (dict(precision="fp8"), "precision='fp8'"),
+    (dict(encoder=""), "encoder is empty"), (dict(encoder_weights=3), "encoder_weights=3 is of type int"), (dict(in_channels=2), "in_channels=2"),
+    (dict(encoder_depth=6), "encoder_depth=6 is not in 1 to 5"), (dict(epochs=0), "epochs=0 is not 1 or more"), (dict(epochs=True), "epochs=True is of type bool"),
+    (dict(batch_size="8"), "batch_size='8' is of type str"), (dict(lr=-1e-3), "lr=-0.001 is not above 0"), (dict(lr=math.inf), "lr=inf is not a finite number"),
+    (dict(weight_decay=-1), "weight_decay=-1.0"), (dict(warmup=1.5), "warmup=1.5 is not in 0 to 1"), (dict(folds=1), "folds=1"), (dict(seed=-1), "seed=-1"),
+    (dict(num_workers=-1), "num_workers=-1"), (dict(accumulate=0), "accumulate=0"), (dict(hflip=2), "hflip=2.0"), (dict(clip=-1), "clip=-1.0"),
+    (dict(save_every=-5), "save_every=-5"), (dict(lr=None), "lr=None is of type NoneType"),
+])
+def test_config_refuses(wrong, says):
+    with pytest.raises(ValueError) as e:
+        TrainConfig(**wrong)
+    assert says in str(e.value)
+
+
+def test_config_names_unknown_keys():
+    with pytest.raises(ValueError, match="unknown in the configuration: batchsize, learning_rate. Known: arch, encoder,"):
+        TrainConfig.from_json('{"learning_rate": 1, "epochs": 2, "batchsize": 3}')
+    with pytest.raises(ValueError, match="not valid JSON"):
+        TrainConfig.from_json("{epochs: 2}")
+    with pytest.raises(ValueError, match="a JSON list, not an object"):
+        TrainConfig.from_json("[1]")
+
+
+@pytest.mark.parametrize("total", [1, 2, 7, 100])
+@pytest.mark.parametrize("warmup", [0., .05, .5, 1.])
+def test_rate_rises_then_falls(total, warmup):
+    config = TrainConfig(lr=3., warmup=warmup)
+    rates = [lr_at(s, total, config) for s in range(total)]
+    top = int(np.argmax(rates))
+    assert all(0 < r <= 3. for r in rates)
+    assert rates[:top + 1] == sorted(rates[:top + 1]) and rates[top:] == sorted(rates[top:], reverse=True)
+    assert top in (round(warmup * total), total - 1)
+    if warmup == 0:
+        np.testing.assert_allclose(rates, [1.5 * (1 + math.cos(math.pi * s / total)) for s in range(total)])
+
+
+# ---- the loop
+
+def test_loop_is_the_plain_loop(calm, folder):
+    "An oracle that shares no line with the loop: torch alone, all batches of a step in one backward pass."
+    config, facts = read_config(calm)
+    ids = folder.images.image_id.to_numpy()
+    fold = pd.read_csv(calm / "folds.csv").set_index("image_id").fold[ids].to_numpy()
+    torch.manual_seed(step_seed(config.seed, "weights", 0))
+    net = build_model("unet", config.encoder, 4, encoder_depth=3, mean=facts["mean"], std=facts["std"])
+    opt = torch.optim.AdamW(net.parameters(), weight_decay=config.weight_decay)
+    data, loss_of = StripDataset(folder, train_transform(.5, .5, .5, .1), config.seed), build_loss("bce_dice")
+    for epoch in range(3):
+        batches = epoch_batches(np.flatnonzero(fold), 4, config.seed, epoch)
+        assert len(batches) == 5
+        for step, several in enumerate((batches[:2], batches[2:4], batches[4:])):
+            opt.param_groups[0]["lr"] = lr_at(epoch * 3 + step, 9, config)
+            opt.zero_grad()
+            for batch in several:
+                items = [data[i] for i in batch]
+                loss = loss_of(net(torch.stack([x["image"] for x in items])), torch.stack([x["mask"] for x in items])) / len(several)
+                loss.backward()
+            torch.nn.utils.clip_grad_norm_(net.parameters(), config.clip)
+            opt.step()
+    found = load_model(calm / "fold_0/last").state_dict()
+    assert all(torch.equal(t, found[name]) for name, t in net.state_dict().items())
+
+
+def test_loss_falls_and_models_know_their_images(calm, folder):
+    history = pd.read_csv(calm / "fold_0/history.csv")
+    assert list(history.columns) == ["fold", "epoch", "step", "lr", "loss", "val_loss", "score", "seconds"]
+    assert history.epoch.tolist() == [1, 2, 3] and history.step.tolist() == [3, 6, 9]
+    assert history.loss.iloc[-1] < .8 * history.loss.iloc[0]
+    folds = pd.read_csv(calm / "folds.csv")
+    top = history.loc[history.score.idxmax()]
+    for name, row in (("best", top), ("last", history.iloc[-1])):
+        meta = load_model(calm / "fold_0" / name).meta
+        assert (meta["fold"], meta["epoch"], meta["score"]) == (0, row.epoch, row.score)
+        assert meta["train_ids"] == folds.image_id[folds.fold != 0].tolist() and meta["data"] == folder.sha256
+
+
+def test_score_is_the_competitions(calm, folder):
+    "Counts on the device against masks in numpy, at a batch size that does not divide the images."
+    model = load_model(calm / "fold_0/best")
+    rows = list(range(13))
+    items = [StripDataset(folder)[i] for i in rows]
+    with torch.inference_mode():
+        prob = torch.cat([model(x["image"][None]) for x in items]).sigmoid().numpy()
+    truth = np.stack([x["mask"] for x in items])
+    d = dice(*mask_counts(np.rint(prob * 255) >= 128, truth))
+    model.train()
+    loader = make_loader(StripDataset(folder), epoch_batches(rows, 5, 0, 0, shuffle=False, drop_last=False))
+    score, loss = evaluate(model, loader, build_loss("bce"), Accelerator())
+    assert model.training
+    assert score == pytest.approx(d.mean(), abs=1e-12) and d.min() < .5 < d.max()
+    assert loss == pytest.approx(-np.where(truth, np.log(prob), np.log1p(-prob)).mean(), rel=1e-4)
+
+
+def test_workers_do_not_matter(calm, folder, tmp_path):
+    train_run(tmp_path / "run", folder, replace(TINY, num_workers=2, save_every=0), only=0, progress=False)
+    assert_same(calm, tmp_path / "run")
+
+
+def test_seed_matters(calm, folder, tmp_path):
+    "Other weights at the start, other order: other folds are excluded by bringing the folds along."
+    run = tmp_path / "run"
+    run.mkdir()
+    shutil.copy(calm / "folds.csv", run)
+    train_run(run, folder, replace(TINY, seed=1), only=[0], progress=False)
+    assert (run / "folds.csv").read_bytes() == (calm / "folds.csv").read_bytes()
+    assert weights(run) != weights(calm)
+
+
+def test_precisions_follow_each_other(folder, tmp_path):
+    "accelerate allows one precision a process; a notebook may want two."
+    for precision in ("bf16", "no"):
+        config = replace(TINY, precision=precision, epochs=1)
+        history = train_run(tmp_path / precision, folder, config, only=0, progress=False)
+        assert history.loss.notna().all() and load_model(tmp_path / precision / "fold_0/best").meta["precision"] == precision
+    assert weights(tmp_path / "bf16") != weights(tmp_path / "no")
+
+
+def test_loss_that_is_no_number_stops(folder, tmp_path):
+    config = replace(TINY, lr=1e30, clip=0, warmup=0)
+    with pytest.raises(ValueError, match=r"fold 0: the loss is (nan|inf) at epoch 1, step \d, lr .*lower lr"):
+        train_run(tmp_path / "run", folder, config, progress=False)
+    for f in (tmp_path / "run").glob("fold_*/state.safetensors"):
+        assert math.isfinite(load_state(f)[1]["loss"])
+
+
+# ---- killed and resumed
+
+def _die_at(n, run, folder):
+    "Train, and kill this process at its n-th event: a step done, a file synced, a name changed."
+    torch.set_num_threads(1)
+    count = [0]
+
+    def event(*args, **kwargs):
+        count[0] += 1
+        if count[0] == n:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def counted(f):
+        def inner(*args, **kwargs):
+            event()
+            return f(*args, **kwargs)
+        return inner
+
+    os.fsync, os.replace, Path.rename = counted(os.fsync), counted(os.replace), counted(Path.rename)
+    train_fold(run, folder, 0, progress=False, on_step=event)
+
+
+@pytest.fixture(scope="module")
+def processes():
+    "Children come from a server that has imported torch once and used no thread of it."
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["steel_seg.train"])
+    before = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = "1"
+    yield context
+    if before is None:
+        del os.environ["OMP_NUM_THREADS"]
+    else:
+        os.environ["OMP_NUM_THREADS"] = before
+
+
+def test_killed_again_and_again(calm, folder, processes, tmp_path):
+    "Five kills at seeded moments, most of them between the renames of a save; in the end the bits of the calm run."
+    run, rng, seen = tmp_path / "run", np.random.default_rng(5), []
+    start_run(run, TINY, folder)
+    for n in rng.integers(10, 32, 5):
+        child = processes.Process(target=_die_at, args=(int(n), run, folder))
+        child.start()
+        child.join(120)
+        assert child.exitcode == -signal.SIGKILL
+        state = run / "fold_0/state.safetensors"
+        at = load_state(state)[1] if state.exists() else {"epoch": 0, "step": 0}
+        seen.append((at["epoch"], at["step"]))
+    assert seen == sorted(seen) and len(set(seen)) >= 3, seen
+    assert any(step for _, step in seen), "no kill fell into the middle of an epoch"
+    train_fold(run, folder, 0, progress=False)
+    assert_same(calm, run)
+    assert not [p for p in (run / "fold_0").rglob(".*")], "a killed write left something behind"
+
+
+def test_stopped_between_state_and_folders(calm, folder, tmp_path, monkeypatch):
+    "A state that is ahead of best/ and last/: the next call writes them, and trains nothing."
+    run = tmp_path / "run"
+    start_run(run, TINY, folder)
+    monkeypatch.setattr("steel_seg.train._Fold.publish", lambda self: None)
+    with pytest.raises(FileNotFoundError):
+        train_fold(run, folder, 0, progress=False)
+    assert not (run / "fold_0/best").exists() and not (run / "fold_0/last").exists()
+    monkeypatch.undo()
+    steps = []
+    train_fold(run, folder, 0, progress=False, on_step=lambda *now: steps.append(now))
+    assert steps == []
+    assert_same(calm, run)
+
+
+def test_finished_fold_is_skipped_and_mended(calm, folder, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(calm, run)
+    shutil.rmtree(run / "fold_0/best")
+    config = json.loads((run / "fold_0/last/steel_seg.json").read_text())
+    config["meta"]["epoch"] = 2  # as if from an older save
+    (run / "fold_0/last/steel_seg.json").write_text(json.dumps(config))
+    (run / "history.csv").unlink()
+    train_run(run, folder, TINY, only=0)
+    assert "fold 0: finished before, best score" in capsys.readouterr().out
+    for f in ("fold_0/best/manifest.json", "fold_0/last/manifest.json", "history.csv", "fold_0/state.safetensors"):
+        assert (run / f).read_bytes() == (calm / f).read_bytes(), f
+
+
+# ---- refused
+
+def test_every_flipped_bit_is_noticed(tmp_path):
+    "One bit of every byte of a small state, and every shorter file; what is accepted must be what was saved."
+    tensors = {"model.w": torch.tensor([1., -2.]), "optimizer.0.step": torch.tensor(3.), "best.n": torch.tensor(5)}
+    f = save_state(tmp_path / "state.safetensors", tensors, {"epoch": 1, "loss": .25})
+    raw, accepted = f.read_bytes(), 0
+    for i, bit in enumerate(np.random.default_rng(0).integers(0, 8, len(raw))):
+        flipped = bytearray(raw)
+        flipped[i] ^= 1 << int(bit)
+        f.write_bytes(flipped)
+        try:
+            found, facts = load_state(f)
+        except ValueError as e:
+            assert "state.safetensors is damaged" in str(e) and "train this fold anew" in str(e)
+        else:
+            accepted += 1
+            assert facts == {"epoch": 1, "loss": .25} and found.keys() == tensors.keys()
+            assert all(torch.equal(t, found[k]) for k, t in tensors.items())
+    assert accepted < len(raw) // 20  # a blank in the header may become another
+    for n in range(0, len(raw), 3):
+        f.write_bytes(raw[:n])
+        with pytest.raises(ValueError, match="is damaged"):
+            load_state(f)
+
+
+def test_damaged_state_stops_training(calm, folder, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(calm, run)
+    state = run / "fold_0/state.safetensors"
+    raw = bytearray(state.read_bytes())
+    raw[-5000] ^= 64
+    state.write_bytes(raw)
+    with pytest.raises(ValueError, match="state.safetensors is damaged .*remove the folder .*fold_0 to train this fold anew"):
+        train_fold(run, folder, 0, progress=False)
+    state.unlink()
+    with pytest.raises(ValueError, match="has best/ and no state.safetensors"):
+        train_fold(run, folder, 0, progress=False)
+    shutil.rmtree(run / "fold_0")
+    train_fold(run, folder, 0, progress=False)
+    assert_same(calm, run)
+
+
+def test_other_plan_is_refused(calm, folder, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(calm, run)
+    with pytest.raises(ValueError, match="epochs is 3 there, 4 now; hflip is 0.5 there, 0.0 now. Use another run folder"):
+        start_run(run, replace(TINY, epochs=4, hflip=0), folder)
+    start_run(run, replace(TINY, num_workers=1, save_every=0), folder)  # how, not what
+    assert read_config(run)[0].num_workers == 1
+    folds = make_folds(folder, 2, 99)
+    write_folds(run / "folds.csv", folds)
+    with pytest.raises(ValueError, match="belongs to another training: train images is"):
+        train_fold(run, folder, 0, progress=False)
+    write_folds(run / "folds.csv", folds.assign(fold=folds.index % 3))
+    with pytest.raises(ValueError, match="has 3 folds, the configuration 2"):
+        train_run(run, folder, TINY, progress=False)
+    with pytest.raises(ValueError, match="fold 2: the run has folds 0 to 1"):
+        train_fold(calm, folder, 2)
+
+
+def test_other_data_is_refused(calm, folder, tmp_path):
+    other = read_folder(make_folder(tmp_path / "other", n_train=40, n_test=1, shape=(32, 64), seed=6))
+    with pytest.raises(ValueError, match="data is '.*' there, '.*' now"):
+        train_run(calm, other, TINY, progress=False)
+    shutil.copytree(folder.root, tmp_path / "same")
+    changed = next((tmp_path / "same/train_images").iterdir())
+    changed.write_bytes(changed.read_bytes() + b"\0")
+    with pytest.raises(ValueError, match="data is '.*' there, '.*' now"):
+        train_fold(calm, read_folder(tmp_path / "same"), 0, progress=False)
+
+
+# ---- several processes
+
+def _rank(rank, port, run, folder):
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), ACCELERATE_USE_CPU="true")
+    torch.set_num_threads(1)
+    train_run(run, folder, replace(TINY, batch_size=2, epochs=2), only=0, progress=False)
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_train_one_fold(folder, processes, tmp_path):
+    "Both end, one writes, and the score is that of all images of the fold."
+    run = tmp_path / "run"
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    ranks = [processes.Process(target=_rank, args=(r, port, run, folder)) for r in (0, 1)]
+    for p in ranks:
+        p.start()
+    for p in ranks:
+        p.join(120)
+        assert p.exitcode == 0
+    history = pd.read_csv(run / "history.csv")
+    fold = pd.read_csv(run / "folds.csv").fold.to_numpy()
+    loader = make_loader(StripDataset(folder), epoch_batches(np.flatnonzero(fold == 0), 2, 0, 0, shuffle=False, drop_last=False))
+    score, loss = evaluate(load_model(run / "fold_0/last"), loader, build_loss("bce_dice"), Accelerator())
+    assert history.score.iloc[-1] == pytest.approx(score, abs=1e-6) and history.val_loss.iloc[-1] == pytest.approx(loss, rel=1e-4)
+    assert history.loss.iloc[-1] < history.loss.iloc[0]
+    with pytest.raises(ValueError, match="processes is 2 there, 1 now"):
+        train_fold(run, folder, 0, progress=False)
