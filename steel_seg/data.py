@@ -63,7 +63,7 @@ def raise_errors(
     "Raise one `ValueError` with the first errors and their number; warnings alone raise nothing."
     bad = table[table.severity == "error"]
     if bad.empty: return
-    lines = [f"{f.file}{f' row {f.row}' if f.row else ''}{f' ({f.image_id})' if f.image_id else ''}: {f.problem}" for f in bad.head(limit).itertuples()]
+    lines = [f.file + f" row {f.row}"*(f.row > 0) + f" ({f.image_id})"*(f.image_id != "") + f": {f.problem}" for f in bad.head(limit).itertuples()]
     more = [f"and {len(bad) - limit} more"] if len(bad) > limit else []
     raise ValueError(f"{what}: {len(bad)} {'error' if len(bad) == 1 else 'errors'}\n  " + "\n  ".join(lines + more))
 
@@ -250,6 +250,10 @@ def same_bytes(
     return np.array([number[key] for key in keys], np.int64)
 
 # %% ../nbs/11_data.ipynb #6e00fa8f
+def _by(shape):
+    "(H,W) in words."
+    return f"{shape[0]}x{shape[1]}"
+
 @dataclass(frozen=True, eq=False, repr=False)
 class StripFolder:
     """A data folder that was read and checked: strips, their masks, and the images to predict.
@@ -271,8 +275,8 @@ class StripFolder:
     def __len__(self): return len(self.images)
 
     def __repr__(self):
-        h, w = self.shape
-        return f"StripFolder({self.root.name}: {len(self)} images of {h}x{w}, {self.n_classes} classes, {len(self.masks)} masks, {len(self.test)} test images, layout {self.layout})"
+        return (f"StripFolder({self.root.name}: {len(self)} images of {_by(self.shape)}, {self.n_classes} classes, {len(self.masks)} masks, "
+                f"{len(self.test)} test images, layout {self.layout})")
 
     @cached_property
     def _paths(self): return {i: p for t in (self.test, self.images) for i, p in zip(t.image_id, t.path)}
@@ -287,7 +291,7 @@ class StripFolder:
         "(H,W) uint8 grey of a train or test image; `ValueError` when there is none, when it is unreadable or of another size."
         if image_id not in self._paths: raise ValueError(f"{self.root}: no image {image_id!r}")
         image = read_image(self._paths[image_id])
-        if image.shape != self.shape: raise ValueError(f"{self._paths[image_id]}: is {image.shape[0]}x{image.shape[1]}, the others are {self.shape[0]}x{self.shape[1]}")
+        if image.shape != self.shape: raise ValueError(f"{self._paths[image_id]}: is {_by(image.shape)}, the others are {_by(self.shape)}")
         return image
 
     def mask(self, image_id:str) -> np.ndarray:
@@ -299,7 +303,8 @@ class StripFolder:
 
     def class_sets(self) -> pd.Series:
         "The classes of each image as ClassIds in one text: \"\" for a clean one, \"3\", \"3+4\"; in the order of `images`."
-        return pd.Series(["+".join(str(class_id(c)) for c in sorted(c for c, _ in self._rles[i])) for i in self.images.image_id], dtype=object)
+        sets = (sorted(c for c, _ in self._rles[i]) for i in self.images.image_id)
+        return pd.Series(["+".join(str(class_id(c)) for c in channels) for channels in sets], dtype=object)
 
     def truth_area(self) -> np.ndarray:
         "(N,C) int64: marked pixels of each image and class, from the runs; in the order of `images`."
@@ -314,9 +319,11 @@ def _list_images(folder, none="error"):
     found, faults, name = [], [], folder.name
     if not folder.is_dir(): return found, [(name, 0, "", "", "error", "no such folder")]
     for path in tqdm(sorted(folder.iterdir()), desc=name, delay=2, leave=False):
-        def fault(severity, problem): faults.append((f"{name}/{path.name}".encode(errors="replace").decode(), 0, path.name, "", severity, problem))
-        if _NOT_UTF8.search(path.name): fault("error", "a file name that is not UTF-8: left out")
-        elif path.suffix.lower() not in (".jpg", ".jpeg", ".png") or path.name.startswith(".") or not path.is_file(): fault("warning", "not an image (jpg, jpeg, png): left out")
+        image_id = path.name.encode(errors="replace").decode()
+        def fault(severity, problem): faults.append((f"{name}/{image_id}", 0, image_id, "", severity, problem))
+        if image_id != path.name: fault("error", "a file name that is not UTF-8: left out")
+        elif path.suffix.lower() not in (".jpg", ".jpeg", ".png") or path.name.startswith(".") or not path.is_file():
+            fault("warning", "not an image (jpg, jpeg, png): left out")
         else:
             try: size = image_size(path)
             except ValueError as e: fault("error", str(e).removeprefix(f"{path}: ")); size = None
@@ -331,7 +338,7 @@ def _majority(images):
 
 def _size_faults(images, name, shape):
     "A fault for every listed image of another size."
-    return [(f"{name}/{i}", 0, i, "", "error", f"is {size[0]}x{size[1]} (height x width), the others are {shape[0]}x{shape[1]}")
+    return [(f"{name}/{i}", 0, i, "", "error", f"is {_by(size)} (height x width), the others are {_by(shape)}")
             for i, _, size in images if size and size != shape]
 
 # %% ../nbs/11_data.ipynb #9226d54b
@@ -343,7 +350,7 @@ def _missing_images(table, name, listed):
     for f in table.drop_duplicates("image_id").itertuples():
         if f.image_id in ids: continue
         hint = near.get(Path(f.image_id).stem.lower()) or near.get(f.image_id.lower())
-        faults.append((name, f.row, f.image_id, f.class_id, "error", f"no image {f.image_id[:60]!r} in train_images{f', but there is {hint!r}' if hint else ''}"))
+        faults.append((name, f.row, f.image_id, f.class_id, "error", f"no image {f.image_id[:60]!r} in train_images" + (f", but there is {hint!r}" if hint else "")))
     return faults
 
 def _missing_pairs(table, name, ids, n_classes):
@@ -353,7 +360,8 @@ def _missing_pairs(table, name, ids, n_classes):
     for i in ids:
         lacking = [class_id(c) for c in range(n_classes) if (i, c) not in pairs]
         if i not in first: faults.append((name, 0, i, "", "error", "no row for this image: the 2019 layout has one for every class"))
-        else: faults += [(name, first[i], i, str(k), "error", f"no row for class {k} of this image: the 2019 layout has one for every class") for k in lacking]
+        else: faults += [(name, first[i], i, str(k), "error", f"no row for class {k} of this image: the 2019 layout has one for every class")
+                         for k in lacking]
     return faults
 
 # %% ../nbs/11_data.ipynb #c95b3e8c
@@ -386,8 +394,10 @@ def _examine(root, n_classes=None):
     highest = int(table.channel.max()) + 1 if len(table) else 0
     if n_classes is None:
         n_classes = max(highest, in_sample)
-        if 0 < in_sample < highest: faults += [("train.csv", f.row, f.image_id, f.class_id, "warning", f"class {f.class_id} is not in sample_submission.csv") for f in table[table.channel >= in_sample].itertuples()]
-    elif in_sample > n_classes: faults.append(("sample_submission.csv", 0, "", str(in_sample), "error", f"has class {in_sample}, where there are {n_classes} classes"))
+        beyond = table[table.channel >= in_sample] if in_sample else table[:0]
+        faults += [("train.csv", f.row, f.image_id, f.class_id, "warning", f"class {f.class_id} is not in sample_submission.csv") for f in beyond.itertuples()]
+    elif in_sample > n_classes:
+        faults.append(("sample_submission.csv", 0, "", str(in_sample), "error", f"has class {in_sample}, where there are {n_classes} classes"))
     faults += table_faults(table, "train.csv", shape, n_classes)
     if train: faults += _missing_images(table, "train.csv", train)
     if layout == "2019": faults += _missing_pairs(table, "train.csv", [i for i, _, _ in train], n_classes)

@@ -24,7 +24,7 @@ def _units(folder):
     return list(rows.values())
 
 def _deal(units, classes, k, rng):
-    "Fold of each unit; classes: for each unit the sorted tuple of (class, number of images that show it); sizes: images."
+    "Fold of each unit (a list of rows); classes: the sorted tuple of classes of each."
     fold = np.zeros(len(units), np.int64)
     n_sets = Counter(classes)
     luck = rng.permutation(len(units))
@@ -33,7 +33,8 @@ def _deal(units, classes, k, rng):
     of_set, of_class, size = defaultdict(lambda: [0]*k), defaultdict(lambda: [0]*k), [0]*k
     for u in order:
         lot = rng.permutation(k)
-        fold[u] = f = min(range(k), key=lambda f: (of_set[classes[u]][f] if classes[u] else 0, sum(of_class[c][f] for c in classes[u]), size[f], lot[f]))
+        cost = lambda f: (of_set[classes[u]][f] if classes[u] else 0, sum(of_class[c][f] for c in classes[u]), size[f], lot[f])
+        fold[u] = f = min(range(k), key=cost)
         of_set[classes[u]][f] += len(units[u])
         size[f] += len(units[u])
         for c in classes[u]: of_class[c][f] += len(units[u])
@@ -83,7 +84,8 @@ def read_folds(
     image_ids = list(image_ids)
     fold, wanted = {}, set(image_ids)
     for row, fields in rows[1:]:
-        if len(fields) != 2 or not (fields[1].isdecimal() and fields[1].isascii()): raise ValueError(f"{path} row {row}: {','.join(fields)[:60]!r} is not an image id and a fold number")
+        if len(fields) != 2 or not (fields[1].isdecimal() and fields[1].isascii()):
+            raise ValueError(f"{path} row {row}: {','.join(fields)[:60]!r} is not an image id and a fold number")
         if fields[0] not in wanted: raise ValueError(f"{path} row {row}: image {fields[0]!r} is not in the data")
         if fields[0] in fold: raise ValueError(f"{path} row {row}: image {fields[0]!r} is there twice")
         fold[fields[0]] = int(fields[1])

@@ -45,7 +45,8 @@ def write_sample(
 def _encoded(masks, image_id, n_classes, shape):
     "RLE of each channel of one image; checks what the callable returned."
     mask = np.asarray(masks(image_id))
-    if mask.ndim != 3 or len(mask) != n_classes: raise ValueError(f"image {image_id!r}: mask of shape {mask.shape}, expected ({n_classes}, height, width), a channel for every class of the sample")
+    if mask.ndim != 3 or len(mask) != n_classes:
+        raise ValueError(f"image {image_id!r}: mask of shape {mask.shape}, expected ({n_classes}, height, width), a channel for every class of the sample")
     if shape and mask.shape != shape: raise ValueError(f"image {image_id!r}: mask of shape {mask.shape}, the one before has {shape}")
     return [rle_encode(channel) for channel in mask], mask.shape
 
@@ -72,7 +73,7 @@ def write_submission(
 def read_submission(
     path:str|Path, # in either layout
 ) -> tuple[pd.DataFrame, str]:
-    "A submission as a table of image_id, channel, rle (\"\" where empty) and row, and its layout; `ValueError` with the first faults, as `read_table`."
+    "A submission as a table of image_id, channel, rle (\"\" where empty) and row, and its layout; raises as `read_table` does."
     return read_table(path, extra="error")
 
 def _names(*paths):

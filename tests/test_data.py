@@ -193,6 +193,19 @@ def test_a_folder_that_is_none_is_refused_in_one_line(today, make, says):
     with pytest.raises(ValueError, match="1 error\n"): read_folder(today)
 
 
+def test_class_sets_are_sorted_whatever_the_rows(today):
+    clean = [i for i, s in zip(read_folder(today).images.image_id, read_folder(today).class_sets()) if s == ""][0]
+    with open(today / "train.csv", "a") as f: f.write(f"{clean},4,1 1\n{clean},1,9 1\n{clean},3,5 1\n")
+    folder = read_folder(today)
+    assert folder.class_sets()[folder.images.image_id == clean].item() == "1+3+4"
+
+
+def test_two_unknown_classes_are_two_faults(today):
+    a = read_folder(today).images.image_id[0]
+    (today / "train.csv").write_text(f"ImageId,ClassId,EncodedPixels\n{a},x,1 2\n{a},y,2 2\n")
+    assert check_folder(today, 4).row.tolist() == [2, 3]
+
+
 def test_the_rows_of_one_image(today):
     masks = read_folder(today).masks
     a, b = masks.iloc[0], masks.iloc[1]
@@ -259,6 +272,19 @@ def test_a_file_cut_anywhere_is_refused(tmp_path, suffix):
         with pytest.raises(ValueError, match=f.name): read_image(f)
     f.write_bytes(whole)
     assert read_image(f).shape == (40, 56)
+
+
+def test_a_cut_file_is_refused_where_opencv_is_lenient(tmp_path, monkeypatch):
+    image = np.random.default_rng(1).integers(0, 256, (40, 56), dtype=np.uint8)
+    jpeg, png = (cv2.imencode(s, image)[1].tobytes() for s in (".jpg", ".png"))
+    preview = b"\xff\xe1" + (2 + 60).to_bytes(2, "big") + b"a preview image that ends: \xff\xd9".ljust(60)  # as Exif keeps one
+    jpeg = jpeg[:2] + preview + jpeg[2:]
+    monkeypatch.setattr(cv2, "imdecode", lambda data, flags: np.zeros((40, 56), np.uint8))  # as OpenCV 4 answers
+    for name, data in (("a.jpg", jpeg), ("a.png", png)):
+        (tmp_path / name).write_bytes(data)
+        assert read_image(tmp_path / name).shape == (40, 56)
+        (tmp_path / name).write_bytes(data[:-20])
+        with pytest.raises(ValueError, match=f"{name}: truncated"): read_image(tmp_path / name)
 
 
 def test_same_bytes(tmp_path):

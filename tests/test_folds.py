@@ -75,6 +75,13 @@ def test_twins_share_a_fold(files, sets, k, data):
     assert (fold.groupby(np.array(of)).nunique() == 1).all() and set(fold) == set(range(k))
 
 
+def test_a_lump_of_copies_is_dealt_first(files):
+    folder = Folder(["3"] * 12 + [""] * 4, files[:1] * 4 + files[1:13])  # four copies of one image, eight others of its class, four clean
+    for seed in range(20):
+        fold = make_folds(folder, 3, seed).fold
+        assert spread(fold, [True] * 12 + [False] * 4, 3) == 0 and spread(fold, [True] * 16, 3) == 1
+
+
 def test_twins_of_synth_share_a_fold(synth):
     twin = same_bytes(synth.images.path)
     assert len(set(twin)) < len(synth)
