@@ -32,7 +32,9 @@ def table(folder, name="train.csv"):
 def test_same_seed_same_bytes(tmp_path):
     a, b = (make_folder(tmp_path / k, 12, 3, SMALL, seed=4) for k in "ab")
     assert digest(a) == digest(b)
-    assert digest(make_folder(tmp_path / "c", 12, 3, SMALL, seed=5)) != digest(a)
+    c = make_folder(tmp_path / "c", 12, 3, SMALL, seed=5)
+    content = lambda folder: {p.read_bytes() for p in folder.rglob("*.jpg")}
+    assert len(content(a)) == 15 and not content(a) & content(c)
 
 
 def test_an_image_does_not_depend_on_how_many_there_are(tmp_path):
@@ -127,6 +129,14 @@ def test_labels_are_loose_and_hold_most_of_the_damage():
         assert held.min() < 1, "not one label cuts across its defect"
         filled = np.median([(s.labels & s.defects)[k].sum() / s.labels[k].sum() for s in strips])
         assert filled < .9, "labels fit as no annotator's would"
+
+
+@pytest.mark.parametrize("shape, n", [(SMALL, 80), ((64, 400), 60), ((128, 800), 25)])
+def test_areas_are_the_competitions_share_of_a_strip(shape, n):
+    full = 256 * 1600 / (shape[0] * shape[1])
+    for k in range(4):
+        area = [make_strip(np.random.default_rng([3, k, i]), shape, [k]).labels[k].sum() * full for i in range(n)]
+        assert .5 < np.median(area) / AREAS[k][4] < 2, (k, np.median(area))
 
 
 def test_damage_can_be_seen():

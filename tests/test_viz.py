@@ -115,9 +115,10 @@ def test_png_bytes_are_the_image():
         assert np.array_equal(back if image.ndim == 2 else back[..., ::-1], image)
 
 
-def test_gallery_keeps_every_picture_in_shape():
+@pytest.mark.parametrize("columns", [1, 2, 5])
+def test_gallery_keeps_every_picture_in_shape(columns):
     images = [np.zeros(s, np.uint8) for s in [(256, 1600), (200, 200), (48, 64), (64, 400)]]
-    fig = gallery(images, [f"strip {i}" for i in range(4)], columns=2, colours=class_colours(4))
+    fig = gallery(images, [f"strip {i}" for i in range(4)], columns, colours=class_colours(4))
     assert [ax.get_title(loc="left") for ax in fig.axes[:4]] == [f"strip {i}" for i in range(4)]
     boxes = [ax.get_position() for ax in fig.axes]
     width, height = fig.get_size_inches()
@@ -139,13 +140,13 @@ def test_legend_names_the_colours_of_compare():
 def test_surface_shows_the_values_and_the_point():
     surface = np.random.default_rng(0).random((5, 4))
     threshes, areas = [20, 60, 120, 180, 240], [0, 100, 1000, 409601]
-    ax = plot_surface(surface, threshes, areas, point=(120, 1000))
+    ax = plot_surface(surface, threshes, areas, point=(180, 100))
     assert np.array_equal(ax.images[0].get_array().T, surface)
     x, y = ax.lines[-1].get_data()
-    assert (np.ravel(x)[0], np.ravel(y)[0]) == (2, 2), "the point is not where its threshold and area are"
+    assert (np.ravel(x)[0], np.ravel(y)[0]) == (3, 1), "the point is not where its threshold and area are"
     assert [t.get_text() for t in ax.get_xticklabels()] == ["0.08", "0.24", "0.47", "0.71", "0.94"]
     assert "409,601" in [t.get_text() for t in ax.get_yticklabels()]
-    assert "level 120" in ax.get_title(loc="left")
+    assert "level 180" in ax.get_title(loc="left")
     own = plt.Figure().subplots()
     assert plot_surface(np.full((1, 1), np.nan), [128], [0], ax=own) is own
     assert plot_surface(np.full((3, 2), .5), [1, 2, 3], [0, 1]).images  # flat: no contours to draw
