@@ -6,7 +6,6 @@
 __all__ = ['map_counts', 'Curves', 'curves_of', 'write_curves', 'read_curves']
 
 # %% ../nbs/32_curves.ipynb #a464ef30
-import zipfile
 from dataclasses import dataclass, fields
 from pathlib import Path
 import numpy as np
@@ -98,5 +97,10 @@ def read_curves(
     try:
         with np.load(path, allow_pickle=False) as found: arrays = {field.name: found[field.name] for field in fields(Curves)}
         arrays |= {"image_ids": tuple(arrays["image_ids"].tolist()), "floor": int(arrays["floor"]), "shape": tuple(arrays["shape"].tolist())}
-        return Curves(**arrays)
-    except (OSError, KeyError, ValueError, TypeError, zipfile.BadZipFile) as e: raise ValueError(f"{path}: no curves to be read there ({e})") from None
+        curves = Curves(**arrays)
+        pixels = curves.shape[0]*curves.shape[1]
+        if (curves.hit < 0).any() or (curves.hit > curves.area).any() or (curves.hit > curves.truth[..., None]).any() or (curves.area > pixels).any():
+            raise ValueError(f"counts that cannot be: 0 <= hit <= area, truth <= {pixels} pixels does not hold")
+        return curves
+    except Exception as e: # numpy and zipfile raise a dozen types on damaged bytes
+        raise ValueError(f"{path}: no curves to be read there ({e or type(e).__name__})") from None

@@ -16,7 +16,8 @@ from .curves import Curves
 
 # %% ../nbs/33_decide.ipynb #9b654191
 def _check_level(curves, thresh):
-    if not max(1, curves.floor) <= thresh <= 255: raise ValueError(f"threshold level {thresh} is outside {max(1, curves.floor)}..255: below the floor {curves.floor} the store kept no levels, so nothing is exact there")
+    if not max(1, curves.floor) <= thresh <= 255:
+        raise ValueError(f"threshold level {thresh} is outside {max(1, curves.floor)}..255: the store kept no levels below its floor, so nothing is exact there")
 
 def dice_at(
     curves:Curves, # of N images, C classes
@@ -32,7 +33,8 @@ def dice_at(
     if len(rules) != curves.truth.shape[1]: raise ValueError(f"{len(rules)} rules for {curves.truth.shape[1]} classes")
     scores = np.empty(curves.truth.shape)
     for c, rule in enumerate(rules):
-        if rule.fill_holes or rule.min_component > 1: raise ValueError(f"rule {c} fills holes or drops components, which counts per threshold do not show: score it by apply_rule on the store")
+        if rule.fill_holes or rule.min_component > 1:
+            raise ValueError(f"rules[{c}] fills holes or drops components, which these counts do not show: score it by apply_rule on the store")
         _check_level(curves, rule.thresh)
         area, hit = curves.area[:, c, rule.thresh], curves.hit[:, c, rule.thresh]
         keep = area >= rule.min_area
@@ -76,6 +78,7 @@ def _cuts(curves, channel, levels):
     order = area.argsort(axis=1)
     high, gain = np.take_along_axis(area, order, 1), np.take_along_axis(gain, order, 1)
     low = np.concatenate([np.zeros_like(high[:, :1]), high[:, :-1] + 1], 1)
+    low[low == 1] = 0  # an empty mask is empty, kept or dropped
     score = (gain[:, ::-1].cumsum(1)[:, ::-1] + (curves.truth[:, channel] == 0).sum())/len(curves)
     return low, high, np.where((low <= high) & (high > 0), score, -np.inf)
 
@@ -130,11 +133,12 @@ def nested_rules(
 def nested_dice(
     curves:Curves,
     fold:np.ndarray, # (N,) fold of each image, in the order of curves.image_ids
+    rules=None,      # fold -> rules, as from `nested_rules`; None: chosen here
 ) -> np.ndarray: # (N,C) float64
     "Dice of every image and class under a rule that was chosen on the other folds. Raises as `nested_rules` does."
-    scores = np.empty(curves.truth.shape)
-    for k, rules in nested_rules(curves, fold).items():
-        scores[np.asarray(fold) == k] = dice_at(curves.take(np.asarray(fold) == k), rules)
+    rules = nested_rules(curves, fold) if rules is None else rules
+    scores, fold = np.empty(curves.truth.shape), np.asarray(fold)
+    for k in rules: scores[fold == k] = dice_at(curves.take(fold == k), rules[k])
     return scores
 
 # %% ../nbs/33_decide.ipynb #cc89cbf0
@@ -150,6 +154,7 @@ class Decision:
     optimistic:Interval   # all images scored by `rules`
     all_empty:float       # what predicting nothing scores
     table:pd.DataFrame    # rows "all", "class 1", ...
+    fold_rules:dict       # fold -> the rules that `nested` used there: how far they differ is how far to trust a threshold
     images:int            # how many were chosen on
 
     def __str__(self):
@@ -164,7 +169,7 @@ class Decision:
         "Write the rules with their scores to a file that `read_rules` reads; returns its path."
         rows = [{"row": name, **row} for name, row in self.table.to_dict("index").items()]
         return write_rules(path, self.rules, nested=asdict(self.nested), optimistic=asdict(self.optimistic),
-            all_empty=self.all_empty, images=self.images, table=rows, **facts)
+            all_empty=self.all_empty, images=self.images, table=rows, fold_rules={k: [asdict(r) for r in rules] for k, rules in self.fold_rules.items()}, **facts)
 
 def decide(
     curves:Curves,
@@ -172,8 +177,8 @@ def decide(
     rng:np.random.Generator, # for the intervals
 ) -> Decision:
     "Choose the rule of each class on all images, and say what it can be expected to score. Raises as `nested_rules` does."
-    rules, nested = choose_rules(curves), nested_dice(curves, fold)
-    chosen = dice_at(curves, rules)
+    rules, fold_rules = choose_rules(curves), nested_rules(curves, fold)
+    nested, chosen = nested_dice(curves, fold, fold_rules), dice_at(curves, rules)
     table = score_table(nested, curves.truth)
     table["optimistic"] = score_table(chosen, curves.truth)["score"]
-    return Decision(rules, bootstrap_ci(nested, rng), bootstrap_ci(chosen, rng), float((curves.truth == 0).mean()), table, len(curves))
+    return Decision(rules, bootstrap_ci(nested, rng), bootstrap_ci(chosen, rng), float((curves.truth == 0).mean()), table, fold_rules, len(curves))
