@@ -209,6 +209,8 @@ def test_shape_and_number_of_classes(tmp_path):
     assert check_submission(tmp_path / "s.csv", shape=(512, 1600)).empty and check_submission(tmp_path / "s.csv", shape=None).empty
     assert errors(check_submission(tmp_path / "s.csv", shape=None, n_classes=2)).row.tolist() == [4]
     assert errors(check_submission(tmp_path / "s.csv", shape=None, n_classes=4)).class_id.tolist() == ["4"]
+    sample = write_sample(tmp_path / "sample.csv", ["a"], 2, "today")
+    assert [p.split(":")[1] for p in check_submission(tmp_path / "s.csv", sample, None).problem] == [" there are 2 classes"]
 
 
 @given(garbage=st.one_of(st.binary(max_size=300), st.text(alphabet='0123456789 ,_"\n\r.ab', max_size=300).map(lambda s: ("ImageId_ClassId,EncodedPixels\n" + s).encode())))
