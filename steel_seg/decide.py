@@ -78,7 +78,6 @@ def _cuts(curves, channel, levels):
     order = area.argsort(axis=1)
     high, gain = np.take_along_axis(area, order, 1), np.take_along_axis(gain, order, 1)
     low = np.concatenate([np.zeros_like(high[:, :1]), high[:, :-1] + 1], 1)
-    low[low == 1] = 0  # an empty mask is empty, kept or dropped
     score = (gain[:, ::-1].cumsum(1)[:, ::-1] + (curves.truth[:, channel] == 0).sum())/len(curves)
     return low, high, np.where((low <= high) & (high > 0), score, -np.inf)
 

@@ -207,6 +207,28 @@ def test_the_best_rule_is_the_best_of_all_levels_and_areas_and_in_the_middle_of_
     assert never > 20 and tied > 50
 
 
+def steps(*images):
+    "Curves of one class from images given as (truth, (up to level, area, hit), ...): constant between those levels."
+    area, hit = np.zeros((2, len(images), 1, 256), np.int32)
+    for i, (_, *parts) in enumerate(images):
+        for top, a, h in reversed(parts): area[i, 0, :top + 1], hit[i, 0, :top + 1] = a, h
+    return Curves(tuple(map(str, range(len(images)))), area, hit, np.array([[truth] for truth, *_ in images]), 0, (10, 10))
+
+
+def test_ties_worked_by_hand():
+    # 2*4/(8+4) = 2*2/(2+4) = .67, and 2*3/(7+4) = .55 between them: two runs of levels tie, and the longer one counts
+    assert best_rule(steps((4, (50, 8, 4), (60, 7, 3), (200, 2, 2))), 0) == Rule((61 + 200)//2, 2//2)
+    assert best_rule(steps((4, (150, 8, 4), (160, 7, 3), (200, 2, 2))), 0) == Rule((1 + 150)//2, 8//2)
+    # a false alarm of 3 pixels up to level 50: at the middle level 100 it is gone, and any area up to 9 is as good
+    assert best_rule(steps((9, (200, 9, 9)), (0, (50, 3, 0))), 0) == Rule(100, 9//2)
+    # up to level 150 the middle level still shows it: areas 4 to 9
+    assert best_rule(steps((9, (200, 9, 9)), (0, (150, 3, 0))), 0) == Rule(100, (4 + 9)//2)
+    # dropping below 5 loses one defect and one false alarm, so areas 0 to 4 and 5 to 40 tie: they are one range
+    assert best_rule(steps((40, (255, 40, 40)), (4, (255, 4, 4)), (0, (255, 4, 0))), 0) == Rule(128, 40//2)
+    # the same with a false alarm of 20 pixels in between: 0 to 4 or 21 to 40 for nothing lost, and the best is above it
+    assert best_rule(steps((40, (255, 40, 40)), (4, (255, 4, 4)), (0, (255, 20, 0)), (0, (255, 4, 0))), 0) == Rule(128, (21 + 40)//2)
+
+
 def test_best_rules_of_many_images_do_not_depend_on_the_size_of_a_block():
     """More images than fit one block of levels, so that the blocks' seams are crossed."""
     rng = np.random.default_rng(8)
