@@ -1,0 +1,228 @@
+"""Prediction: nobody is predicted by a model that saw him, a store is never a mixture, and stopping changes no level."""
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from steel_seg.data import read_folder
+from steel_seg.folds import read_folds, write_folds
+from steel_seg.model import load_model
+from steel_seg.predict import predict_oof, predict_probs, predict_test
+from steel_seg.store import ProbStore, to_level
+from steel_seg.synth import make_folder
+from steel_seg.train import TrainConfig, train_fold, train_run
+
+# 36×70: no multiple of the encoder's 8, so that padding takes part.
+TINY = TrainConfig(arch="unet", encoder="tu-test_resnet.r160_in1k", encoder_weights=None, encoder_depth=3, epochs=2, batch_size=4, lr=1e-2, folds=3, num_workers=0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return read_folder(make_folder(tmp_path_factory.mktemp("data") / "strips", n_train=30, n_test=7, shape=(36, 70), seed=8))
+
+
+@pytest.fixture(scope="module")
+def trained(folder, tmp_path_factory):
+    run = tmp_path_factory.mktemp("trained") / "run"
+    train_run(run, folder, TINY, progress=False)
+    return run
+
+
+@pytest.fixture
+def run(trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def batch(folder, ids):
+    return torch.from_numpy(np.stack([folder.image(i) for i in ids])[:, None])
+
+
+def stored(probs, floor=13):
+    levels = to_level(probs.numpy())
+    return np.where(levels >= floor, levels, 0)
+
+
+# ---- one batch
+
+@pytest.mark.parametrize("tta, axes", [("hflip", (3,)), ("flips", (2,)), ("flips", (3,)), ("flips", (2, 3))])
+def test_flipped_image_gives_flipped_probabilities(trained, folder, tta, axes):
+    model = load_model(trained / "fold_0/best")
+    images = batch(folder, folder.images.image_id[:4])
+    probs = predict_probs(model, images, tta)
+    assert probs.shape == (4, 4, 36, 70) and probs.dtype == torch.float32
+    np.testing.assert_allclose(predict_probs(model, images.flip(axes), tta).numpy(), probs.flip(axes).numpy(), rtol=0, atol=1e-6)
+    assert (predict_probs(model, images.flip(axes), "none") - predict_probs(model, images, "none").flip(axes)).abs().max() > 1e-3
+
+
+def test_tta_is_the_mean_of_probabilities(trained, folder):
+    model = load_model(trained / "fold_0/best")
+    images = batch(folder, folder.images.image_id[:2])
+    with torch.inference_mode():
+        all_four = [model(images.flip(a)).sigmoid().flip(a) for a in ((), (3,), (2,), (2, 3))]
+    for tta, terms in (("none", all_four[:1]), ("hflip", all_four[:2]), ("flips", all_four)):
+        np.testing.assert_allclose(predict_probs(model, images, tta).numpy(), torch.stack(terms).mean(0).numpy(), rtol=0, atol=1e-6)
+
+
+def test_mode_is_left_and_not_used(trained, folder):
+    "Batch norm in training mode would make an image's prediction depend on its neighbours."
+    model = load_model(trained / "fold_0/best")
+    images = batch(folder, folder.images.image_id[:2])
+    quiet = predict_probs(model, images)
+    model.train()
+    assert torch.equal(predict_probs(model, images), quiet)
+    assert model.training and model.net.training
+
+
+# ---- out of fold
+
+def test_every_image_by_the_model_that_has_not_seen_it(run, folder):
+    store = predict_oof(run, folder, progress=False, batch_size=4)
+    assert store.finished().all() and store.image_ids == tuple(folder.images.image_id)
+    assert store.meta["kind"] == "oof" and store.meta["data"] == folder.sha256
+    folds = read_folds(run / "folds.csv", folder.images.image_id)
+    differs = 0
+    for k in range(3):
+        ids = folds.image_id[folds.fold == k].tolist()
+        models = [load_model(run / f"fold_{j}/best") for j in range(3)]
+        assert not set(models[k].meta["train_ids"]) & set(ids)
+        for i in range(0, len(ids), 4):
+            by_model = [stored(predict_probs(m, batch(folder, ids[i:i+4]))) for m in models]
+            for n, image_id in enumerate(ids[i:i+4]):
+                assert np.array_equal(store.read(image_id), by_model[k][n])
+                differs += not np.array_equal(by_model[k - 1][n], by_model[k][n])
+    assert differs > 20  # the three models can be told apart
+
+
+def test_leak_is_refused(run, folder):
+    "An image moved into a fold whose model trained on it."
+    folds = read_folds(run / "folds.csv", folder.images.image_id)
+    row = folds.index[folds.fold == 2][3]
+    write_folds(run / "folds.csv", folds.assign(fold=folds.fold.where(folds.index != row, 1)))
+    with pytest.raises(ValueError, match=rf"fold_1/best was trained on {folds.image_id[row]}, which folds.csv puts into fold 1 \(1 such image"):
+        predict_oof(run, folder, progress=False)
+    assert not (run / "oof").exists()
+
+
+def test_leak_by_swapped_models_is_refused(run, folder):
+    (run / "fold_0").rename(run / "x")
+    (run / "fold_1").rename(run / "fold_0")
+    (run / "x").rename(run / "fold_1")
+    with pytest.raises(ValueError, match="fold_0/best was trained on .*would not be out of fold"):
+        predict_oof(run, folder, progress=False)
+
+
+class Stop(Exception):
+    pass
+
+
+def stop_after(monkeypatch, n):
+    write = ProbStore.write
+
+    def stopping(store, *args):
+        nonlocal n
+        if n == 0:
+            raise Stop
+        n -= 1
+        write(store, *args)
+    monkeypatch.setattr(ProbStore, "write", stopping)
+
+
+@pytest.mark.parametrize("predict, name", [(predict_oof, "oof"), (predict_test, "test")])
+def test_stopped_store_is_unfinished_and_gone_on_with(run, folder, tmp_path, monkeypatch, predict, name):
+    whole = predict(run, folder, progress=False, batch_size=4)
+    whole = {i: whole.read(i) for i in whole.image_ids}
+    shutil.rmtree(run / name)
+    stop_after(monkeypatch, 5)
+    with pytest.raises(Stop):
+        predict(run, folder, progress=False, batch_size=4)
+    monkeypatch.undo()
+    half = ProbStore.open(run / name)
+    assert half.finished().sum() == 5
+    with pytest.raises(ValueError, match=f"{half.missing()[0]}.* is not finished"):
+        half.read(half.missing()[0])
+    store = predict(run, folder, progress=False, batch_size=4)
+    assert store.finished().all()
+    assert all(np.array_equal(store.read(i), levels) for i, levels in whole.items())
+
+
+def test_finished_store_is_only_read(run, folder, monkeypatch):
+    store = predict_oof(run, folder, progress=False)
+    stop_after(monkeypatch, 0)
+    monkeypatch.setattr("steel_seg.predict.load_model", None)
+    assert np.array_equal(predict_oof(run, folder, progress=False).finished(), store.finished())
+
+
+def test_unreadable_image_is_named(run, folder, tmp_path):
+    shutil.copytree(folder.root, tmp_path / "copy")
+    copy = read_folder(tmp_path / "copy")
+    victim = copy.images.path[4]
+    data = victim.read_bytes()
+    victim.write_bytes(b"x" * len(data))
+    with pytest.raises(ValueError, match=victim.name):
+        predict_oof(run, copy, progress=False)
+
+
+# ---- test images
+
+def test_mean_of_the_folds_before_rounding(run, folder):
+    store = predict_test(run, folder, progress=False, batch_size=3)
+    ids = folder.test.image_id.tolist()
+    assert store.image_ids == tuple(ids)
+    models = [load_model(run / f"fold_{k}/best") for k in range(3)]
+    rounded_first = 0
+    for i in range(0, 7, 3):
+        probs = [predict_probs(m, batch(folder, ids[i:i+3])) for m in models]
+        mean = (probs[0] + probs[1] + probs[2]) / 3
+        found = np.stack([store.read(j) for j in ids[i:i+3]]).astype(int)
+        levels = mean.numpy() * 255
+        close = np.abs(found - levels) <= .5 + 1e-3
+        assert (close | (levels < 13) & (found == 0)).all()
+        rounded_first += (np.rint(np.mean([to_level(p.numpy()) for p in probs], 0)) != to_level(mean.numpy())).sum()
+    assert rounded_first > 0  # rounding first would have shown
+
+
+# ---- refused
+
+def test_other_models_data_or_tta_are_refused(run, folder, tmp_path):
+    predict_oof(run, folder, progress=False)
+    predict_test(run, folder, progress=False)
+    for predict in (predict_oof, predict_test):
+        with pytest.raises(ValueError, match=r"tta is 'hflip' there, 'flips' now. Remove .* to predict anew"):
+            predict(run, folder, tta="flips", progress=False)
+    shutil.rmtree(run / "fold_2")
+    train_fold(run, folder, 2, progress=False)
+    predict_oof(run, folder, progress=False)  # the same training gives the same models
+    with pytest.raises(ValueError, match="is not one of none, hflip, flips"):
+        predict_oof(run, folder, tta="mirror", progress=False)
+    other = tmp_path / "other"
+    train_run(other, folder, replace(TINY, seed=3), progress=False)
+    shutil.copytree(run / "oof", other / "oof")
+    with pytest.raises(ValueError, match="predicted with something else: fold_0 is .* Remove"):
+        predict_oof(other, folder, progress=False)
+    strips = read_folder(make_folder(tmp_path / "strips", n_train=30, n_test=2, shape=(36, 70), seed=9))
+    with pytest.raises(ValueError, match="was trained on other data"):
+        predict_test(run, strips, progress=False)
+
+
+def test_unfinished_training_is_refused(run, folder):
+    shutil.rmtree(run / "fold_1/last")
+    for predict in (predict_oof, predict_test):
+        with pytest.raises(ValueError, match="fold_1 is not trained to its end: call train_run again"):
+            predict(run, folder, progress=False)
+
+
+def test_no_test_images(run, folder, tmp_path):
+    with pytest.raises(ValueError, match="has no test images"):
+        predict_test(run, replace(folder, test=pd.DataFrame(columns=["image_id", "path"])), progress=False)
