@@ -6,7 +6,7 @@
 __all__ = ['to_level', 'ProbStore']
 
 # %% ../nbs/14_store.ipynb #f932f406
-import json, operator, os, re, secrets, zlib
+import json, operator, os, re, secrets, shutil, zlib
 from pathlib import Path
 import numpy as np
 import zarr
@@ -93,13 +93,19 @@ def _layout(image_ids, n_classes, shape, floor):
     return ids, (len(ids), n_classes, height, width), floor
 
 def _write_layout(path, ids, full, floor, meta):
-    "The group, the empty array and the folder for logs, all at once."
-    with whole(path) as temp:
+    "The group, the empty array and the folder for logs, all at once; raises where another process was faster."
+    made = path.with_name(f".{path.name}.{secrets.token_hex(4)}.new")
+    with whole(made) as temp:
         group = zarr.create_group(store=temp, zarr_format=3, attributes={"format": _FORMAT, "floor": floor, "image_ids": list(ids), "meta": meta})
         group.create_array("probs", shape=full, chunks=(1, *full[1:]), dtype="uint8", fill_value=0,
             compressors=ZstdCodec(level=1, checksum=True), chunk_key_encoding={"name": "default", "separator": "."},
             dimension_names=("image", "channel", "row", "column"))
         (temp/"probs"/"finished").mkdir()
+    try: made.rename(path)  # not `whole(path)`, which would replace the store of whoever made one meanwhile
+    except OSError:
+        shutil.rmtree(made)
+        raise ValueError(f"{path} exists: another process made it just now") from None
+    _sync(path.parent)
 
 def _read_layout(path):
     "The layout and meta of a store on disk; raises `ValueError` where it is none."
@@ -107,11 +113,12 @@ def _read_layout(path):
     about = read_json(path/"zarr.json").get("attributes", {})
     if about.get("format") != _FORMAT: raise ValueError(f"{path}: a zarr group, but its format is {about.get('format')!r}, not {_FORMAT!r}")
     array = read_json(path/"probs"/"zarr.json")
-    n, n_classes, *shape = array["shape"]
-    ids, full, floor = _layout(about["image_ids"], n_classes, shape, about["floor"])
-    found = array["data_type"], array["shape"], array["chunk_grid"]["configuration"]["chunk_shape"]
+    try:
+        ids, full, floor = _layout(about["image_ids"], *array["shape"][1:2], array["shape"][2:], about["floor"])
+        found, meta = (array["data_type"], array["shape"], array["chunk_grid"]["configuration"]["chunk_shape"]), about["meta"]
+    except (KeyError, TypeError) as e: raise ValueError(f"{path}: its zarr.json lacks something ({e})") from None
     if found != ("uint8", list(full), [1, *full[1:]]): raise ValueError(f"{path}: {len(ids)} image ids, but the array is {found[0]} {found[1]} in chunks of {found[2]}")
-    return ids, full, floor, about["meta"]
+    return ids, full, floor, meta
 
 # %% ../nbs/14_store.ipynb #7feab7d6
 class ProbStore:

@@ -1,5 +1,5 @@
 """The probs store: what its record calls finished is there and right, whatever happens to its writers; all else raises."""
-import multiprocessing, os, signal, time
+import json, multiprocessing, os, signal, time
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +93,12 @@ def test_what_is_no_store_is_told(tmp_path):
     with pytest.raises(ValueError, match="its format is None"): ProbStore.open(tmp_path/"z")
     make(tmp_path/"s")
     with pytest.raises(ValueError, match="mode 'w'"): ProbStore.open(tmp_path/"s", mode="w")
+    attributes = json.loads((tmp_path/"s"/"zarr.json").read_text())["attributes"]
+    for change in ({"image_ids": ["a", "b"]}, {"image_ids": None}, {"floor": None}):
+        (tmp_path/"s"/"zarr.json").write_text(json.dumps({"attributes": attributes | change}))
+        with pytest.raises(ValueError): ProbStore.open(tmp_path/"s")
+    (tmp_path/"s"/"zarr.json").write_text(json.dumps({"attributes": {k: v for k, v in attributes.items() if k != "meta"}}))
+    with pytest.raises(ValueError, match="lacks something \\('meta'"): ProbStore.open(tmp_path/"s")
     (tmp_path/"s"/"zarr.json").write_text("{}")
     with pytest.raises(ValueError, match="its format is None"): ProbStore.open(tmp_path/"s")
     (tmp_path/"s"/"zarr.json").write_text("{")
@@ -106,6 +112,16 @@ def test_an_existing_path_is_never_written_over(tmp_path):
     (tmp_path/"file").write_text("x")
     with pytest.raises(ValueError, match="exists"): make(tmp_path/"file")
     assert np.array_equal(store.read("000.jpg"), levels_of(0))
+
+
+def test_of_two_processes_that_make_the_same_store_one_is_told(tmp_path, monkeypatch):
+    store = make(tmp_path/"s")
+    store.write("000.jpg", levels_of(0))
+    exists = Path.exists
+    with monkeypatch.context() as m:
+        m.setattr(Path, "exists", lambda self: self.name != "s" and exists(self))  # what the slower one saw
+        with pytest.raises(ValueError, match="another process made it"): make(tmp_path/"s")
+    assert np.array_equal(ProbStore.open(tmp_path/"s").read("000.jpg"), levels_of(0)) and [p.name for p in tmp_path.iterdir()] == ["s"]
 
 
 def test_wrong_writes_are_refused_and_change_nothing(tmp_path):
