@@ -8,7 +8,8 @@ __all__ = ['train_transform', 'item_seed', 'augment']
 # %% ../nbs/20_augment.ipynb #e7f11f10
 import hashlib, os, random, struct
 import numpy as np
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else the import below asks a registry for a newer version: 2 s without a network
+# else the next import asks a registry for a newer version, which takes 2 s without a network
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 import albumentations as A
 
 # %% ../nbs/20_augment.ipynb #61c70b69
@@ -20,8 +21,8 @@ def train_transform(
 ) -> A.Compose:
     """The training augmentation of the 31st-place recipe: both flips, now and then another light.
 
-    Works on grey `uint8` images of any size. Any other `A.Compose` whose output is `uint8` does as well for `augment`
-    (albumentations >= 2.0.5). Raises `ValueError` for a probability outside 0..1.
+    Works on grey `uint8` images of any size. For `augment` any other `A.Compose` (albumentations >= 2.0.5) does
+    as well, if its output is `uint8`. Raises `ValueError` for a probability outside 0..1.
     """
     return A.Compose([
         A.HorizontalFlip(p=hflip),
@@ -48,8 +49,9 @@ def augment(
 ) -> tuple: # image (H,W) uint8, mask (C,H,W) uint8, both new arrays
     """Apply `transform` to an image and its mask; the result is a function of the four arguments and nothing else.
 
-    Sets the transform's whole random state before the call, with one generator shared by its steps. (`Compose.set_random_seed`
-    gives every step the same numbers, so that two flips of equal probability always happen together.)
+    Sets the transform's whole random state before the call, with one generator shared by its steps.
+    (`Compose.set_random_seed` gives every step the same numbers, so that two flips of equal probability
+    always happen together.)
     Raises `ValueError` for another dtype or shape, before and after.
     """
     _check(image, mask, "augment takes")
@@ -62,6 +64,7 @@ def augment(
     return new_image.copy(), new_mask.copy()
 
 def _check(image, mask, who):
-    if image.ndim != 2 or mask.ndim != 3 or mask.shape[1:] != image.shape or image.dtype != np.uint8 or mask.dtype != np.uint8:
+    sizes = image.ndim == 2 and mask.ndim == 3 and mask.shape[1:] == image.shape
+    if not sizes or image.dtype != np.uint8 or mask.dtype != np.uint8:
         raise ValueError(f"{who} an (H,W) uint8 image and a (C,H,W) uint8 mask of its size, got "
                          f"{image.shape} {image.dtype} and {mask.shape} {mask.dtype}")

@@ -13,10 +13,10 @@ from .augment import augment, item_seed
 
 # %% ../nbs/21_dataset.ipynb #a5ec9762
 class StripDataset(Dataset):
-    """The train images of a folder with their masks; item `(epoch, i)` is a function of the folder, transform, seed, epoch and i.
+    """The train images of a folder with their masks; item `(epoch, i)` depends on these two, transform and seed.
 
-    `i` is the row in `folder.images`; a bare `i` means epoch 0. An item is a dict of `image` (1,H,W) uint8 tensor, `mask`
-    (C,H,W) uint8 tensor and `index` (i). Raises `IndexError` outside 0..len-1, and `ValueError` naming the file
+    `i` is the row in `folder.images`; a bare `i` means epoch 0. An item is a dict of `image` (1,H,W) uint8 tensor,
+    `mask` (C,H,W) uint8 tensor and `index` (i). Raises `IndexError` outside 0..len-1, and `ValueError` naming the file
     for an image that is unreadable or of another size than the folder's.
     """
     def __init__(self,
@@ -33,7 +33,8 @@ class StripDataset(Dataset):
         epoch, i = item if isinstance(item, tuple) else (0, item)
         if not 0 <= i < len(self): raise IndexError(f"image {i} of {len(self)}")
         image, mask = self.folder.image(self.image_ids[i]), self.folder.mask(self.image_ids[i])
-        if self.transform is not None: image, mask = augment(self.transform, image, mask, item_seed(self.seed, epoch, i))
+        if self.transform is not None:
+            image, mask = augment(self.transform, image, mask, item_seed(self.seed, epoch, i))
         return {"image": torch.from_numpy(image)[None], "mask": torch.from_numpy(mask), "index": int(i)}
 
 # %% ../nbs/21_dataset.ipynb #84ca260e
@@ -49,14 +50,17 @@ def epoch_batches(
 ) -> list: # batches, each a list of (epoch, i)
     """The batches of one epoch for one process, a function of the arguments and nothing else.
 
-    Over the ranks no image comes twice; without `drop_last` every image comes once (and a rank may have one step less).
-    Raises `ValueError` for no images, a repeated one, or, where every rank must take part (`drop_last`), fewer images than ranks.
+    Over the ranks no image comes twice; without `drop_last` every image comes once (a rank may have a step less).
+    Raises `ValueError` for no images, a repeated one, or, where every rank must take part (`drop_last`), fewer
+    images than ranks.
     """
     order = np.asarray(list(indices), dtype=np.int64)
-    if batch_size < 1 or not 0 <= rank < world: raise ValueError(f"batch_size {batch_size}, rank {rank} of {world}: a batch holds 1 image or more, a rank is 0..world-1")
-    if len(order) < (world if drop_last else 1): raise ValueError(f"{len(order)} images cannot feed {world} {'process' if world == 1 else 'processes'}")
+    if batch_size < 1 or not 0 <= rank < world:
+        raise ValueError(f"batch_size {batch_size}, rank {rank} of {world}: needs 1 or more, and 0..world-1")
+    if len(order) < (world if drop_last else 1):
+        raise ValueError(f"{len(order)} images cannot feed {world} {'process' if world == 1 else 'processes'}")
     if len(np.unique(order)) < len(order): raise ValueError("indices holds an image twice")
-    if shuffle: order = np.random.default_rng(item_seed(seed, epoch, -1)).permutation(order)  # -1: no image's own seed
+    if shuffle: order = np.random.default_rng(item_seed(seed, epoch, -1)).permutation(order)  # -1 is no image's seed
     step = batch_size*world
     full = len(order)//step*step
     steps = [s.reshape(world, batch_size)[rank] for s in order[:full].reshape(-1, step)]

@@ -16,6 +16,9 @@ from steel_seg.data import read_folder
 from steel_seg.dataset import StripDataset, epoch_batches, make_loader
 from steel_seg.synth import make_folder
 
+# A loader whose worker failed may complain from its queue's thread, as late as in the next test (torch 2.14, Python 3.11).
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+
 
 class OneStrip:
     "Stands in for a folder: n images that are all alike, so that two items differ only by what augmentation did."
@@ -73,7 +76,8 @@ def test_the_seeds_of_128_images_over_two_epochs_and_two_runs_are_512_numbers():
 
 def test_item_seeds_are_fixed_numbers():
     "Another machine, or the next version, must resume the same run."
-    assert [item_seed(0, 0, 0), item_seed(0, 0, 1), item_seed(0, 1, 0), item_seed(1, 0, 0)] == [1137086854, 244602362, 3492848626, 1411450048]
+    assert [item_seed(0, 0, 0), item_seed(0, 0, 1)] == [1137086854, 244602362]
+    assert [item_seed(0, 1, 0), item_seed(1, 0, 0)] == [3492848626, 1411450048]
     assert item_seed(np.int64(1), np.int32(0), np.uint8(0)) == item_seed(1, 0, 0)
 
 
@@ -82,7 +86,9 @@ def test_item_seeds_do_not_line_up():
     grid = np.array([[[item_seed(s, e, i) for i in range(40)] for e in range(40)] for s in range(10)], dtype=np.uint64)
     assert len(np.unique(grid)) == grid.size
     for axis in range(3):
-        changed = np.bitwise_count(np.bitwise_xor(grid.take(range(1, grid.shape[axis]), axis), grid.take(range(grid.shape[axis] - 1), axis)))
+        n = grid.shape[axis]
+        pairs = zip(grid.take(range(1, n), axis).ravel().tolist(), grid.take(range(n - 1), axis).ravel().tolist())
+        changed = np.array([(a ^ b).bit_count() for a, b in pairs])
         assert abs(changed.mean() - 16) < .2  # half of 32 bits
     assert 0 <= grid.min() < 2**20 and 2**32 - 2**20 < grid.max() < 2**32
 
@@ -161,7 +167,8 @@ def test_the_input_is_left_alone_and_the_output_is_its_own():
 
 
 def test_other_transforms_and_nested_ones_are_as_reproducible():
-    t = A.Compose([A.OneOf([A.GaussNoise(p=1), A.RandomGamma(p=1)], p=.9), A.Affine(rotate=(-20, 20), p=1), A.RandomCrop(16, 32), A.CoarseDropout(p=.5)])
+    either = A.OneOf([A.GaussNoise(p=1), A.RandomGamma(p=1)], p=.9)
+    t = A.Compose([either, A.Affine(rotate=(-20, 20), p=1), A.RandomCrop(16, 32), A.CoarseDropout(p=.5)])
     image, mask = OneStrip().image(""), OneStrip().mask("")
     image, mask = np.tile(image, (2, 1)), np.tile(mask, (1, 2, 1))
     first = [augment(t, image, mask, s) for s in range(40)]
@@ -194,7 +201,6 @@ def test_an_item_is_the_image_and_its_mask(folder):
     assert len(list(data)) == 10  # a plain loop ends
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # torch's queue, when a worker failed
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_spoiled_image_stops_the_run_by_name(tmp_path, workers):
     folder = read_folder(make_folder(tmp_path/"f", n_train=4, n_test=0, shape=(32, 96), seed=0))
@@ -223,7 +229,8 @@ def test_workers_keep_opencv_to_one_thread_and_the_global_generator_is_left_alon
 
 # -- epochs
 
-@given(n=st.integers(1, 60), size=st.integers(1, 9), world=st.integers(1, 4), seed=st.integers(0, 3), epoch=st.integers(0, 3), shuffle=st.booleans(), drop=st.booleans())
+@given(n=st.integers(1, 60), size=st.integers(1, 9), world=st.integers(1, 4), seed=st.integers(0, 3), epoch=st.integers(0, 3),
+       shuffle=st.booleans(), drop=st.booleans())
 @settings(max_examples=300, deadline=None)
 def test_epochs_share_out_the_images(n, size, world, seed, epoch, shuffle, drop):
     indices = [3*i + 1 for i in range(n)]
@@ -252,7 +259,8 @@ def test_shuffling_is_fair_and_differs_between_epochs_and_seeds():
 
 
 def test_epochs_that_cannot_be_are_refused():
-    for bad, says in (((range(0), 2, 0, 0), "0 images"), (([1, 2, 1], 2, 0, 0), "twice"), ((range(4), 0, 0, 0), "batch_size 0"), ((range(4), 2, 0, 0, True, True, 2, 2), "rank 2 of 2")):
+    for bad, says in (((range(0), 2, 0, 0), "0 images"), (([1, 2, 1], 2, 0, 0), "twice"), ((range(4), 0, 0, 0), "batch_size 0"),
+                      ((range(4), 2, 0, 0, True, True, 2, 2), "rank 2 of 2")):
         with pytest.raises(ValueError, match=says): epoch_batches(*bad)
 
 
