@@ -41,7 +41,7 @@ class SegModel(nn.Module):
         return self.net(x.expand(-1, self.spec["in_channels"], -1, -1))[..., :h, :w]
 
 # %% ../nbs/22_model.ipynb #359076e7
-ARCHS = {"unet": smp.Unet, "fpn": smp.FPN, "pspnet": smp.PSPNet}
+ARCHS = {"unet": smp.Unet, "fpn": smp.FPN, "pspnet": smp.PSPNet}  # the recipe's three
 
 def _check_encoder(name):
     "Raise `ValueError` with the nearest names when neither smp nor timm has this encoder."
@@ -49,31 +49,36 @@ def _check_encoder(name):
     if name in known or (name.startswith("tu-") and timm.is_model(name[3:])): return
     known += ["tu-" + n for n in timm.list_models()]
     near = difflib.get_close_matches(name, known, n=5, cutoff=.6)
-    raise ValueError(f"no encoder is called {name!r}" + (f"; near it: {', '.join(near)}" if near else "") +
-                     ". Names: smp.encoders.get_encoder_names(), or 'tu-' and a name from timm.list_models()")
+    near = f"; near it: {', '.join(near)}" if near else ""
+    raise ValueError(f"no encoder is called {name!r}{near}. Names: smp.encoders.get_encoder_names(), "
+                     "or 'tu-' and a name from timm.list_models()")
 
 def _decoder(arch, depth, given):
     "The decoder arguments that make smp's `arch` give logits at the input's size for this encoder depth."
     fixed = {"activation", "aux_params", "upsampling", "classes"} & set(given)
-    if fixed: raise ValueError(f"{', '.join(sorted(fixed))}: set by build_model, which gives plain logits at the image's size")
+    if fixed: raise ValueError(f"{', '.join(sorted(fixed))}: not to be set, plain logits of the image's size come out")
     least = 3 if arch == "fpn" else 1
     if not least <= depth <= 5: raise ValueError(f"encoder_depth is {depth}; {arch} takes {least} to 5")
-    if arch == "unet": return {"decoder_channels": [256, 128, 64, 32, 16][-depth:], **given}  # the same channels at the same resolution
-    if arch == "fpn": return {"upsampling": 2**(depth - 3), **given}  # its finest map is 3 halvings above the coarsest
-    return {"upsampling": 2**depth, **given}                          # PSPNet decodes from the coarsest map alone
+    # Unet: a shallower net keeps smp's channels at each resolution. FPN's finest map is three halvings above the
+    # coarsest, and PSPNet has the coarsest alone: they are enlarged by what is left.
+    if arch == "unet": return {"decoder_channels": [256, 128, 64, 32, 16][-depth:], **given}
+    return {"upsampling": 2**(depth - 3) if arch == "fpn" else 2**depth, **given}
 
 # %% ../nbs/22_model.ipynb #e6bd4c76
 def _weights(encoder, weights):
-    "The name of the weights as smp wants it (None, True for timm's, else e.g. 'imagenet'); `ValueError` where there are none."
+    "The weights' name as smp wants it (None, True for timm's, 'imagenet'); `ValueError` where there are none."
     if weights in (None, False): return None
     if encoder.startswith("tu-"):
         if weights not in (True, "imagenet"):
-            raise ValueError(f"encoder_weights={weights!r}: a timm encoder names its weights itself, as in 'tu-resnet34.a1_in1k'; give \"imagenet\" or None here")
-        if not timm.models.is_model_pretrained(encoder[3:]): raise ValueError(f"timm has no pretrained weights for {encoder!r}; encoder_weights=None starts from random ones")
+            raise ValueError(f"encoder_weights={weights!r}: a timm encoder names its weights itself, as in "
+                             "'tu-resnet34.a1_in1k'; give \"imagenet\" or None here")
+        if not timm.models.is_model_pretrained(encoder[3:]):
+            raise ValueError(f"timm has no pretrained weights for {encoder!r}: encoder_weights=None takes random ones")
         return True
     known = list(smp.encoders.encoders[encoder]["pretrained_settings"])
     name = "imagenet" if weights is True else weights
-    if name not in known: raise ValueError(f"encoder {encoder!r} has no weights {name!r}; it has {', '.join(known) or 'none'}, and None for random ones")
+    if name not in known:
+        raise ValueError(f"encoder {encoder!r} has no weights {name!r}; it has {', '.join([*known, 'None'])}")
     return name
 
 def _hub_files(encoder, weights):
@@ -87,7 +92,8 @@ def _hub_files(encoder, weights):
 def _hub_answers(seconds=5):
     "Whether anything answers at the hub's address; an error page is an answer too."
     if hub.constants.HF_HUB_OFFLINE: return False
-    try: urllib.request.urlopen(urllib.request.Request(hub.constants.ENDPOINT, method="HEAD"), timeout=seconds).close()
+    ask = urllib.request.Request(hub.constants.ENDPOINT, method="HEAD")
+    try: urllib.request.urlopen(ask, timeout=seconds).close()
     except urllib.error.HTTPError: return True
     except OSError: return False
     return True
@@ -109,47 +115,53 @@ def _pretrained(encoder, weights):
     repo, revision, files = _hub_files(encoder, weights)
     found = [hub.try_to_load_from_cache(repo, f, revision=revision) for f in files] if repo else []
     if found and all(isinstance(f, str) for f in found):
-        # smp asks for an exact revision and takes the cache's; timm would ask the network first, so it is given the file
+        # smp asks for an exact revision and takes the cache's; timm would ask the network, so it is given the file
         return {"pretrained_cfg_overlay": {"file": found[0]}} if encoder.startswith("tu-") else {}
     if repo and not _hub_answers():
-        raise _how_to_bring(encoder, weights, repo, f"not in the cache {hub.constants.HF_HUB_CACHE}, and the hub does not answer")
+        cache = hub.constants.HF_HUB_CACHE
+        raise _how_to_bring(encoder, weights, repo, f"not in the cache {cache}, and the hub does not answer")
     return {}
 
 # %% ../nbs/22_model.ipynb #a94a492b
 def build_model(
     arch:str,                     # "unet", "fpn" or "pspnet"
-    encoder:str,                  # an smp encoder ("se_resnext50_32x4d") or "tu-" and a timm name ("tu-resnet34.a1_in1k")
+    encoder:str,                  # of smp ("se_resnext50_32x4d"), or of timm after "tu-" ("tu-resnet34.a1_in1k")
     n_classes:int=4,              # channels of the logits
     in_channels:int=1,            # 1, or 3: the grey channel three times, for encoders that must have three
-    encoder_weights:str|None=None,# "imagenet" for pretrained ones, another name that smp lists for this encoder, None for random ones
+    encoder_weights:str|None=None,# "imagenet" or what else smp lists for this encoder; None for random ones
     encoder_depth:int|None=5,     # halvings of the image, 1..5 (FPN 3..5); None for smp's own: 5, PSPNet 3
     mean:float=.3439,             # of the grey level on 0..1; the competition's by default
     std:float=.196,               # its standard deviation
     **decoder,                    # further arguments of the smp class, or of the timm encoder; they must be JSON-able
 ) -> SegModel:
-    """A segmentation model by name, in training mode; its random weights come from torch's generator (`torch.manual_seed`).
+    """A segmentation model by name, in training mode; random weights come from torch's generator (`torch.manual_seed`).
 
-    Pretrained weights come from the hub's cache or the hub (`HF_HOME`, `HF_HUB_OFFLINE`, `HF_ENDPOINT` are heeded); for
-    one channel the first layer's three are summed. Raises `ValueError` for unknown names, a depth or an argument that the
-    net does not take, and for weights that cannot be had, saying how to bring them.
+    Pretrained weights come from the hub's cache or the hub (`HF_HOME`, `HF_HUB_OFFLINE`, `HF_ENDPOINT` are heeded);
+    for one channel the first layer's three are summed. Raises `ValueError` for unknown names, a depth or an argument
+    that the net does not take, and for weights that cannot be had, saying how to bring them. Encoders that timm made
+    for one image size (swin, maxvit) take another as `img_size=(H, W)`, and then that size alone.
     Source: segmentation_models_pytorch 0.5 and 0.6; FPN as Kirillov et al. 2017, PSPNet as Zhao et al. 2017.
     """
     if arch not in ARCHS: raise ValueError(f"no architecture is called {arch!r}; there are {', '.join(ARCHS)}")
     _check_encoder(encoder)
     if in_channels not in (1, 3): raise ValueError(f"in_channels is {in_channels}; it is 1 or 3")
     if n_classes < 1: raise ValueError(f"n_classes is {n_classes}; a mask has 1 channel or more")
-    if not (math.isfinite(mean) and math.isfinite(std) and std > 0): raise ValueError(f"mean {mean} and std {std} must be finite, and std above 0")
+    if not (math.isfinite(mean) and math.isfinite(std) and std > 0):
+        raise ValueError(f"mean {mean} and std {std} must be finite, and std above 0")
     depth = {"pspnet": 3}.get(arch, 5) if encoder_depth is None else encoder_depth
     weights = _weights(encoder, encoder_weights)
-    args = {**_decoder(arch, depth, decoder), "encoder_depth": depth, "in_channels": in_channels, "classes": n_classes}
+    args = dict(_decoder(arch, depth, decoder), encoder_depth=depth, in_channels=in_channels, classes=n_classes)
     extra = _pretrained(encoder, weights) if weights else {}
     try: net = ARCHS[arch](encoder, encoder_weights=weights, **args, **extra)
     except OSError as e: raise _how_to_bring(encoder, weights, _hub_files(encoder, weights)[0], e) from e
-    except (TypeError, KeyError) as e: raise ValueError(f"{arch} over {encoder!r} cannot be built with {to_json(args)}: {e}") from e
+    except (TypeError, KeyError, ValueError) as e:
+        raise ValueError(f"no {arch} over {encoder!r} with {to_json(args)}: {e}") from e
+    if arch == "fpn" and 0 in net.encoder.out_channels[-4:]:
+        raise ValueError(f"fpn needs encoder_depth=5 over {encoder!r}, whose first map is a quarter of the image")
     net.config["encoder_weights"] = None  # else smp.from_pretrained would fetch them again, only to overwrite them
     net.config.pop("pretrained_cfg_overlay", None)
-    spec = dict(arch=arch, encoder=encoder, n_classes=n_classes, in_channels=in_channels, encoder_weights=encoder_weights,
-                encoder_depth=depth, mean=mean, std=std, **decoder)
+    spec = dict(arch=arch, encoder=encoder, n_classes=n_classes, in_channels=in_channels,
+                encoder_weights=encoder_weights, encoder_depth=depth, mean=mean, std=std, **decoder)
     return SegModel(net, json.loads(json.dumps(spec)))
 
 # %% ../nbs/22_model.ipynb #d432010b
@@ -174,18 +186,18 @@ def _sha256_text(text): return hashlib.sha256(text.encode()).hexdigest()
 def verify_model(
     folder:str|Path, # as `save_model` wrote it
 ) -> dict: # {file: sha256}
-    "Check every file of a model folder against its manifest; raises `ValueError` naming the file that is missing or damaged."
+    "Check a model folder against its manifest; raises `ValueError` naming the file that is missing or damaged."
     folder = Path(folder)
     if not folder.is_dir(): raise ValueError(f"{folder}: no such model folder")
+    if not (folder/"manifest.json").is_file():
+        raise ValueError(f"{folder} has no manifest.json: save_model did not write it, or not all of it was copied")
     damaged = "is damaged: its bytes are not those that were saved; copy the model folder again"
     try:
         manifest = read_json(folder/"manifest.json")
         files = manifest["files"]
-        whole_manifest = manifest["sha256"] == _sha256_text(to_json(files)) and set(files) == set(_FILES)
-    except (KeyError, TypeError, ValueError) as e:
-        if not (folder/"manifest.json").is_file(): raise ValueError(f"{folder} has no manifest.json: not a folder that save_model wrote") from None
-        raise ValueError(f"{folder/'manifest.json'} {damaged}") from e
-    if not whole_manifest: raise ValueError(f"{folder/'manifest.json'} {damaged}")
+        good = manifest["sha256"] == _sha256_text(to_json(files)) and set(files) == set(_FILES)
+    except (KeyError, TypeError, ValueError): good = False
+    if not good: raise ValueError(f"{folder/'manifest.json'} {damaged}")
     for name in _FILES:
         if not (folder/name).is_file(): raise ValueError(f"{folder/name} is missing")
         if sha256_file(folder/name) != files[name]: raise ValueError(f"{folder/name} {damaged}")
