@@ -13,7 +13,8 @@ import torch.nn.functional as F
 def _float32(logits, target):
     "Both as float32, of one shape; a silent broadcast here would train on nonsense."
     if logits.ndim != 4 or logits.shape != target.shape:
-        raise ValueError(f"logits and target must have one shape (N,C,H,W), got {tuple(logits.shape)} and {tuple(target.shape)}")
+        got = f"{tuple(logits.shape)} and {tuple(target.shape)}"
+        raise ValueError(f"logits and target must have one shape (N,C,H,W), got {got}")
     return logits.float(), target.float()
 
 # %% ../nbs/23_loss.ipynb #3790b5de
@@ -33,11 +34,12 @@ def soft_dice(
     logits:torch.Tensor, # (N,C,H,W), any float dtype
     target:torch.Tensor, # (N,C,H,W), 0/1, uint8 or float
 ) -> torch.Tensor: # scalar, float32, 0..1
-    """One minus the Dice of each image and class, with probabilities for pixels and 1 added above and below; the mean over the pairs.
+    """One minus the Dice of each image and class, with probabilities for pixels; the mean over the pairs.
 
-    An empty pair costs about 0 when it stays clean and about 1 with a confident false alarm. Its gradient fades as the
-    false alarm grows (as 1/area²), so it is meant to be added to `bce`, not used alone. Raises `ValueError` when the shapes differ.
-    Source: Milletari et al. 2016 (V-Net), per image and class as the competition scores.
+    1 is added above and below, so an empty pair costs about 0 when it stays clean and about 1 with a confident
+    false alarm. The gradient of that fades as the alarm grows (as 1/area²): add it to `bce`, do not use it alone.
+    Raises `ValueError` when the shapes differ.
+    Source: Milletari et al. 2016 (V-Net), here per image and class as the competition scores.
     """
     logits, target = _float32(logits, target)
     prob = logits.sigmoid()

@@ -55,7 +55,8 @@ def test_dice_agrees_with_smp_on_one_pair_that_is_not_empty():
     z, y = some(seed=2)
     theirs = DiceLoss("multilabel", smooth=.5)  # added to overlap and half the sum, so it is our 1 (smp 0.6)
     for zp, yp in zip(z.flatten(0, 1), y.flatten(0, 1)):
-        if yp.any(): assert soft_dice(zp[None, None], yp[None, None]).item() == pytest.approx(theirs(zp[None, None], yp[None, None]).item(), abs=1e-5)
+        zp, yp = zp[None, None], yp[None, None]
+        if yp.any(): assert soft_dice(zp, yp).item() == pytest.approx(theirs(zp, yp).item(), abs=1e-5)
 
 
 def test_dice_is_per_image_and_class_not_over_the_batch():
