@@ -8,7 +8,7 @@ BIN := .venv/bin
 RUN ?= runs/demo
 export NO_ALBUMENTATIONS_UPDATE := 1
 
-.PHONY: demo test lab check clean-nbs export readme
+.PHONY: demo test lab export pictures
 .DEFAULT_GOAL := test
 
 # uv shares one copy of each package between environments, so that a second clone costs seconds and no disk.
@@ -23,7 +23,7 @@ demo: .venv/ready
 
 test: .venv/ready
 	$(BIN)/python tests/in_step.py
-	cd nbs && ../$(BIN)/nbdev_test --n_workers 2
+	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2
 	$(BIN)/python -m pytest -q tests
 
 lab: .venv/ready
@@ -34,3 +34,7 @@ export: .venv/ready
 	$(BIN)/nbdev_export
 	$(BIN)/nbdev_clean
 	$(BIN)/python tests/in_step.py --write
+
+# The README's pictures, from the demo's run.
+pictures: demo
+	$(BIN)/python nbs/images/make.py $(RUN)

@@ -6,6 +6,7 @@
 import filecmp
 import json
 import os
+import posixpath
 import re
 import shutil
 import subprocess
@@ -21,7 +22,8 @@ def readme(root):
     from nbconvert import MarkdownExporter
 
     text, _ = MarkdownExporter().from_filename(str(root / "nbs/index.ipynb"))
-    text = re.sub(r"\]\((images/[^)]+)\)", r"](nbs/\1)", text)
+    # Links are written from nbs/, where the index lies, and read from the top folder.
+    text = re.sub(r"\]\((?!https?:|#)([^)]+)\)", lambda m: f"]({posixpath.normpath('nbs/' + m[1])})", text)
     head = "<!-- Made from nbs/index.ipynb by `make export`: change it there. -->\n\n"
     return head + re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 

@@ -35,7 +35,10 @@ def imported(path):
         if isinstance(node, ast.Import):
             names = [a.name for a in node.names]
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path.name}: relative import; write from steel_seg.x import y"
+            assert node.level < 2  # nbdev writes `from steel_seg.x` as `from .x`
+            if node.level:
+                own.update([node.module.split(".")[0]] if node.module else [a.name for a in node.names])
+                continue
             names = [node.module] if node.module != "steel_seg" else ["steel_seg." + a.name for a in node.names]
         else:
             continue
