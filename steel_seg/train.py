@@ -32,6 +32,10 @@ from .model import ARCHS, build_model, save_model
 from .loss import build_loss
 
 # %% ../nbs/25_train.ipynb #8a671d69
+def _parsed(what, text):
+    try: return json.loads(text)
+    except json.JSONDecodeError as e: raise ValueError(f"{what} is not valid JSON ({e})") from None
+
 @dataclass(frozen=True)
 class TrainConfig:
     """Everything that shapes a training run; checked when made, so that a typing mistake costs a second and not an hour.
@@ -62,12 +66,14 @@ class TrainConfig:
     limit:float = .1                       # and its greatest size
     clip:float = 1.                        # greatest norm of the gradient; 0: not clipped
     save_every:int = 0                     # steps between saves inside an epoch; 0: only at each epoch's end
+    decoder:dict|None = None               # further arguments of `build_model`, such as {"decoder_channels": [64, 32, 16]}; JSON text is read
 
     def __post_init__(self):
+        if isinstance(self.decoder, str): object.__setattr__(self, "decoder", _parsed("decoder", self.decoder))
         for f in fields(self):
             v, kind = getattr(self, f.name), f.type
             if kind is float and type(v) is int: object.__setattr__(self, f.name, v := float(v))
-            if type(v) is not kind and not (kind == str|None and (v is None or type(v) is str)):
+            if not isinstance(v, kind) or isinstance(v, bool):
                 raise ValueError(f"{f.name}={v!r} is of type {type(v).__name__}, not {getattr(kind, '__name__', kind)}")
             if kind is float and not math.isfinite(v): raise ValueError(f"{f.name}={v!r} is not a finite number")
         for name, low, high in (("encoder_depth", 1, 5), ("epochs", 1, None), ("batch_size", 1, None), ("weight_decay", 0, None),
@@ -91,8 +97,7 @@ class TrainConfig:
         text:str|dict, # JSON text as `to_json` writes it (fields left out take their defaults), or the parsed object
     ) -> "TrainConfig":
         "Read a configuration; raises `ValueError` that names an unknown key, or says where the text is not JSON."
-        try: found = json.loads(text) if isinstance(text, str) else text
-        except json.JSONDecodeError as e: raise ValueError(f"the configuration is not valid JSON ({e})") from None
+        found = _parsed("the configuration", text) if isinstance(text, str) else text
         if not isinstance(found, dict): raise ValueError(f"the configuration is a JSON {type(found).__name__}, not an object")
         unknown = sorted(set(found) - {f.name for f in fields(cls)})
         if unknown: raise ValueError(f"unknown in the configuration: {', '.join(unknown)}. Known: {', '.join(f.name for f in fields(cls))}")
@@ -322,7 +327,7 @@ class _Fold:
         torch.manual_seed(step_seed(c.seed, "weights", fold))
         # A net that goes on has its weights in the state and need not fetch the encoder's.
         self.net = build_model(c.arch, c.encoder, folder.n_classes, c.in_channels, None if tensors else c.encoder_weights,
-                               c.encoder_depth, facts["mean"], facts["std"])
+                               c.encoder_depth, facts["mean"], facts["std"], **(c.decoder or {}))
         self.net.spec["encoder_weights"] = c.encoder_weights
         self.shell = copy.deepcopy(self.net)
         if tensors: self.net.load_state_dict(_unpack("model", tensors))
