@@ -7,6 +7,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN ?= runs/demo
 export NO_ALBUMENTATIONS_UPDATE := 1
+# Threads that wait asleep: on a machine that others use too, threads that spin made a step twenty times slower.
+export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: demo test lab export pictures
 .DEFAULT_GOAL := test
@@ -27,7 +29,9 @@ test: .venv/ready
 	$(BIN)/python -m pytest -q tests
 
 lab: .venv/ready
-	$(BIN)/jupyter lab --ip=127.0.0.1 nbs/50_tour.ipynb
+	@# No question about news in a pop-up over the notebook, and no look for updates: nothing is fetched.
+	$(BIN)/jupyter labextension disable --level=sys_prefix "@jupyterlab/apputils-extension:announcements"
+	$(BIN)/jupyter lab --ip=127.0.0.1 --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate nbs/50_tour.ipynb
 
 # After a change in a notebook: exports, README and clean notebooks, ready to commit.
 export: .venv/ready
