@@ -77,7 +77,7 @@ def _rules(curves, decision):
     min_areas = np.unique(np.geomspace(1, pixels, 60).astype(int))
     for c, (ax, rule) in enumerate(zip(axes, decision.rules)):
         plot_surface(surface(curves, c, threshes, min_areas), threshes, min_areas, ax=ax, point=None if rule.min_area > pixels else (rule.thresh, rule.min_area))
-        ax.set_title(f"{names[c]}: threshold {said[c][0]}, minimum area {said[c][2]}", loc="left", fontsize=10)
+        ax.set_title(f"{names[c]}: " + (said[c][0] if said[c][1] == "–" else f"threshold {said[c][0]}, minimum area {said[c][2]}"), loc="left", fontsize=10)
     for ax in axes[len(names):]: ax.set_axis_off()
     return html_table(table) + _picture("Mean Dice of each class over threshold and minimum area; the chosen rule is marked", fig)
 
