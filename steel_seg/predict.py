@@ -83,6 +83,10 @@ def _check_run(run, folder, tta):
         if not (run/f"fold_{k}/last").exists(): raise ValueError(f"{run}/fold_{k} is not trained to its end: call train_run again to go on with it")
     return config
 
+def _best(run, k):
+    "The best model of a fold, on the machine's device."
+    return load_model(run/f"fold_{k}/best", Accelerator().device).to(memory_format=torch.channels_last)  # quicker than torch's own order
+
 def _manifests(run, k): return {f"fold_{i}": sha256_file(run/f"fold_{i}/best/manifest.json") for i in range(k)}
 
 # %% ../nbs/26_predict.ipynb #4b8a5bc4
@@ -110,7 +114,7 @@ def predict_oof(
     with tqdm(total=len(store.image_ids), initial=len(store.image_ids) - len(missing), desc="out of fold", unit="image", disable=not progress) as bar:
         for k, mine in enumerate(groups):
             if not missing.intersection(mine): continue
-            model = load_model(run/f"fold_{k}/best", Accelerator().device)
+            model = _best(run, k)
             _fill(store, mine, folder.image, lambda images: predict_probs(model, images, tta, config.precision), batch_size, bar)
     return ProbStore.open(run/"oof")
 
@@ -133,7 +137,7 @@ def predict_test(
     if not ids: raise ValueError(f"{folder.root} has no test images")
     store = _store(run/"test", ids, folder, {"kind": "test", "data": folder.sha256, "tta": tta, **_manifests(run, config.folds)})
     missing = store.missing()
-    models = [load_model(run/f"fold_{k}/best", Accelerator().device) for k in range(config.folds)] if missing else []
+    models = [_best(run, k) for k in range(config.folds)] if missing else []
     def mean(images): return torch.stack([predict_probs(m, images, tta, config.precision) for m in models]).mean(0)
     with tqdm(total=len(ids), initial=len(ids) - len(missing), desc="test", unit="image", disable=not progress) as bar:
         _fill(store, ids, folder.image, mean, batch_size, bar)

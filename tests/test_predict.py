@@ -45,6 +45,10 @@ def run(trained, tmp_path):
     return tmp_path / "run"
 
 
+def best(run, k):
+    return load_model(run / f"fold_{k}/best").to(memory_format=torch.channels_last)
+
+
 def batch(folder, ids):
     return torch.from_numpy(np.stack([folder.image(i) for i in ids])[:, None])
 
@@ -95,7 +99,7 @@ def test_every_image_by_the_model_that_has_not_seen_it(run, folder):
     differs = 0
     for k in range(3):
         ids = folds.image_id[folds.fold == k].tolist()
-        models = [load_model(run / f"fold_{j}/best") for j in range(3)]
+        models = [best(run, j) for j in range(3)]
         assert not set(models[k].meta["train_ids"]) & set(ids)
         for i in range(0, len(ids), 4):
             by_model = [stored(predict_probs(m, batch(folder, ids[i:i+4]))) for m in models]
@@ -180,7 +184,7 @@ def test_mean_of_the_folds_before_rounding(run, folder):
     store = predict_test(run, folder, progress=False, batch_size=3)
     ids = folder.test.image_id.tolist()
     assert store.image_ids == tuple(ids)
-    models = [load_model(run / f"fold_{k}/best") for k in range(3)]
+    models = [best(run, k) for k in range(3)]
     rounded_first = 0
     for i in range(0, 7, 3):
         probs = [predict_probs(m, batch(folder, ids[i:i+3])) for m in models]

@@ -123,7 +123,7 @@ def test_loop_is_the_plain_loop(calm, folder):
     ids = folder.images.image_id.to_numpy()
     fold = pd.read_csv(calm / "folds.csv").set_index("image_id").fold[ids].to_numpy()
     torch.manual_seed(step_seed(config.seed, "weights", 0))
-    net = build_model("unet", config.encoder, 4, encoder_depth=3, mean=facts["mean"], std=facts["std"])
+    net = build_model("unet", config.encoder, 4, encoder_depth=3, mean=facts["mean"], std=facts["std"]).to(memory_format=torch.channels_last)
     opt = torch.optim.AdamW(net.parameters(), weight_decay=config.weight_decay)
     data, loss_of = StripDataset(folder, train_transform(.5, .5, .5, .1), config.seed), build_loss("bce_dice")
     for epoch in range(3):
