@@ -69,7 +69,10 @@ class TrainConfig:
     decoder:dict|None = None               # further arguments of `build_model`, such as {"decoder_channels": [64, 32, 16]}; JSON text is read
 
     def __post_init__(self):
-        if isinstance(self.decoder, str): object.__setattr__(self, "decoder", _parsed("decoder", self.decoder))
+        if self.decoder is not None:
+            try: text = self.decoder if isinstance(self.decoder, str) else json.dumps(self.decoder)
+            except TypeError as e: raise ValueError(f"decoder={self.decoder!r} cannot be written as JSON ({e})") from None
+            object.__setattr__(self, "decoder", _parsed("decoder", text))  # as it will be read back: tuples are lists
         for f in fields(self):
             v, kind = getattr(self, f.name), f.type
             if kind is float and type(v) is int: object.__setattr__(self, f.name, v := float(v))
@@ -308,6 +311,15 @@ def _where_it_stands(where, made):
     if said: raise ValueError(f"{where/'state.safetensors'} belongs to another training: {'; '.join(said)}. Put back what it was made with, or remove the folder {where} to train this fold anew")
     return tensors, at
 
+def _net(config, facts, folder, fold, encoder_weights):
+    "The net of a fold before its first step; one that goes on has its weights in the state and need not fetch the encoder's."
+    torch.manual_seed(step_seed(config.seed, "weights", fold))
+    net = build_model(config.arch, config.encoder, folder.n_classes, config.in_channels, encoder_weights, config.encoder_depth,
+                      facts["mean"], facts["std"], **(config.decoder or {}))
+    net.spec["encoder_weights"] = config.encoder_weights
+    return net
+
+# %% ../nbs/25_train.ipynb #a159c6d4
 class _Fold:
     "One fold in training: what lives between its steps, and how that is saved."
     def __init__(self, run, folder, fold):
@@ -324,11 +336,7 @@ class _Fold:
                 "processes": a.num_processes, "train images": hashlib.sha256("\0".join(self.train_ids).encode()).hexdigest()}
         if a.is_main_process: self.where.mkdir(exist_ok=True); _tidy(self.where)
         tensors, self.at = _where_it_stands(self.where, made)
-        torch.manual_seed(step_seed(c.seed, "weights", fold))
-        # A net that goes on has its weights in the state and need not fetch the encoder's.
-        self.net = build_model(c.arch, c.encoder, folder.n_classes, c.in_channels, None if tensors else c.encoder_weights,
-                               c.encoder_depth, facts["mean"], facts["std"], **(c.decoder or {}))
-        self.net.spec["encoder_weights"] = c.encoder_weights
+        self.net = _net(c, facts, folder, fold, None if tensors else c.encoder_weights)
         self.shell = copy.deepcopy(self.net)
         if tensors: self.net.load_state_dict(_unpack("model", tensors))
         self.net.to(memory_format=torch.channels_last)  # the same numbers in another order: a quarter to a half of the time saved on a CPU
@@ -344,6 +352,16 @@ class _Fold:
 
     @property
     def finished(self): return self.at["epoch"] == self.config.epochs
+
+    def end_epoch(self, lr, score, val_loss, seconds):
+        "Enter a finished epoch into the history, keep the net if it is the best so far, and save."
+        at = self.at
+        epoch = at["epoch"] + 1
+        at["history"].append(dict(fold=self.fold, epoch=epoch, step=epoch*self.steps, lr=lr, loss=at["loss"]/self.steps, val_loss=val_loss, score=score, seconds=round(seconds, 3)))
+        if at["best"] is None or score > at["best"]["score"]:
+            at["best"], self.best = {"epoch": epoch, "score": score}, {k: t.cpu().clone() for k, t in self.net.state_dict().items()}
+        at.update(epoch=epoch, step=0, loss=0., seconds=0.)
+        self.save()
 
     def save(self):
         "The state as one file, and then, after an epoch, what is made from it."
@@ -441,12 +459,7 @@ def train_fold(
             for t in f.net.buffers(): broadcast(t)  # batch norm's running means differ between processes; the first's are saved
             score, val_loss = evaluate(f.net, valid, loss_of, accelerator)
             _check_finite(val_loss, fold, epoch, step, lr)
-            at["history"].append(dict(fold=fold, epoch=epoch + 1, step=(epoch + 1)*f.steps, lr=lr, loss=at["loss"]/f.steps,
-                                      val_loss=val_loss, score=score, seconds=round(time.perf_counter() - began, 3)))
-            if at["best"] is None or score > at["best"]["score"]:
-                at["best"], f.best = {"epoch": epoch + 1, "score": score}, {k: t.cpu().clone() for k, t in f.net.state_dict().items()}
-            at.update(epoch=epoch + 1, step=0, loss=0., seconds=0.)
-            f.save()
+            f.end_epoch(lr, score, val_loss, time.perf_counter() - began)
     accelerator.wait_for_everyone()
     return _read_history(f.where/"history.csv")
 

@@ -73,7 +73,7 @@ def test_config_round_trip():
     assert TrainConfig.from_json(TINY.to_json()) == TINY
     assert TrainConfig.from_json("{}") == TrainConfig()
     thin = replace(TINY, decoder={"decoder_channels": [16, 8, 8]})
-    assert TrainConfig.from_json(thin.to_json()) == thin == replace(TINY, decoder='{"decoder_channels": [16, 8, 8]}')
+    assert TrainConfig.from_json(thin.to_json()) == thin == replace(TINY, decoder='{"decoder_channels": [16, 8, 8]}') == replace(TINY, decoder={"decoder_channels": (16, 8, 8)})
     assert TrainConfig(lr=1) == TrainConfig(lr=1.0) and isinstance(TrainConfig(lr=1).lr, float)
 
 
@@ -85,7 +85,7 @@ def test_config_round_trip():
     (dict(weight_decay=-1), "weight_decay=-1.0"), (dict(warmup=1.5), "warmup=1.5 is not in 0 to 1"), (dict(folds=1), "folds=1"), (dict(seed=-1), "seed=-1"),
     (dict(num_workers=-1), "num_workers=-1"), (dict(accumulate=0), "accumulate=0"), (dict(hflip=2), "hflip=2.0"), (dict(clip=-1), "clip=-1.0"),
     (dict(save_every=-5), "save_every=-5"), (dict(lr=None), "lr=None is of type NoneType"),
-    (dict(decoder=[16]), "decoder=[16] is of type list"), (dict(decoder="{"), "decoder is not valid JSON"),
+    (dict(decoder=[16]), "decoder=[16] is of type list"), (dict(decoder="{"), "decoder is not valid JSON"), (dict(decoder={"x": {1}}), "cannot be written as JSON"),
 ])
 def test_config_refuses(wrong, says):
     with pytest.raises(ValueError) as e:
