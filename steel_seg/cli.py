@@ -150,7 +150,7 @@ def _score(args):
     return dict(score=found["score"], per_class=found["per_class"], pairs=found["pairs"])
 
 # %% ../nbs/60_cli.ipynb #18807cc7
-DEMO_PIXELS = 160e6 # pixels that each fold's net is trained on: two and a half minutes of one core
+DEMO_PIXELS = 180e6 # pixels that each fold's net is trained on: some two minutes of one core
 
 def demo_config(
     folder,   # a StripFolder
@@ -174,7 +174,7 @@ def _demo(args):
     from steel_seg.train import train_run
     folder = read_folder(data)
     train_run(run, folder, demo_config(folder, args.seed))
-    shared = dict(run=run, data=data, classes=None, seed=args.seed, tta="hflip", sample=None, out=None)
+    shared = dict(run=run, data=data, classes=None, seed=args.seed, tta="flips", sample=None, out=None)
     result = {}
     for step in (_predict, _decide, _submit): result.update(step(argparse.Namespace(**shared)))
     truth = data/("train.csv" if result["oof"] else "test_truth.csv")
