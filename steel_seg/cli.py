@@ -150,7 +150,7 @@ def _score(args):
     return dict(score=found["score"], per_class=found["per_class"], pairs=found["pairs"])
 
 # %% ../nbs/60_cli.ipynb #18807cc7
-DEMO_PIXELS = 180e6 # pixels that each fold's net is trained on: some two minutes of one core
+DEMO_PIXELS = 170e6 # pixels that each fold's net is trained on: some two minutes of one core
 
 def demo_config(
     folder,   # a StripFolder
@@ -169,7 +169,7 @@ def _demo(args):
     data = Path(args.data) if args.data else run/"data"
     if not args.data and not (data/"train.csv").exists():
         from steel_seg.synth import make_folder
-        make_folder(data, n_train=480, n_test=60, shape=(64, 400), seed=args.seed, progress=True)
+        make_folder(data, n_train=720, n_test=60, shape=(64, 400), seed=args.seed, progress=True)
     from steel_seg.data import read_folder
     from steel_seg.train import train_run
     folder = read_folder(data)
