@@ -7,8 +7,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN ?= runs/demo
 export NO_ALBUMENTATIONS_UPDATE := 1
-# Threads that wait asleep: on a machine that others use too, threads that spin made a step twenty times slower.
-export OMP_WAIT_POLICY ?= PASSIVE
+# Threads wait for each other a moment and then sleep: spinning on, as they do by themselves, made a training step up to
+# twenty times slower where other work shares the cores.
+export GOMP_SPINCOUNT ?= 20000
 
 .PHONY: demo test lab export pictures
 .DEFAULT_GOAL := test
