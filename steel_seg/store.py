@@ -6,7 +6,7 @@
 __all__ = ['to_level', 'ProbStore']
 
 # %% ../nbs/14_store.ipynb #f932f406
-import json, operator, os, re, secrets, shutil, zlib
+import hashlib, json, operator, os, re, secrets, shutil, zlib
 from pathlib import Path
 import numpy as np
 import zarr
@@ -169,6 +169,12 @@ class ProbStore:
     def missing(self) -> list: # of str
         "The ids of the images that are not finished, in order: what is left to predict."
         return [image_id for image_id, done in zip(self.image_ids, self.finished()) if not done]
+
+    def fingerprint(self) -> str:
+        "A hash of what it holds now: ids, shape, floor, and the checksum of every finished image. What is made of the same levels has the same."
+        self._chunks.refresh()
+        said = to_json([self.image_ids, self.shape, self.floor, sorted((row, sorted(lines)) for row, lines in self._chunks.done.items())])
+        return hashlib.sha256(said.encode()).hexdigest()
 
     def write(self,
         image_id:str,      # one of image_ids, not finished yet
