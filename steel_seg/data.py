@@ -22,7 +22,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from .files import sha256_file
-from .rle import rle_area, rle_decode, rle_overlap, rle_runs
+from .rle import rle_overlap, rle_runs
+from .runs import decode, table_areas
 
 # %% ../nbs/11_data.ipynb #26d139f6
 def class_id(
@@ -298,7 +299,7 @@ class StripFolder:
         "(C,H,W) uint8 0/1 of a train image; all 0 for a clean one; `ValueError` when there is no such train image."
         if image_id not in self._rles: raise ValueError(f"{self.root}: no train image {image_id!r}")
         mask = np.zeros((self.n_classes, *self.shape), np.uint8)
-        for c, rle in self._rles[image_id]: mask[c] = rle_decode(rle, self.shape)
+        for c, rle in self._rles[image_id]: decode(rle, self.shape, out=mask[c])
         return mask
 
     def class_sets(self) -> pd.Series:
@@ -308,9 +309,8 @@ class StripFolder:
 
     def truth_area(self) -> np.ndarray:
         "(N,C) int64: marked pixels of each image and class, from the runs; in the order of `images`."
-        area = np.zeros((len(self), self.n_classes), np.int64)
-        for n, i in enumerate(self.images.image_id):
-            for c, rle in self._rles[i]: area[n, c] = rle_area(rle, self.shape)
+        area, number = np.zeros((len(self), self.n_classes), np.int64), {i: n for n, i in enumerate(self.images.image_id)}
+        area[[number[i] for i in self.masks.image_id], self.masks.channel.to_numpy(int)] = table_areas(self.masks.rle, self.shape)
         return area
 
 # %% ../nbs/11_data.ipynb #8f7db330

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from .data import LAYOUTS, class_id, csv_rows, fault_table, raise_errors, read_table, scan_table, table_faults
 from .files import write_text
 from .metric import dice, score_table
-from .rle import rle_area, rle_encode, rle_overlap
+from .runs import encode_masks, table_counts
 
 # %% ../nbs/36_submit.ipynb #6fc0aae7
 def _write_csv(path, rows):
@@ -48,7 +48,7 @@ def _encoded(masks, image_id, n_classes, shape):
     if mask.ndim != 3 or len(mask) != n_classes:
         raise ValueError(f"image {image_id!r}: mask of shape {mask.shape}, expected ({n_classes}, height, width), a channel for every class of the sample")
     if shape and mask.shape != shape: raise ValueError(f"image {image_id!r}: mask of shape {mask.shape}, the one before has {shape}")
-    return [rle_encode(channel) for channel in mask], mask.shape
+    return encode_masks(mask), mask.shape
 
 def write_submission(
     path:str|Path,        # submission.csv, replaced in one step
@@ -131,10 +131,6 @@ def check_submission(
     return fault_table(faults)
 
 # %% ../nbs/36_submit.ipynb #7983bc8f
-def _pair_counts(pred, truth, shape):
-    "Area, hit and truth of one pair of RLEs, in pixels."
-    return (rle_area(pred, shape), rle_overlap(pred, truth, shape) if pred and truth else 0, rle_area(truth, shape)) if pred or truth else (0, 0, 0)
-
 def score_submission(
     path:str|Path,      # the submission, in either layout
     truth:str|Path,     # the truth, in either layout, with or without rows for clean pairs
@@ -158,7 +154,7 @@ def score_submission(
     images, n_classes = {i: n for n, i in enumerate(dict.fromkeys(table.image_id))}, int(table.channel.max()) + 1
     truths = dict(zip(zip(known.image_id, known.channel), known.rle))
     counts = np.zeros((3, len(images), n_classes), np.int64)
-    for i, c, rle in zip(table.image_id, table.channel, table.rle): counts[:, images[i], c] = _pair_counts(rle, truths.get((i, c), ""), shape)
+    counts[:, table.image_id.map(images), table.channel] = table_counts(table.rle, [truths.get(pair, "") for pair in zip(table.image_id, table.channel)], shape)
     d = dice(*counts)
     return {"score": float(d.mean()), "per_class": {class_id(c): float(d[:, c].mean()) for c in range(n_classes)},
             "table": score_table(d, counts[2]), "pairs": d.size}
