@@ -27,8 +27,8 @@ def one_map(prob, truth):
     "Dice (255,198) of one map where components smaller than each size are dropped."
     there = truth if truth.any() else None
     area, hit = map_counts(prob, there)
-    nodes = component_nodes(prob, there, room=ROOM, area=area)
-    curves = Curves(("one",), area[None, None], hit[None, None], np.array([[hit[0]]], np.int64), 1, SHAPE, Components(8, 1, np.array([0, len(nodes[0])]), *nodes))
+    nodes = component_nodes(prob, there, room=ROOM, area=area, smallest=16)  # no size but 0, which keeps all, is smaller
+    curves = Curves(("one",), area[None, None], hit[None, None], np.array([[hit[0]]], np.int64), 1, SHAPE, Components(8, 16, np.array([0, len(nodes[0])]), *nodes))
     return component_surface(curves, 0, LEVELS, SIZES)
 
 

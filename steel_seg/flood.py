@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['map_counts', 'Room', 'make_room', 'component_nodes', 'fill_levels']
 
-# %% ../nbs/15_flood.ipynb #1028faa8
+# %% ../nbs/15_flood.ipynb #e21d230f
 from typing import NamedTuple
 
 import numpy as np
 from numba import njit
 
-# %% ../nbs/15_flood.ipynb #f55818af
+# %% ../nbs/15_flood.ipynb #4640bb8c
 @njit(nogil=True, cache=True)
 def _count(prob, words, truth, n_truth, area, hit):
     "Fill area and hit (256,) of one map, given flat and, but for a rest, as words of eight pixels; `truth` is read where there are `n_truth` > 0 pixels of it."
@@ -44,10 +44,10 @@ def map_counts(
     _count(flat, flat[:len(flat)//64*64].view(np.uint64), np.ascontiguousarray(truth).ravel() if n_truth else flat, n_truth, area, hit)
     return area, hit
 
-# %% ../nbs/15_flood.ipynb #323130d5
+# %% ../nbs/15_flood.ipynb #62c8db8e
 class Room(NamedTuple):
     "Arrays that the kernels work in, for maps of one shape; made by `make_room`, used by one thread at a time."
-    map:np.ndarray   # (H+2,S) uint8, zero frame; S is a multiple of 8, so that eight pixels can be looked at together
+    map:np.ndarray   # (H+2,S) uint8, zero frame; S is a multiple of 64, so that as many pixels can be looked at together
     truth:np.ndarray # (H+2,S) uint8
     seen:np.ndarray  # (H+2,S) uint8
     wait:np.ndarray  # (H*W,) uint32, pixels that wait, level by level
@@ -63,7 +63,7 @@ def make_room(
 ) -> Room:
     "New arrays for maps of one shape."
     h, w = shape
-    framed = (3, h + 2, (w + 2 + 7)//8*8)
+    framed = (3, h + 2, (w + 2 + 63)//64*64)
     return Room(*np.zeros(framed, np.uint8), *np.zeros((2, h*w), np.uint32), *np.zeros((2, h*w), np.uint8), *np.zeros((2, h*w), np.int32), (h, w))
 
 @njit(nogil=True, cache=True)
@@ -88,7 +88,7 @@ def _offsets(connectivity, stride):
     near = {4: (-stride, -1, 1, stride), 8: (-stride - 1, -stride, -stride + 1, -1, 1, stride - 1, stride, stride + 1)}
     return tuple(np.array(near[connectivity], np.int64).astype(np.uint64))
 
-# %% ../nbs/15_flood.ipynb #d4c7b4b0
+# %% ../nbs/15_flood.ipynb #198db18b
 @njit(nogil=True, cache=True)
 def _nodes(room, has_truth, steps, first, smallest):
     """List the components of the framed map at all levels into the room; returns how many. The map is 0 afterwards.
@@ -99,9 +99,9 @@ def _nodes(room, has_truth, steps, first, smallest):
     next_ = first.copy()
     level, sizes, boths, depth = np.zeros(257, np.uint8), np.zeros(257, np.int32), np.zeros(257, np.int32), np.uint64(0)
     n = np.uint64(0)
-    for word in range(len(words)):
-        if words[word] == 0: continue # eight pixels that are 0, or were visited
-        for start in range(8*word, 8*word + 8):
+    for w in range(0, len(words), 8):
+        if not (words[w] | words[w+1] | words[w+2] | words[w+3] | words[w+4] | words[w+5] | words[w+6] | words[w+7]): continue # 0, or visited
+        for start in range(8*w, 8*w + 64):
             at = np.uint64(start)
             here = v[at]
             if here == 0: continue
@@ -146,7 +146,7 @@ def _nodes(room, has_truth, steps, first, smallest):
                 at = np.uint64(wait[next_[down]])
     return n
 
-# %% ../nbs/15_flood.ipynb #1e826759
+# %% ../nbs/15_flood.ipynb #530950fd
 def _checked(prob, room):
     "The map as an array, and a room that fits it."
     prob = np.asarray(prob)
@@ -171,13 +171,15 @@ def component_nodes(
     prob, room = _checked(prob, room)
     if connectivity not in (4, 8): raise ValueError(f"connectivity must be 4 or 8, not {connectivity}")
     if truth is not None and np.shape(truth) != prob.shape: raise ValueError(f"truth {np.shape(truth)} and map {prob.shape} differ in shape")
+    area = map_counts(prob, None)[0] if area is None else area
+    if not area[1]: return tuple(x[:0].copy() for x in (room.low, room.high, room.area, room.hit))
     _frame(prob, room.map)
     if truth is not None: _frame(np.asarray(truth) != 0, room.truth)
-    n = _nodes(room, truth is not None, _offsets(connectivity, room.map.shape[1]), _places(map_counts(prob, None)[0] if area is None else area), max(1, smallest))
+    n = _nodes(room, truth is not None, _offsets(connectivity, room.map.shape[1]), _places(area), max(1, smallest))
     order = np.argsort(-room.area[:n])
     return tuple(x[:n][order] for x in (room.low, room.high, room.area, room.hit))
 
-# %% ../nbs/15_flood.ipynb #4919df75
+# %% ../nbs/15_flood.ipynb #6f2732da
 @njit(nogil=True, cache=True)
 def _fill(room, r0, r1, c0, c1, steps, first):
     "Raise the pixels of holes in rows r0..r1 and columns c0..c1 of the framed map; around these it must be 0 or end."
