@@ -1,7 +1,8 @@
 # make demo   the whole chain on a synthetic strip mill (make demo DATA=path for a folder of your own)
 # make test   notebooks clean, exports and README in step, every notebook run, then pytest
 # make lab    JupyterLab on the tour
-# All three build .venv on first use and find it built on the second.
+# make bench  every figure as a ratio to a named peer, in benchmarks/results.json
+# All of them build .venv on first use and find it built on the second.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -11,7 +12,7 @@ export NO_ALBUMENTATIONS_UPDATE := 1
 # twenty times slower where other work shares the cores.
 export GOMP_SPINCOUNT ?= 20000
 
-.PHONY: demo test lab export pictures
+.PHONY: demo test lab export pictures bench bench-full
 .DEFAULT_GOAL := test
 
 # uv shares one copy of each package between environments, so that a second clone costs seconds and no disk.
@@ -43,3 +44,15 @@ export: .venv/ready
 # The README's pictures, from the demo's run.
 pictures: demo
 	$(BIN)/python nbs/images/make.py $(RUN)
+
+# The peers are installed for this alone; neither the kit nor its tests need them.
+.venv/bench: .venv/ready
+	$(BIN)/uv pip install -q --python $(BIN)/python -c constraints.txt -e ".[dev,bench]"
+	touch $@
+
+bench: .venv/bench
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench.py $(ONLY)
+
+# The whole of a competition-sized run, simulated: 12,568 images on disk, minutes.
+bench-full: .venv/bench
+	$(BIN)/python benchmarks/full_size.py

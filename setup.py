@@ -24,7 +24,7 @@ setup(
     packages=[cfg["lib_path"]],
     python_requires=">=" + cfg["min_python"],
     install_requires=cfg["requirements"].split(),
-    extras_require={"dev": cfg["dev_requirements"].split()},
+    extras_require={name: cfg[f"{name}_requirements"].split() for name in ("dev", "bench")},
     entry_points={"console_scripts": cfg["console_scripts"].split()},
     zip_safe=False,
 )
