@@ -86,43 +86,78 @@ def _train(args):
 
 def _predict(args):
     from steel_seg.data import read_folder
-    from steel_seg.predict import predict_oof, predict_test
-    folder = read_folder(args.data, n_classes=args.classes)
-    done = dict(run=args.run, oof=predict_oof(args.run, folder, tta=args.tta).path)
+    from steel_seg.predict import count_oof, predict_oof, predict_test
+    folder, done = read_folder(args.data, n_classes=args.classes), dict(run=args.run)
+    if args.count_only:
+        count_oof(args.run, folder, args.tta, **_counted(_template(args)))
+        done["curves"] = Path(args.run)/"curves.npz"
+    else: done["oof"] = predict_oof(args.run, folder, tta=args.tta).path
     if len(folder.test): done["test"] = predict_test(args.run, folder, tta=args.tta).path
-    for name in ("oof", "test"):
+    for name in ("oof", "curves", "test"):
         if name in done: print(f"{name}: {done[name]}")
     return done
 
+def _template(args):
+    "What the options say of a rule beside its threshold and minimum area."
+    from steel_seg.post import Rule
+    return Rule(fill_holes=args.fill_holes, min_component=args.min_component, connectivity=args.connectivity)
+
+def _counted(template):
+    "What must be counted for rules like this one."
+    return dict(connectivity=template.connectivity if template.min_component > 1 else None, fill_holes=template.fill_holes, smallest=max(1, template.min_component))
+
+def _curves(run, folder, template):
+    "Counts of the out-of-fold predictions: of the store, or those that were kept where there is none."
+    from steel_seg.curves import curves_of, read_curves, write_curves
+    from steel_seg.store import ProbStore
+    if (run/"oof").exists() or not (run/"curves.npz").exists():
+        curves = curves_of(ProbStore.open(run/"oof"), folder, **_counted(template), progress=True)
+        write_curves(run/"curves.npz", curves)
+        return curves
+    curves, truth = read_curves(run/"curves.npz"), dict(zip(folder.images.image_id, folder.truth_area().tolist()))
+    if [truth.get(i) for i in curves.image_ids] != curves.truth.tolist(): raise ValueError(f"{run}/curves.npz was counted with other labels than those in {folder.root}: predict again")
+    return curves
+
+def _scores(args, image_ids, n_classes):
+    "Levels of a classifier from a csv, or None where none is given."
+    from steel_seg.gates import read_scores
+    return None if args.scores is None else read_scores(args.scores, image_ids, n_classes, args.scores_prefix)
+
 def _decide(args):
     import numpy as np
-    from steel_seg.curves import curves_of, write_curves
     from steel_seg.data import read_folder
     from steel_seg.decide import decide
+    from steel_seg.files import sha256_file, write_text
     from steel_seg.folds import read_folds
+    from steel_seg.gates import compare_gates, decide_gate
     from steel_seg.report import write_report
-    from steel_seg.store import ProbStore
-    run, folder = Path(args.run), read_folder(args.data, n_classes=args.classes)
-    store = ProbStore.open(run/"oof")
-    curves = curves_of(store, folder, progress=True)
-    write_curves(run/"curves.npz", curves)
-    fold = read_folds(run/"folds.csv", curves.image_ids).fold.to_numpy()
-    decision = decide(curves, fold, np.random.default_rng(args.seed))
-    decision.save(run/"rule.json", data_sha256=folder.sha256, seed=args.seed)
-    report = write_report(run/"report.html", run, folder, curves, decision)
-    print(f"expected on fresh images (nested): {decision.nested}")
-    print(f"on the images that chose it:       {decision.optimistic}")
-    print(f"all empty:                         {decision.all_empty:.4f}")
+    run, folder, template = Path(args.run), read_folder(args.data, n_classes=args.classes), _template(args)
+    curves = _curves(run, folder, template)
+    scores = _scores(args, curves.image_ids, folder.n_classes)
+    fold, rng = read_folds(run/"folds.csv", curves.image_ids).fold.to_numpy(), np.random.default_rng(args.seed)
+    table = None
+    if scores is not None or args.compare_gates:
+        table = compare_gates(curves, fold, scores, rng, template)
+        print(table.xs("all", level="row")[["optimistic", "nested", "difference", "low", "high"]].round(4).to_string(), "\n")
+        write_text(run/"gates.csv", table.to_csv())
+    if args.gate == "none": decision = decide(curves, fold, rng, args.how, template)
+    else: decision = decide_gate(curves, fold, rng, args.gate, scores, template)
+    facts = {} if scores is None else {"classifier": {"file": Path(args.scores).name, "sha256": sha256_file(args.scores), "prefix": args.scores_prefix}}
+    decision.save(run/"rule.json", data_sha256=folder.sha256, seed=args.seed, **facts)
+    report = write_report(run/"report.html", run, folder, curves, decision, scores, table)
+    print(decision)
     return dict(rule=run/"rule.json", report=report, nested=decision.nested, optimistic=decision.optimistic, all_empty=decision.all_empty)
 
 # %% ../nbs/60_cli.ipynb #3a4e0cf3
 def _submit(args):
     from steel_seg.data import read_folder
-    from steel_seg.post import apply_rules, read_rules
+    from steel_seg.post import NEEDS_SCORE, apply_rules, read_rules
     from steel_seg.store import ProbStore
     from steel_seg.submit import check_submission, write_sample, write_submission
     run, folder = Path(args.run), read_folder(args.data, n_classes=args.classes)
     rules, _ = read_rules(run/"rule.json")
+    asks = sorted({r.gate_by for r in rules if r.gate and r.gate_by in NEEDS_SCORE})
+    if asks and args.scores is None: raise ValueError(f"{run}/rule.json asks a classifier (gate by {', '.join(asks)}): give its probabilities for these images with --scores")
     # A folder with no test images still shows the whole way: its own out-of-fold predictions go through the same checks.
     oof = not len(folder.test)
     store = ProbStore.open(run/("oof" if oof else "test"))
@@ -130,7 +165,9 @@ def _submit(args):
     if sample is None or not Path(sample).exists():
         if args.sample: raise ValueError(f"{args.sample}: no such file")
         sample = write_sample(run/"sample_submission.csv", store.image_ids, folder.n_classes, folder.layout)
-    out = write_submission(args.out or run/"submission.csv", sample, lambda image_id: apply_rules(store.read(image_id), rules))
+    scores = _scores(args, store.image_ids, folder.n_classes)
+    score_of = {} if scores is None else dict(zip(store.image_ids, scores))
+    out = write_submission(args.out or run/"submission.csv", sample, lambda image_id: apply_rules(store.read(image_id), rules, score_of.get(image_id)))
     found = _say_faults(check_submission(out, sample, folder.shape, folder.n_classes), 20)
     print(f"{out}: from {'out-of-fold' if oof else 'test'} predictions, {found['errors']} errors, {found['warnings']} warnings")
     return dict(submission=out, sample=sample, oof=oof, exit=int(found["errors"] > 0), **found)
@@ -174,9 +211,10 @@ def _demo(args):
     from steel_seg.train import train_run
     folder = read_folder(data)
     train_run(run, folder, demo_config(folder, args.seed))
-    shared = dict(run=run, data=data, classes=None, seed=args.seed, tta="flips", sample=None, out=None)
     result = {}
-    for step in (_predict, _decide, _submit): result.update(step(argparse.Namespace(**shared)))
+    for step in (["predict", "--tta", "flips"], ["decide", "--seed", str(args.seed)], ["submit"]):
+        options = _parser().parse_args([*step, "--run", str(run), "--data", str(data)])
+        result.update(options.do(options))
     truth = data/("train.csv" if result["oof"] else "test_truth.csv")
     if truth.exists():
         from steel_seg.submit import score_submission
@@ -186,6 +224,10 @@ def _demo(args):
     return result
 
 # %% ../nbs/60_cli.ipynb #52b3066e
+# Named here too, so that a command does not load what it does not use.
+_HOW = "pooled", "plateau", "best", "middle", "bagged"
+_GATES = "peak", "score", "sum", "core", "product", "area"
+
 def _parser(command=None):
     "The parser; the options of `train` come from TrainConfig, so they are added only where `command` asks for them."
     top = _Parser(prog="steel_seg", description="Find and classify defects on steel strips: from train.csv to a checked submission.")
@@ -199,6 +241,11 @@ def _parser(command=None):
         p.add_argument("--data", required=True, type=Path, help="the folder that holds train.csv and train_images/")
         p.add_argument("--run", required=True, type=Path, help="the run folder")
         p.add_argument("--classes", type=int, help="number of classes (default: as the data say)")
+    def rule(p):
+        p.add_argument("--fill-holes", action="store_true", help="fill the holes of every mask"); p.add_argument("--min-component", type=int, default=0, help="drop components of fewer pixels")
+        p.add_argument("--connectivity", type=int, choices=(4, 8), default=8, help="what touches, for components")
+    def classifier(p):
+        p.add_argument("--scores", type=Path, help="a csv with a classifier's probability for each image and class"); p.add_argument("--scores-prefix", help="what its columns begin with, where the file holds several classifiers")
     p = add("synth", _synth, "make a synthetic competition folder")
     p.add_argument("out", type=Path, help="the folder to make")
     p.add_argument("--n-train", type=int, default=100); p.add_argument("--n-test", type=int, default=20)
@@ -212,9 +259,13 @@ def _parser(command=None):
     if command == "train": _add_config(p)
     p = add("predict", _predict, "predict out of fold, and the test images where there are any"); chain(p)
     p.add_argument("--tta", choices=("none", "hflip", "flips"), default="hflip", help="flips to average over")
+    p.add_argument("--count-only", action="store_true", help="count the out-of-fold predictions as they are made (curves.npz) and keep no store of them"); rule(p)
     p = add("decide", _decide, "choose the rule of each class from the out-of-fold predictions; writes rule.json and report.html"); chain(p)
-    p.add_argument("--seed", type=int, default=0, help="of the bootstrap")
-    p = add("submit", _submit, "write a submission and check it"); chain(p)
+    p.add_argument("--seed", type=int, default=0, help="of the bootstrap"); rule(p); classifier(p)
+    p.add_argument("--how", choices=_HOW, default=_HOW[0], help="how threshold and minimum area are chosen (default: %(default)s)")
+    p.add_argument("--gate", choices=("none", *_GATES), default="none", help="what may empty a mask; those but peak and core need --scores (default: %(default)s)")
+    p.add_argument("--compare-gates", action="store_true", help="print what every gate would score; with --scores this is done in any case")
+    p = add("submit", _submit, "write a submission and check it"); chain(p); classifier(p)
     p.add_argument("--sample", type=Path, help="sample_submission.csv to follow (default: the data folder's)"); p.add_argument("--out", type=Path, help="default: RUN/submission.csv")
     p = add("check", _check, "list every fault of a submission by row")
     p.add_argument("submission", type=Path); p.add_argument("--sample", type=Path, help="the sample_submission.csv it must match"); p.add_argument("--classes", type=int)

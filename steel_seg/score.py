@@ -9,7 +9,7 @@ __all__ = ['Rows', 'check_level', 'rows_of', 'dice_rows', 'dice_at']
 from dataclasses import dataclass
 import numpy as np
 from .metric import dice
-from .post import Rule, product_level
+from .post import NEEDS_SCORE, Rule, product_level
 from .curves import Curves
 
 # %% ../nbs/33_score.ipynb #71c6ea6a
@@ -66,10 +66,10 @@ def rows_of(
     area, hit = curves.counts(channel, rule.fill_holes, rule.min_component, rule.connectivity)
     by, gate, size = rule.gate_by if rule.gate else "", rule.gate, area
     if scores is not None: scores = _score_levels(scores, len(curves))
-    elif by in ("sum", "product", "area"): raise ValueError(f"a rule with gate_by={by!r} needs a score for each image and class, and none are given")
-    if by in ("score", "peak", "sum"):
+    elif by in NEEDS_SCORE: raise ValueError(f"a rule with gate_by={by!r} needs a score for each image and class, and none are given")
+    if by in ("peak", "score", "sum"):
         peak = (curves.area[:, channel, 1:] > 0).sum(1)
-        value = peak if by == "peak" or scores is None else scores if by == "score" else peak + scores
+        value = peak if by == "peak" else scores if by == "score" else peak + scores
         size = area*(value >= gate)[:, None]
     elif by == "core":
         check_level(gate, curves.floor, "gate")

@@ -1,18 +1,19 @@
-"""Curves and decisions from counts against pixels and brute force over every threshold and every area."""
+"""Decisions against brute force over every threshold and every area, and against slow twins of each way of choosing."""
 import tracemalloc
-from types import SimpleNamespace
 
 import numpy as np
-import pandas as pd
 import pytest
 from conftest import real_data
 
-from steel_seg.curves import Curves, curves_of, map_counts, read_curves, write_curves
+from steel_seg.curves import Curves, curves_of
 from steel_seg.data import read_folder
-from steel_seg.decide import best_rule, choose_rules, decide, dice_at, nested_dice, nested_rules, surface
-from steel_seg.metric import dice, mask_counts
+from steel_seg.decide import CHOOSERS, best_rule, choose_rules, compare_rules, decide, nested_dice, nested_rules, smooth_surface
+from steel_seg.flood import map_counts
+from steel_seg.metric import dice, mask_counts, paired_difference
 from steel_seg.post import Rule, apply_rules, read_rules
+from steel_seg.score import dice_at, dice_rows, rows_of
 from steel_seg.store import ProbStore
+from steel_seg.surface import surface
 
 
 def random_maps(rng, n=6, c=2, shape=(5, 7), floor=0):
@@ -52,138 +53,6 @@ def longest(hits):
     return best[1:]
 
 
-# curves
-
-def test_counts_equal_a_count_at_every_level():
-    rng = np.random.default_rng(0)
-    for _ in range(200):
-        shape = tuple(rng.integers(1, 9, 2))
-        prob = rng.integers(0, 256, shape).astype(np.uint8)
-        truth = rng.random(shape) < .5
-        for given in (truth, truth.astype(np.uint8), truth*255, None):
-            area, hit = map_counts(prob, given)
-            assert area.shape == hit.shape == (256,) and area.dtype == hit.dtype == np.int64
-            assert area.tolist() == [int((prob >= t).sum()) for t in range(256)]
-            assert hit.tolist() == [0 if given is None else int(((prob >= t) & truth).sum()) for t in range(256)]
-
-
-def test_counts_of_other_arrays_are_refused():
-    for prob, truth in ((np.zeros((2, 3)), None), (np.zeros((2, 3), np.int32), None), (np.zeros((2, 3), np.uint8), np.zeros((3, 2))), (np.zeros((2, 3), np.uint8), np.zeros((1, 3)))):
-        with pytest.raises(ValueError): map_counts(prob, truth)
-
-
-def stand_in(ids, truth):
-    "As much of a StripFolder as curves_of asks for."
-    ids = sorted(ids)
-    return SimpleNamespace(root="data", n_classes=truth.shape[1], shape=truth.shape[2:], images=pd.DataFrame({"image_id": ids}), mask=dict(zip(ids, truth.astype(np.uint8))).__getitem__)
-
-
-def test_curves_of_a_store_are_in_its_order_and_exact(tmp_path):
-    rng = np.random.default_rng(1)
-    levels, truth = random_maps(rng, n=9, c=3, floor=20)
-    ids = [f"{i}.jpg" for i in range(9)]
-    order = rng.permutation(9)
-    store = ProbStore.create(tmp_path/"s", [ids[i] for i in order[:7]], 3, (5, 7), floor=20)
-    folder = stand_in(ids, truth)
-    for count, i in enumerate(order[:7]):
-        with pytest.raises(ValueError, match=f"{7 - count} of 7 images are not finished, '{ids[i]}'"): curves_of(store, folder)
-        store.write(ids[i], levels[i])
-    curves = curves_of(store, folder, progress=True)
-    want = curves_from(levels[order[:7]], truth[order[:7]], 20)
-    assert curves.image_ids == store.image_ids and (curves.floor, curves.shape) == (20, (5, 7))
-    for name in ("area", "hit", "truth"): assert np.array_equal(getattr(curves, name), getattr(want, name)) and getattr(curves, name).dtype == getattr(want, name).dtype
-
-
-def test_a_store_that_does_not_fit_the_folder_is_told(tmp_path):
-    truth = np.zeros((3, 2, 5, 7), bool)
-    store = ProbStore.create(tmp_path/"s", ["a", "b", "x"], 2, (5, 7))
-    with pytest.raises(ValueError, match="1 of 3 images are not in data, 'x'"): curves_of(store, stand_in(["a", "b", "c"], truth))
-    with pytest.raises(ValueError, match="holds 2 classes"): curves_of(store, stand_in(["a", "b", "x"], truth[:, :1]))
-    with pytest.raises(ValueError, match="holds 2 classes"): curves_of(store, stand_in(["a", "b", "x"], truth[..., :-1]))
-
-
-def test_curves_come_back_from_a_file_and_nothing_else_does(tmp_path):
-    curves, path = random_curves(np.random.default_rng(2), floor=30), tmp_path/"curves.npz"
-    back = read_curves(write_curves(path, curves))
-    for name in ("area", "hit", "truth"): assert np.array_equal(getattr(curves, name), getattr(back, name)) and getattr(curves, name).dtype == getattr(back, name).dtype
-    assert (back.image_ids, back.floor, back.shape) == (curves.image_ids, 30, (5, 7)) and isinstance(back.image_ids[0], str)
-    arrays = dict(np.load(path))
-    for change in ({"area": arrays["area"].astype(float)}, {"hit": arrays["hit"][:, :1]}, {"truth": arrays["truth"][0]}, {"image_ids": arrays["image_ids"][1:]},
-                   {"image_ids": np.array([{"a": 1}]*6, object)}, {"hit": arrays["area"] + 1}, {"truth": arrays["truth"] - 1}):
-        np.savez(path, **{**arrays, **change})
-        with pytest.raises(ValueError, match="curves.npz"): read_curves(path)
-    for data in (b"", b"text", b"PK\x03\x04"):
-        path.write_bytes(data)
-        with pytest.raises(ValueError, match="curves.npz"): read_curves(path)
-    with pytest.raises(ValueError, match="absent.npz"): read_curves(tmp_path/"absent.npz")
-
-
-def test_a_flipped_bit_in_a_curves_file_raises_or_changes_nothing(tmp_path):
-    rng = np.random.default_rng(3)
-    curves, path = random_curves(rng, floor=30), tmp_path/"curves.npz"
-    data, raised = write_curves(path, curves).read_bytes(), 0
-    for _ in range(300):
-        damaged = bytearray(data)
-        damaged[rng.integers(len(data))] ^= 1 << rng.integers(8)
-        path.write_bytes(damaged)
-        try: back = read_curves(path)
-        except ValueError as e:
-            assert "curves.npz" in str(e)
-            raised += 1
-            continue
-        for field in ("image_ids", "floor", "shape"): assert getattr(back, field) == getattr(curves, field)
-        for field in ("area", "hit", "truth"): assert np.array_equal(getattr(back, field), getattr(curves, field))
-    assert raised > 200
-
-
-def test_taking_images_takes_their_rows():
-    curves = random_curves(np.random.default_rng(3))
-    for indices in ([4, 0, 0], np.array([False, True, True, False, False, True]), slice(1, 3), np.array([], int)):
-        part = curves.take(indices)
-        assert part.image_ids == tuple(np.array(curves.image_ids, object)[indices])
-        for name in ("area", "hit", "truth"): assert np.array_equal(getattr(part, name), getattr(curves, name)[indices])
-
-
-# the score of a rule
-
-def test_dice_from_counts_is_dice_of_the_masks_that_the_rule_makes():
-    rng = np.random.default_rng(4)
-    gated = dropped = 0
-    for _ in range(400):
-        floor = int(rng.integers(0, 100))
-        levels, truth = random_maps(rng, n=3, floor=floor)
-        curves = curves_from(levels, truth, floor)
-        rules = [Rule(int(rng.integers(max(1, floor), 256)), int(rng.integers(0, 20)), min_component=int(rng.integers(0, 2)), gate=int(rng.choice([0, 1, 100, 200, 254, 255]))) for _ in range(2)]
-        masks = np.stack([apply_rules(p, rules) for p in levels])
-        assert np.array_equal(dice_at(curves, rules), dice(*mask_counts(masks, truth)))
-        plain = np.stack([apply_rules(p, [Rule(r.thresh) for r in rules]) for p in levels])
-        dropped += (plain.any((2, 3)) & ~masks.any((2, 3))).sum()
-        gated += (plain.any((2, 3)) & ~np.stack([apply_rules(p, [Rule(r.thresh, gate=r.gate) for r in rules]) for p in levels]).any((2, 3))).sum()
-    assert min(gated, dropped) > 100
-
-
-def test_what_counts_cannot_know_is_refused():
-    curves = random_curves(np.random.default_rng(5), floor=40)
-    for rules in ([Rule(fill_holes=True), Rule()], [Rule(), Rule(min_component=2)]):
-        with pytest.raises(ValueError, match="apply_rule"): dice_at(curves, rules)
-    for rules in ([Rule(39), Rule()], [Rule(), Rule(1)]):
-        with pytest.raises(ValueError, match="40..255"): dice_at(curves, rules)
-    with pytest.raises(ValueError, match="39 is outside 40"): surface(curves, 0, [128, 39], [0])
-    with pytest.raises(ValueError, match="256 is outside"): surface(curves, 0, [256], [0])
-    for rules in ([Rule()], [Rule()]*3):
-        with pytest.raises(ValueError, match="for 2 classes"): dice_at(curves, rules)
-
-
-def test_the_surface_is_the_mean_dice_at_every_point():
-    rng = np.random.default_rng(6)
-    for _ in range(20):
-        curves = random_curves(rng, n=int(rng.integers(1, 9)))
-        for c in (0, 1):
-            assert np.allclose(surface(curves, c, np.arange(1, 256), np.arange(37)), all_scores(curves, c)[1:], rtol=0, atol=1e-12)
-            areas = rng.integers(0, 40, 7)  # in any order, some twice
-            assert np.allclose(surface(curves, c, [200, 3], areas), all_scores(curves, c)[[200, 3]][:, np.minimum(areas, 36)], rtol=0, atol=1e-12)
-
-
 # the best rule
 
 def test_the_best_rule_is_the_best_of_all_levels_and_areas_and_in_the_middle_of_its_tie():
@@ -192,7 +61,7 @@ def test_the_best_rule_is_the_best_of_all_levels_and_areas_and_in_the_middle_of_
     for _ in range(250):
         floor = int(rng.choice([0, 1, 13, 100, 201, 255]))
         curves = random_curves(rng, floor=floor, n=int(rng.integers(1, 8)), c=1, shape=(int(rng.integers(1, 6)), int(rng.integers(1, 8))))
-        scores, rule = all_scores(curves, 0)[max(1, floor):], best_rule(curves, 0)
+        scores, rule = all_scores(curves, 0)[max(1, floor):], Rule(*best_rule(rows_of(curves, 0)))
         best = scores.max()
         assert dice_at(curves, [rule]).mean() == pytest.approx(best, abs=1e-12)
         assert rule.thresh >= floor
@@ -217,16 +86,16 @@ def steps(*images):
 
 def test_ties_worked_by_hand():
     # 2*4/(8+4) = 2*2/(2+4) = .67, and 2*3/(7+4) = .55 between them: two runs of levels tie, and the longer one counts
-    assert best_rule(steps((4, (50, 8, 4), (60, 7, 3), (200, 2, 2))), 0) == Rule((61 + 200)//2, 2//2)
-    assert best_rule(steps((4, (150, 8, 4), (160, 7, 3), (200, 2, 2))), 0) == Rule((1 + 150)//2, 8//2)
+    assert best_rule(rows_of(steps((4, (50, 8, 4), (60, 7, 3), (200, 2, 2))), 0)) == ((61 + 200)//2, 2//2)
+    assert best_rule(rows_of(steps((4, (150, 8, 4), (160, 7, 3), (200, 2, 2))), 0)) == ((1 + 150)//2, 8//2)
     # a false alarm of 3 pixels up to level 50: at the middle level 100 it is gone, and any area up to 9 is as good
-    assert best_rule(steps((9, (200, 9, 9)), (0, (50, 3, 0))), 0) == Rule(100, 9//2)
+    assert best_rule(rows_of(steps((9, (200, 9, 9)), (0, (50, 3, 0))), 0)) == (100, 9//2)
     # up to level 150 the middle level still shows it: areas 4 to 9
-    assert best_rule(steps((9, (200, 9, 9)), (0, (150, 3, 0))), 0) == Rule(100, (4 + 9)//2)
+    assert best_rule(rows_of(steps((9, (200, 9, 9)), (0, (150, 3, 0))), 0)) == (100, (4 + 9)//2)
     # dropping below 5 loses one defect and one false alarm, so areas 0 to 4 and 5 to 40 tie: they are one range
-    assert best_rule(steps((40, (255, 40, 40)), (4, (255, 4, 4)), (0, (255, 4, 0))), 0) == Rule(128, 40//2)
+    assert best_rule(rows_of(steps((40, (255, 40, 40)), (4, (255, 4, 4)), (0, (255, 4, 0))), 0)) == (128, 40//2)
     # the same with a false alarm of 20 pixels in between: 0 to 4 or 21 to 40 for nothing lost, and the best is above it
-    assert best_rule(steps((40, (255, 40, 40)), (4, (255, 4, 4)), (0, (255, 20, 0)), (0, (255, 4, 0))), 0) == Rule(128, (21 + 40)//2)
+    assert best_rule(rows_of(steps((40, (255, 40, 40)), (4, (255, 4, 4)), (0, (255, 20, 0)), (0, (255, 4, 0))), 0)) == (128, (21 + 40)//2)
 
 
 def test_best_rules_of_many_images_do_not_depend_on_the_size_of_a_block():
@@ -235,10 +104,10 @@ def test_best_rules_of_many_images_do_not_depend_on_the_size_of_a_block():
     small = random_curves(rng, n=40, c=1, floor=13)
     many = small.take(rng.integers(0, 40, 12_568))
     tracemalloc.start()
-    rule = best_rule(many, 0)
+    rule = Rule(*best_rule(rows_of(many, 0)))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert dice_at(many, [rule]).mean() == pytest.approx(surface(many, 0, np.arange(13, 256), np.arange(37)).max(), abs=1e-12)
+    assert dice_at(many, [rule]).mean() == pytest.approx(surface(rows_of(many, 0), np.arange(13, 256), np.arange(37)).max(), abs=1e-12)
     assert peak < 200e6, f"{peak/1e6:.0f} MB"  # all levels at once take some 300 MB
 
 
@@ -248,78 +117,268 @@ def test_a_class_that_is_not_seen_is_never_predicted():
     truth[:, 1] = False
     for given in (levels, np.zeros_like(levels), np.full_like(levels, 255)):
         curves = curves_from(given, truth)
-        rule = best_rule(curves, 1)
+        rule = Rule(*best_rule(rows_of(curves, 1)))
         assert rule == Rule(128, 36) and (dice_at(curves, (Rule(), rule))[:, 1] == 1).all()
     everywhere = curves_from(np.full_like(levels, 255), np.ones_like(truth))  # even a mask of all pixels is less than "never"
-    assert best_rule(everywhere, 0).min_area <= 35 and (dice_at(everywhere, choose_rules(everywhere)) == 1).all()
+    assert best_rule(rows_of(everywhere, 0))[1] <= 35 and (dice_at(everywhere, choose_rules(everywhere, "best")) == 1).all()
 
 
 def test_no_images_no_rule():
-    with pytest.raises(ValueError, match="no images"): best_rule(random_curves(np.random.default_rng(0)).take([]), 0)
+    with pytest.raises(ValueError, match="no images"): best_rule(rows_of(random_curves(np.random.default_rng(0)).take([]), 0))
+
+
+def test_weights_stand_for_copies_of_images():
+    rng = np.random.default_rng(20)
+    for _ in range(40):
+        curves = random_curves(rng, n=7, c=2)
+        counts = rng.multinomial(7, np.full(7, 1/7))
+        copies = curves.take(np.repeat(np.arange(7), counts))
+        for c in (0, 1): assert best_rule(rows_of(curves, c), counts) == best_rule(rows_of(copies, c))
+
+
+# the other ways of choosing
+
+def wide_curves(rng, n=30, c=3, floor=0):
+    "Images with room for areas, and a net that knows something: smooth ways need a hill to find."
+    shape = (16, 40)
+    truth = np.zeros((n, c, *shape), bool)
+    levels = rng.integers(0, 40, (n, c, *shape))
+    for i in range(n):
+        for k in range(c):
+            y, x, h, w = rng.integers(0, 10), rng.integers(0, 30), rng.integers(2, 7), rng.integers(3, 11)
+            if rng.random() < .5: truth[i, k, y:y + h, x:x + w] = True
+            if rng.random() < .9: levels[i, k, y:y + h, x:x + w] += rng.integers(30, 215)*truth[i, k, y:y + h, x:x + w]
+            y, x = rng.integers(0, 13), rng.integers(0, 36)
+            if rng.random() < .4: levels[i, k, y:y + 3, x:x + 4] = rng.integers(20, 200)
+    return curves_from(np.where(levels < floor, 0, levels).astype(np.uint8), truth, floor)
+
+
+def chooser_grid(floor):
+    areas, a = [], 1.
+    while not areas or areas[-1] <= 16*40: areas.append(min(int(np.ceil(a)), 16*40 + 1)); a *= np.exp(.065)
+    return list(range(max(1, floor), 256, 2)), areas
+
+
+def smoothed_by_loops(scores, level_step, area_step):
+    def once(x):
+        out = np.empty_like(x)
+        for i in range(x.shape[0]):
+            for j in range(x.shape[1]):
+                across = np.exp(-.5*((np.arange(x.shape[0]) - i)*level_step/20)**2)
+                along = np.exp(-.5*((np.arange(x.shape[1]) - j)*area_step/.65)**2)
+                out[i, j] = (across[:, None]*along*x).sum()/(across.sum()*along.sum())
+        return out
+    return once(scores) + once(scores - once(scores))
+
+
+def test_smoothing_is_a_weighted_mean_and_what_it_took_given_back():
+    rng = np.random.default_rng(21)
+    for shape in ((9, 14), (1, 5), (6, 1), (1, 1)):
+        x = rng.random(shape)
+        assert np.allclose(smooth_surface(x, 3, .2), smoothed_by_loops(x, 3, .2), rtol=0, atol=1e-12)
+
+
+def test_plateau_and_pooled_are_the_top_of_the_smoothed_surface():
+    rng = np.random.default_rng(22)
+    for floor in (0, 13, 60):
+        curves = wide_curves(rng, floor=floor)
+        levels, areas = chooser_grid(floor)
+        gain = [surface(rows_of(curves, c), levels, areas) - (curves.truth[:, c] == 0).mean() for c in range(3)]
+        share = 30/30
+        for how, mixed in (("plateau", gain), ("pooled", [g + share*(sum(gain) - g) for g in gain])):
+            for rule, m in zip(choose_rules(curves, how), mixed):
+                s = smooth_surface(m, 2, .065)
+                t, a = np.unravel_index(s.argmax(), s.shape)
+                assert rule == Rule(levels[t], areas[a])
+
+
+def test_other_classes_weigh_as_thirty_images():
+    rng = np.random.default_rng(23)
+    curves = wide_curves(rng)
+    one = curves.take(slice(None))
+    one = Curves(one.image_ids, one.area[:, :1], one.hit[:, :1], one.truth[:, :1], one.floor, one.shape)
+    assert choose_rules(one) == choose_rules(one, "plateau")  # no other class, nothing to pool
+    many = curves.take(np.tile(np.arange(30), 2000))
+    for a, b in zip(choose_rules(many), choose_rules(many, "plateau")):
+        assert abs(a.thresh - b.thresh) <= 2 and abs(np.log(a.min_area/b.min_area)) < .1  # 30 of 60,000
+    assert choose_rules(curves) != choose_rules(curves, "plateau")
+
+
+def test_the_middle_is_within_a_standard_error_of_the_best():
+    rng = np.random.default_rng(24)
+    for _ in range(5):
+        curves = wide_curves(rng, c=2)
+        levels, areas = chooser_grid(0)
+        for c, rule in enumerate(choose_rules(curves, "middle")):
+            rows = rows_of(curves, c)
+            raw = surface(rows, levels, areas)
+            t, a = np.unravel_index(raw.argmax(), raw.shape)
+            best, members = dice_rows(rows, levels[t], areas[a]), []
+            for i, level in enumerate(levels):
+                for j, area in enumerate(areas):
+                    d = best - dice_rows(rows, level, area)
+                    if d.mean() <= d.std()/np.sqrt(len(d)) + 1e-12: members.append((i, j))
+            at = np.array(members)
+            far = ((at[:, 0] - at[:, 0].mean())*2/20)**2 + ((at[:, 1] - at[:, 1].mean())*.065/.65)**2
+            near = at[far <= far.min() + 1e-9]
+            assert any((rule.thresh, rule.min_area) == (levels[i], areas[j]) for i, j in near)
+
+
+def test_bagged_is_the_mean_of_resampled_bests():
+    curves = wide_curves(np.random.default_rng(25), c=1)
+    levels, areas = chooser_grid(0)
+    rng, found = np.random.default_rng(9), []
+    for _ in range(50):
+        drawn = np.repeat(np.arange(30), rng.multinomial(30, np.full(30, 1/30)))
+        raw = surface(rows_of(curves.take(drawn), 0), levels, areas)
+        t, a = np.unravel_index(raw.argmax(), raw.shape)
+        found.append((levels[t], np.log(areas[a])))
+    level, area = np.mean(found, axis=0)
+    rule, = choose_rules(curves, "bagged", rng=np.random.default_rng(9))
+    assert abs(rule.thresh - level) <= 1.5 and abs(np.log(rule.min_area) - area) < .5/rule.min_area
+
+
+@pytest.mark.parametrize("how", CHOOSERS)
+def test_every_way_is_deterministic_stays_above_the_floor_and_knows_when_to_predict_nothing(how):
+    rng = np.random.default_rng(26)
+    choose = lambda curves: choose_rules(curves, how, rng=np.random.default_rng(1))
+    for floor in (0, 1, 13, 100, 254, 255):
+        curves = random_curves(rng, floor=floor, n=8, c=2)
+        rules = choose(curves)
+        assert rules == choose(curves) and len(rules) == 2 and all(r.thresh >= max(1, floor) for r in rules)
+        empty = (curves.truth == 0).mean(0)
+        for c, rule in enumerate(rules):
+            if all_scores(curves, c)[max(1, floor):].max() <= empty[c] + 1e-12: assert rule == Rule(max(128, floor), 36)
+    levels, truth = random_maps(rng, n=8)
+    truth[:, 1] = False
+    for given in (levels, np.zeros_like(levels), np.full_like(levels, 255)): assert choose(curves_from(given, truth))[1] == Rule(128, 36)
+    with pytest.raises(ValueError, match="no images"): choose(curves_from(levels, truth).take([]))
+
+
+def test_ways_that_are_not_there_are_refused():
+    curves = random_curves(np.random.default_rng(27))
+    with pytest.raises(ValueError, match="'luck'; there are pooled, plateau, best, middle, bagged"): choose_rules(curves, "luck")
+    with pytest.raises(ValueError, match="pass rng"): choose_rules(curves, "bagged")
+    with pytest.raises(ValueError, match="1 templates for 2 classes"): choose_rules(curves, template=[Rule()])
+    with pytest.raises(ValueError, match="scores of shape"): choose_rules(curves, scores=np.zeros((6, 3), int))
+    with pytest.raises(ValueError, match="needs a score"): choose_rules(curves, template=Rule(gate=1, gate_by="product"))
+
+
+def test_a_template_is_kept_and_chosen_under():
+    rng = np.random.default_rng(28)
+    curves = wide_curves(rng, c=2)
+    scores = rng.integers(0, 256, (30, 2))
+    templates = (Rule(gate=100, gate_by="score"), Rule(gate=1, gate_by="product"))
+    for how in CHOOSERS:
+        rules = choose_rules(curves, how, templates, scores, np.random.default_rng(0))
+        assert [(r.gate, r.gate_by) for r in rules] == [(100, "score"), (1, "product")]
+    best = choose_rules(curves, "best", templates, scores)
+    for c, rule in enumerate(best):
+        rows = rows_of(curves, c, templates[c], scores[:, c])
+        assert dice_rows(rows, rule.thresh, rule.min_area).mean() >= surface(rows, range(1, 256, 3), range(0, 641, 20)).max() - 1e-12
+    decision = decide(curves, np.arange(30) % 3, np.random.default_rng(0), template=templates, scores=scores, resamples=5)
+    assert decision.rules == choose_rules(curves, template=templates, scores=scores)
+    assert decision.optimistic.value == pytest.approx(dice_at(curves, decision.rules, scores).mean())
+    assert decision.nested.value == pytest.approx(nested_dice(curves, np.arange(30) % 3, template=templates, scores=scores).mean())
 
 
 # nested, and the decision
 
-def test_a_fold_does_not_choose_its_own_rule():
+@pytest.mark.parametrize("how", CHOOSERS)
+def test_a_fold_does_not_choose_its_own_rule(how):
     rng = np.random.default_rng(10)
     changed = 0
-    for _ in range(20):
+    nested = lambda curves, fold: nested_rules(curves, fold, how, rng=np.random.default_rng(2))
+    for _ in range(20 if how == "best" else 6):
         levels, truth = random_maps(rng, n=12)
         fold = rng.permutation(np.arange(12) % 3)
-        rules = nested_rules(curves_from(levels, truth), fold)
+        rules = nested(curves_from(levels, truth), fold)
         assert sorted(rules) == [0, 1, 2]
+        if how != "bagged": assert rules[1] == choose_rules(curves_from(levels, truth).take(fold != 1), how)
         for k in range(3):
             other_levels, other_truth = random_maps(rng, n=12)
             mine = (fold == k)[:, None, None, None]
-            other = nested_rules(curves_from(np.where(mine, other_levels, levels), np.where(mine, other_truth, truth)), fold)
+            other = nested(curves_from(np.where(mine, other_levels, levels), np.where(mine, other_truth, truth)), fold)
             assert other[k] == rules[k]
             changed += any(other[j] != rules[j] for j in range(3) if j != k)
-    assert changed > 30  # the folds that do see the change choose otherwise
+    assert changed > (30 if how == "best" else 6)  # the folds that do see the change choose otherwise
 
 
-def test_the_nested_score_is_each_fold_under_the_others_rules():
+@pytest.mark.parametrize("how", ["best", "pooled"])
+def test_the_nested_score_is_each_fold_under_the_others_rules(how):
     rng = np.random.default_rng(11)
     curves = random_curves(rng, n=11)
     fold = np.array([7, 7, 2, 2, 2, 7, -1, -1, 2, 7, -1])  # any numbers
     want = np.full((11, 2), np.nan)
-    for i in range(11): want[i] = dice_at(curves.take([i]), choose_rules(curves.take([j for j in range(11) if fold[j] != fold[i]])))[0]
-    assert np.array_equal(nested_dice(curves, fold), want) and np.array_equal(nested_dice(curves, fold.tolist()), want)
+    for i in range(11): want[i] = dice_at(curves.take([i]), choose_rules(curves.take([j for j in range(11) if fold[j] != fold[i]]), how))[0]
+    assert np.array_equal(nested_dice(curves, fold, how=how), want) and np.array_equal(nested_dice(curves, fold.tolist(), how=how), want)
     for bad in (np.zeros(11), fold[:-1], fold[None]):
         with pytest.raises(ValueError): nested_dice(curves, bad)
 
 
-def test_a_decision_says_the_same_twice_and_adds_up(tmp_path):
+def test_two_sets_of_rules_are_compared_on_the_same_images():
+    curves = wide_curves(np.random.default_rng(29), c=2)
+    a, b = (Rule(100, 10),)*2, (Rule(200), Rule(90, 30))
+    assert compare_rules(curves, a, b, np.random.default_rng(4)) == paired_difference(dice_at(curves, a), dice_at(curves, b), np.random.default_rng(4))
+    assert compare_rules(curves, a, a, np.random.default_rng(4)).value == 0
+
+
+@pytest.mark.parametrize("how", ["pooled", "best", "bagged"])
+def test_a_decision_says_the_same_twice_and_adds_up(how, tmp_path):
     curves = random_curves(np.random.default_rng(12), n=20)
     fold = np.arange(20) % 4
-    decision, again = (decide(curves, fold, np.random.default_rng(3)) for _ in range(2))
-    assert str(decision) == str(again) and decision.nested == again.nested and decision.optimistic == again.optimistic
-    assert decision.rules == choose_rules(curves) and decision.fold_rules == nested_rules(curves, fold) and decision.images == 20
+    decision, again = (decide(curves, fold, np.random.default_rng(3), how, resamples=20) for _ in range(2))
+    assert str(decision) == str(again) and decision.nested == again.nested and decision.optimistic == again.optimistic and decision.choice.equals(again.choice)
+    if how != "bagged": assert decision.rules == choose_rules(curves, how) and decision.fold_rules == nested_rules(curves, fold, how)
+    assert decision.images == 20 and decision.how == how
     assert decision.optimistic.value == pytest.approx(dice_at(curves, decision.rules).mean())
-    assert decision.nested.value == pytest.approx(nested_dice(curves, fold).mean())
+    assert decision.nested.value == pytest.approx(nested_dice(curves, fold, decision.fold_rules).mean())
     assert decision.nested.low <= decision.nested.value <= decision.nested.high
-    assert decision.optimistic.value >= max(decision.nested.value, decision.all_empty) - 1e-12
+    if how == "best": assert decision.optimistic.value >= max(decision.nested.value, decision.all_empty) - 1e-12
     assert decision.all_empty == dice_at(curves, [Rule(128, 36)]*2).mean()
     table = decision.table
     assert list(table.index) == ["all", "class 1", "class 2"] and list(table.columns) == ["score", "present", "empty", "pairs", "present_pairs", "optimistic"]
     assert table.score["all"] == pytest.approx(decision.nested.value) and table.optimistic["all"] == pytest.approx(decision.optimistic.value)
-    assert table.score["class 2"] == pytest.approx(nested_dice(curves, fold)[:, 1].mean())
+    assert table.score["class 2"] == pytest.approx(nested_dice(curves, fold, decision.fold_rules)[:, 1].mean())
     first, *_ = str(decision).splitlines()
     assert first.startswith(str(decision.nested)) and "fresh" in first  # what to expect comes first
     rules, facts = read_rules(decision.save(tmp_path/"rule.json", data_sha256="ab", seed=3))
-    assert rules == decision.rules and facts["data_sha256"] == "ab" and facts["images"] == 20
+    assert rules == decision.rules and facts["data_sha256"] == "ab" and facts["images"] == 20 and facts["how"] == how
     assert facts["nested"] == vars(decision.nested) and facts["optimistic"]["high"] == decision.optimistic.high
     assert [Rule(**r) for r in facts["fold_rules"]["2"]] == list(decision.fold_rules[2])
     assert facts["table"][0]["row"] == "all" and facts["table"][2]["score"] == table.score["class 2"]
+    assert [c["row"] for c in facts["choice"]] == ["class 1", "class 2"]
+
+
+def test_a_decision_says_how_unstable_the_choice_is():
+    curves = wide_curves(np.random.default_rng(30), c=3)
+    curves.truth[:, 2] = 0  # a class that is not seen
+    curves.hit[:, 2] = 0
+    choice = decide(curves, np.arange(30) % 3, np.random.default_rng(0), "plateau", resamples=40).choice
+    rng, drawn = np.random.default_rng(0), []
+    for _ in range(60):
+        rule = choose_rules(curves.take(rng.integers(30, size=30)), "plateau")[0]
+        drawn.append((rule.thresh, rule.min_area))
+    for c in ("class 1", "class 2"):
+        assert choice.thresh_low[c] <= choice.thresh[c] <= choice.thresh_high[c] and choice.min_area_low[c] <= choice.min_area[c] <= choice.min_area_high[c]
+        assert 0 <= choice.never[c] < .3 and not choice.never_predict[c]
+    low, high = np.quantile(np.array(drawn)[:, 0], [.05, .95])  # other draws of the same kind spread alike
+    width = choice.thresh_high["class 1"] - choice.thresh_low["class 1"]
+    assert .5*(high - low) < width < 2.5*(high - low)
+    assert choice.never["class 3"] == 1 and choice.never_predict["class 3"]
+    assert "class 3: never predicted" in str(decide(curves, np.arange(30) % 3, np.random.default_rng(0), resamples=3))
 
 
 def test_two_images_and_one_class_are_enough():
     rng = np.random.default_rng(13)
-    for _ in range(50):
-        curves = random_curves(rng, n=2, c=1, shape=(1, 5), floor=13)
-        decision = decide(curves, [0, 1], rng)
-        assert len(decision.rules) == 1 and 0 <= decision.nested.value <= decision.optimistic.value + 1e-12
-        for k in (0, 1): assert decision.fold_rules[k] == choose_rules(curves.take([1 - k]))
-    with pytest.raises(ValueError): decide(curves.take([0]), [0], rng)
+    for how in CHOOSERS:
+        for _ in range(20):
+            curves = random_curves(rng, n=2, c=1, shape=(1, 5), floor=13)
+            decision = decide(curves, [0, 1], rng, how, resamples=3)
+            assert len(decision.rules) == 1 and 0 <= decision.nested.value <= 1 and str(decision)
+            if how != "bagged":
+                for k in (0, 1): assert decision.fold_rules[k] == choose_rules(curves.take([1 - k]), how)
+        with pytest.raises(ValueError): decide(curves.take([0]), [0], rng, how)
 
 
 @pytest.mark.real

@@ -9,7 +9,7 @@ from conftest import real_data
 from steel_seg.curves import Curves, map_counts
 from steel_seg.gates import area_values, best_f1, choose_gate, compare_gates, f1_at, f1_folds, f1_intervals, f1_table, gate_rules, gate_values, nested_f1, read_scores
 from steel_seg.metric import paired_difference
-from steel_seg.post import GATES, Rule
+from steel_seg.post import GATES, NEEDS_SCORE, Rule
 from steel_seg.score import dice_at
 
 
@@ -25,11 +25,11 @@ def random_case(rng, n=14, c=2, shape=(4, 9), floor=13):
     return curves, scores, rng.permutation(np.arange(n) % 4 % 3)
 
 
-GRID = {None: (0,), "score": (0, 60, 100, 140, 255), "peak": (0, 100, 180, 240), "sum": (0, 150, 260, 400), "core": (0, 20, 150, 220), "product": (1,), "area": (1, 2, 6)}
+GRID = {None: (0,), "peak": (0, 100, 180, 240), "score": (0, 60, 100, 140, 255), "sum": (0, 150, 260, 400), "core": (0, 20, 150, 220), "product": (1,), "area": (1, 2, 6)}
 THRESHES, AREAS = (13, 60, 110, 150, 220), (0, 2, 5, 12, 37)
 
 
-def every_rule(by): return [Rule(t, a, gate=g, gate_by=by or "score") for g in GRID[by] for t in THRESHES for a in AREAS]
+def every_rule(by): return [Rule(t, a, gate=g, gate_by=by or "peak") for g in GRID[by] for t in THRESHES for a in AREAS]
 
 
 def means(curves, c, rules, scores, images):
@@ -56,7 +56,7 @@ def test_the_setting_chosen_is_the_best_of_all_on_the_images_that_choose(by):
                 every = means(curves, c, every_rule(by), scores, images)
                 got, nothing = means(curves, c, [rule], scores, images)[0], (curves.truth[images, c] == 0).mean()
                 assert got == pytest.approx(every.max(), abs=1e-12), (by, rule)
-                assert rule.gate_by == (by or "score") and rule.gate in GRID[by] and rule.thresh in THRESHES and rule.min_area in AREAS
+                assert rule.gate_by == (by or "peak") and rule.gate in GRID[by] and rule.thresh in THRESHES and rule.min_area in AREAS
                 if every.max() <= nothing + 1e-12: assert rule.min_area == 37  # never
                 changed += len(set(others.values())) > 1
     assert changed > 5
@@ -71,10 +71,10 @@ def test_of_a_tie_the_middle():
     hit[::2, 0, 0] = 10
     curves = Curves(tuple("abcd"), area, hit, np.array([[10], [0], [10], [0]]), 13, (1, 50))
     rule, others = choose_gate(curves, 0, "score", [0, 0, 1, 1], np.array([200, 100, 200, 100]), gates=(0, 50, 100, 101, 120, 140, 180, 200, 201), threshes=(20, 60, 100, 150, 200, 201), min_areas=(0, 4, 10, 11))
-    assert rule == others[0] == others[1] == Rule(100, 4, gate=140)  # gates 101..200, levels 20..200, areas 0..10
+    assert rule == others[0] == others[1] == Rule(100, 4, gate=140, gate_by="score")  # gates 101..200, levels 20..200, areas 0..10
     with pytest.raises(ValueError, match="at least two folds"): choose_gate(curves, 0, "score", [0]*4, [1, 2, 3, 4])
     with pytest.raises(ValueError, match="fold has shape"): choose_gate(curves, 0, "score", [0, 1], [1, 2, 3, 4])
-    for by in ("score", "sum", "product", "area"):
+    for by in NEEDS_SCORE:
         with pytest.raises(ValueError, match=f"gate_by='{by}' needs a score"): choose_gate(curves, 0, by, [0, 0, 1, 1])
     with pytest.raises(ValueError, match="integers"): choose_gate(curves, 0, "score", [0, 0, 1, 1], np.array([.2, .1, .3, .4]))
 
@@ -108,7 +108,7 @@ def test_the_table_is_what_its_rules_score():
         mixed = gate_rules(table, ["sum", "none"], Rule(fill_holes=True))
         assert mixed == (replace(gate_rules(table, "sum")[0], fill_holes=True), replace(gate_rules(table, "none")[1], fill_holes=True))
     for bad in ("vote", ["sum"], ["sum", "vote"]):
-        with pytest.raises(ValueError, match="needs one of none, score"): gate_rules(table, bad)
+        with pytest.raises(ValueError, match="needs one of none, peak, score"): gate_rules(table, bad)
     with pytest.raises(ValueError, match="scores of shape"): compare_gates(curves, fold, scores[:, 0], rng)
     with pytest.raises(ValueError, match="default_rng"): compare_gates(curves, fold, None, 7, **grid)
 

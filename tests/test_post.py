@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from steel_seg.post import Rule, apply_rule, apply_rules, read_rules, write_rules
+from steel_seg.post import NEEDS_SCORE, Rule, apply_rule, apply_rules, read_rules, write_rules
 
 STEPS = {4: [(-1, 0), (1, 0), (0, -1), (0, 1)], 8: [(i, j) for i in (-1, 0, 1) for j in (-1, 0, 1) if (i, j) != (0, 0)]}
 
@@ -43,8 +43,8 @@ def slow_rule(prob, rule, score=None):
         return set().union(*(r for r in regions(mask, rule.connectivity) if len(r) >= rule.min_component))
 
     gate = rule.gate_by if rule.gate else "none"
-    if gate == "score" and (peak if score is None else score) < rule.gate: return nothing
     if gate == "peak" and peak < rule.gate: return nothing
+    if gate == "score" and score < rule.gate: return nothing
     if gate == "sum" and peak + score < rule.gate: return nothing
     if gate == "product": mask = kept(lambda level: Fraction(level, 255)*Fraction(score, 255) >= Fraction(rule.thresh, 255))
     else: mask = kept(lambda level: level >= rule.thresh)
@@ -64,7 +64,7 @@ def random_map(rng):
     return np.full((h, w), rng.choice([0, 128, 255]), np.uint8)
 
 
-GATES = {"score": (1, 128, 200, 201, 255), "peak": (1, 128, 200, 201, 255), "sum": (1, 200, 256, 328, 510), "core": (1, 120, 130, 200, 255), "product": (1,), "area": (1, 2, 5, 40)}
+GATES = {"peak": (1, 128, 200, 201, 255), "score": (1, 128, 200, 201, 255), "sum": (1, 200, 256, 328, 510), "core": (1, 120, 130, 200, 255), "product": (1,), "area": (1, 2, 5, 40)}
 
 
 def random_rule(rng):
@@ -73,7 +73,7 @@ def random_rule(rng):
                 int(rng.integers(0, 8)), int(rng.choice([4, 8])), int(rng.choice(GATES[gate_by]))*int(rng.random() < .7), gate_by)
 
 
-def needs_score(rule): return rule.gate > 0 and rule.gate_by in ("sum", "product", "area")
+def needs_score(rule): return rule.gate > 0 and rule.gate_by in ("score", "sum", "product", "area")
 
 
 def test_thousands_of_random_rules_agree_with_a_slow_flood_fill():
@@ -154,14 +154,15 @@ def test_what_equals_a_limit_passes():
     assert [area(150, min_area=a) for a in (3, 4)] == [3, 0]
     assert [area(150, min_component=a) for a in (3, 4)] == [3, 0]
     assert [area(150, gate=g) for g in (170, 171)] == [3, 0]
-    assert [area(150, gate=200, score=s) for s in (200, 199, np.uint8(200), np.int64(199))] == [3, 0, 3, 0]
-    assert area(150, gate=1, score=0) == 0 and area(150, gate=0, score=0) == 3
+    assert [area(150, gate=g, score=s) for g in (170, 171) for s in (None, 0, 255)] == [3, 3, 3, 0, 0, 0]  # of the highest pixel, whatever score is given
+    assert [area(150, gate=200, gate_by="score", score=s) for s in (200, 199, np.uint8(200), np.int64(199))] == [3, 0, 3, 0]
+    assert area(150, gate=1, gate_by="score", score=0) == 0 and area(150, gate=0, gate_by="score", score=0) == 3
 
 
 def test_rules_go_to_their_own_channels():
     rng = np.random.default_rng(4)
     probs = rng.integers(0, 256, (3, 8, 9)).astype(np.uint8)
-    rules = [Rule(100), Rule(200, 5, True), Rule(50, gate=200)]
+    rules = [Rule(100), Rule(200, 5, True), Rule(50, gate=200, gate_by="score")]
     both = apply_rules(probs, rules, [255, 255, 199])
     assert both.dtype == bool and np.array_equal(both, np.stack([apply_rule(*x) for x in zip(probs, rules, [255, 255, 199])])) and not both[2].any()
     for bad in ((probs, rules[:2]), (probs[0], rules), (probs, rules, [1, 2]), (probs[:2], rules)):
@@ -183,9 +184,15 @@ def test_what_equals_a_gate_passes():
 
 def test_what_needs_a_score_says_so():
     prob = np.full((2, 3), 200, np.uint8)
-    for by in ("sum", "product", "area"):
-        with pytest.raises(ValueError, match=f"gate_by='{by}' needs a score"): apply_rule(prob, Rule(gate=1, gate_by=by))
+    assert sorted(NEEDS_SCORE) == ["area", "product", "score", "sum"]
+    for by in NEEDS_SCORE:
+        rule = Rule(gate=1, gate_by=by)
+        with pytest.raises(ValueError, match=f"gate_by='{by}' needs a score"): apply_rule(prob, rule)
+        for scores in (None, (200, None)):
+            with pytest.raises(ValueError, match=f"gate_by='{by}' needs a score"): apply_rules(np.stack([prob, prob]), [Rule(), rule], scores)
+        assert apply_rules(np.stack([prob, prob]), [Rule(), rule], (None, 255)).all()  # the other class needs none
         assert apply_rule(prob, Rule(gate=0, gate_by=by)).all()
+    for by in sorted(set(GATES) - set(NEEDS_SCORE)): assert apply_rule(prob, Rule(gate=200, gate_by=by)).all()
     for score in (-1, 256, .97, 200., float("nan"), "200", True):
         with pytest.raises(ValueError, match="score .*a probability p has the level"): apply_rule(prob, Rule(), score)
 
@@ -193,9 +200,9 @@ def test_what_needs_a_score_says_so():
 def test_a_file_from_before_gate_by_reads_as_it_meant(tmp_path):
     path = write_rules(tmp_path/"rule.json", [Rule(gate=200), Rule(140, 5)])
     found = json.loads(path.read_text())
-    for rule in found["rules"]: assert rule.pop("gate_by") == "score"
+    for rule in found["rules"]: assert rule.pop("gate_by") == "peak"
     path.write_text(json.dumps(found))
-    assert read_rules(path)[0] == (Rule(gate=200, gate_by="score"), Rule(140, 5)) and asdict(Rule())["gate_by"] == "score"
+    assert read_rules(path)[0] == (Rule(gate=200, gate_by="peak"), Rule(140, 5)) and asdict(Rule())["gate_by"] == "peak"
 
 
 @pytest.mark.parametrize("prob", [np.zeros((3, 4)), np.zeros((3, 4), bool), np.zeros((1, 3, 4), np.uint8), np.zeros(4, np.uint8), np.zeros((3, 4), np.int64)])
@@ -207,7 +214,7 @@ def test_another_kind_of_map_is_refused(prob):
     ("thresh", 0, "outside 1..255"), ("thresh", 256, "outside 1..255"), ("thresh", .5, "integer"), ("thresh", "128", "integer"), ("thresh", None, "integer"), ("thresh", True, "integer"),
     ("min_area", -1, "outside 0.."), ("min_area", 600., "integer"), ("min_area", float("nan"), "integer"), ("min_component", -3, "outside 0.."), ("min_component", [1], "integer"),
     ("connectivity", 6, "4 or 8"), ("connectivity", 2, "outside 4..8"), ("gate", 256, "outside 0..255"), ("gate", -1, "outside 0..255"), ("gate", .7, "integer"),
-    ("gate_by", "vote", "one of score, peak"), ("gate_by", None, "one of"), ("gate_by", ["score"], "one of"), ("gate_by", "Score", "one of"),
+    ("gate_by", "vote", "one of peak, score"), ("gate_by", None, "one of"), ("gate_by", ["score"], "one of"), ("gate_by", "Score", "one of"),
     ("fill_holes", 1, "True or False"), ("fill_holes", "no", "True or False"), ("fill_holes", None, "True or False"),
 ])
 def test_a_rule_that_makes_no_sense_is_refused_by_name(tmp_path, field, value, word):

@@ -8,7 +8,7 @@ from scipy import ndimage
 
 from steel_seg.curves import Components, CurveCounter, Curves
 from steel_seg.metric import dice, mask_counts
-from steel_seg.post import GATES, Rule, apply_rule
+from steel_seg.post import GATES, NEEDS_SCORE, Rule, apply_rule
 from steel_seg.score import Rows, dice_at, dice_rows, rows_of
 
 
@@ -67,7 +67,7 @@ def random_maps(rng, kind, n=3, c=1):
 
 
 KINDS = ("sharp", "soft", "noisy", "rings", "empty", "pixel", "row", "column")
-GATE_VALUES = {"score": (1, 130, 255), "peak": (1, 131, 255), "sum": (1, 256, 400), "core": (13, 130, 201, 255), "product": (1,), "area": (1, 2, 5)}
+GATE_VALUES = {"peak": (1, 131, 255), "score": (1, 130, 255), "sum": (1, 256, 400), "core": (13, 130, 201, 255), "product": (1,), "area": (1, 2, 5)}
 
 
 @pytest.fixture(scope="module")
@@ -89,13 +89,13 @@ def drawn(levels, truth, rules, scores):
 
 def test_dice_from_counts_is_dice_of_the_masks_for_every_rule(cases):
     rng, seen, many = np.random.default_rng(1), {}, 0
-    gates = [("score", 0), *((by, gate) for by, values in GATE_VALUES.items() for gate in values)]
+    gates = [("peak", 0), *((by, gate) for by, values in GATE_VALUES.items() for gate in values)]
     for (by, gate), fill, smallest, connectivity, min_area in itertools.product(gates, (False, True), (0, 2, 6), (4, 8), (0, 1, 4, 30)):
         for at in rng.choice(len(cases[connectivity]), 3, replace=False):
             levels, truth, curves, fast = cases[connectivity][at]
             rule = Rule(int(rng.choice([curves.floor, 60, 128, 129, 200, 254, 255])), min_area, fill, smallest, connectivity, gate, by)
             scores = rng.choice(np.array([0, 1, 100, 127, 128, 200, 254, 255], np.uint8), truth.shape[:2])
-            if by in ("score", "peak", "core") and rng.random() < .5: scores = None
+            if by in ("peak", "core") and rng.random() < .5: scores = None
             want, masks = drawn(levels, truth, [rule], scores)
             found = dice_at(curves, [rule], scores)
             assert np.array_equal(found, want), (rule, scores, levels, truth)
@@ -170,8 +170,11 @@ def test_what_is_not_known_is_refused():
     for known, rule, word in ((plain, Rule(fill_holes=True), "do not show filled holes"), (plain, Rule(min_component=5), "do not show components"), (curves, Rule(min_component=5), "4-connected"),
                               (curves, Rule(12), "level 12 is outside 13..255"), (curves, Rule(gate=12, gate_by="core"), "level 12 is outside 13..255")):
         with pytest.raises(ValueError, match=rf"rules\[1\]: .*{word}"): dice_at(known, [Rule(), rule], scores)
-    for by in ("sum", "product", "area"):
-        with pytest.raises(ValueError, match=rf"rules\[0\]: .*gate_by='{by}' needs a score"): dice_at(curves, [Rule(gate=1, gate_by=by), Rule()])
+    for by in NEEDS_SCORE:
+        rule = Rule(gate=1, gate_by=by)
+        with pytest.raises(ValueError, match=f"gate_by='{by}' needs a score"): rows_of(curves, 1, rule)
+        with pytest.raises(ValueError, match=rf"rules\[0\]: .*gate_by='{by}' needs a score"): dice_at(curves, [rule, Rule()])
+        assert np.array_equal(dice_at(curves, [replace(rule, gate=0), Rule()]), dice_at(curves, [Rule(), Rule()]))  # off
     for bad in (scores/255, scores[:3], scores[:, :1], scores.astype(np.int64) + 56, scores.astype(np.int64) - 201, scores > 0, scores[:, 0]):
         with pytest.raises(ValueError, match="score"): dice_at(curves, [Rule(), Rule()], bad)
     for rules in ([Rule()], [Rule()]*3, []):

@@ -75,7 +75,7 @@ def test_rows_of_any_rule_have_a_surface():
     rng = np.random.default_rng(3)
     levels, truth = random_maps(rng, 8, 2)
     curves, scores = curves_from(levels, truth), rng.integers(0, 256, 8)
-    for rule in (Rule(), Rule(gate=120, gate_by="peak"), Rule(gate=200), Rule(gate=90, gate_by="core"), Rule(gate=1, gate_by="product"), Rule(gate=300, gate_by="sum"), Rule(gate=5, gate_by="area")):
+    for rule in (Rule(), Rule(gate=120, gate_by="peak"), Rule(gate=200, gate_by="score"), Rule(gate=90, gate_by="core"), Rule(gate=1, gate_by="product"), Rule(gate=300, gate_by="sum"), Rule(gate=5, gate_by="area")):
         rows = rows_of(curves, 1, rule, scores)
         want = [[dice_rows(rows, t, a).mean() for a in (0, 3, 9, 100)] for t in (40, 90, 200)]
         assert np.allclose(surface(rows, [40, 90, 200], [0, 3, 9, 100]), want, rtol=0, atol=1e-12)

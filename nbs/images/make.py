@@ -7,7 +7,8 @@ import pandas as pd
 
 from steel_seg.browse import read_run
 from steel_seg.data import class_id
-from steel_seg.decide import dice_at, surface
+from steel_seg.score import dice_at, rows_of
+from steel_seg.surface import surface
 from steel_seg.post import apply_rules, read_rules
 from steel_seg.tune import Tuner
 from steel_seg.viz import COMPARE, class_colours, compare, gallery, overlay, plot_history, plot_surface
@@ -44,7 +45,7 @@ save(gallery(views, [f"class {class_id(c)}, Dice {scores[i, c]:.2f}" for i, c in
 
 c = int(np.argmax((curves.truth > 0).sum(0)))
 threshes, areas = np.arange(max(1, store.floor), 256, 2), np.unique(np.geomspace(1, np.prod(curves.shape), 60).astype(int))
-save(plot_surface(surface(curves, c, threshes, areas), threshes, areas, point=(rules[c].thresh, rules[c].min_area)).figure, "decide.png")
+save(plot_surface(surface(rows_of(curves, c, rules[c]), threshes, areas), threshes, areas, point=(rules[c].thresh, rules[c].min_area)).figure, "decide.png")
 
 tuner = Tuner(predicted, rules=rules)
 tuner.channel = c
