@@ -159,13 +159,14 @@ def chooser_grid(floor):
     return list(range(max(1, floor), 256, 2)), areas
 
 
-def smoothed_by_loops(scores, level_step, area_step):
+def smoothed_by_loops(scores, images, level_step, area_step):
+    wider = (1000/images)**.1
     def once(x):
         out = np.empty_like(x)
         for i in range(x.shape[0]):
             for j in range(x.shape[1]):
-                across = np.exp(-.5*((np.arange(x.shape[0]) - i)*level_step/20)**2)
-                along = np.exp(-.5*((np.arange(x.shape[1]) - j)*area_step/.65)**2)
+                across = np.exp(-.5*((np.arange(x.shape[0]) - i)*level_step/20/wider)**2)
+                along = np.exp(-.5*((np.arange(x.shape[1]) - j)*area_step/.65/wider)**2)
                 out[i, j] = (across[:, None]*along*x).sum()/(across.sum()*along.sum())
         return out
     return once(scores) + once(scores - once(scores))
@@ -173,9 +174,9 @@ def smoothed_by_loops(scores, level_step, area_step):
 
 def test_smoothing_is_a_weighted_mean_and_what_it_took_given_back():
     rng = np.random.default_rng(21)
-    for shape in ((9, 14), (1, 5), (6, 1), (1, 1)):
+    for shape, images in (((9, 14), 1000), ((9, 14), 60), ((1, 5), 1), ((6, 1), 30_000), ((1, 1), 5)):
         x = rng.random(shape)
-        assert np.allclose(smooth_surface(x, 3, .2), smoothed_by_loops(x, 3, .2), rtol=0, atol=1e-12)
+        assert np.allclose(smooth_surface(x, images, 3, .2), smoothed_by_loops(x, images, 3, .2), rtol=0, atol=1e-12)
 
 
 def test_plateau_and_pooled_are_the_top_of_the_smoothed_surface():
@@ -187,7 +188,7 @@ def test_plateau_and_pooled_are_the_top_of_the_smoothed_surface():
         share = 30/30
         for how, mixed in (("plateau", gain), ("pooled", [g + share*(sum(gain) - g) for g in gain])):
             for rule, m in zip(choose_rules(curves, how), mixed):
-                s = smooth_surface(m, 2, .065)
+                s = smooth_surface(m, 30, 2, .065)
                 t, a = np.unravel_index(s.argmax(), s.shape)
                 assert rule == Rule(levels[t], areas[a])
 
