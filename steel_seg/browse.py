@@ -97,18 +97,12 @@ def run_rules(
     return rules
 
 # %% ../nbs/40_browse.ipynb #b03851a2
-def _shows(curves, rule):
-    "Whether curves were counted for what a rule does."
-    if rule.fill_holes: curves = curves.filled
-    parts = curves and curves.components
-    return curves is not None and (rule.min_component <= 1 or parts is not None and parts.connectivity == rule.connectivity and parts.smallest <= rule.min_component)
-
 def pair_dice(
     predicted:Predicted,
     rules, # C of Rule
 ) -> np.ndarray: # (N,C) float64, in the order of the store
     "Dice of every image and class under the rules: from the curves at once; image by image where they were not counted for a rule that fills holes or drops components."
-    if all(_shows(predicted.curves, r) for r in rules): return dice_at(predicted.curves, rules)
+    if not any(predicted.curves.lacks(r.fill_holes, r.min_component, r.connectivity) for r in rules): return dice_at(predicted.curves, rules)
     one = lambda i: mask_counts(apply_rules(predicted.store.read(i), rules)[None], predicted.folder.mask(i)[None])
     return np.concatenate([dice(*one(i)) for i in predicted.store.image_ids])
 

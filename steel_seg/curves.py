@@ -40,6 +40,7 @@ class Components:
         rows = np.repeat(self.start[pairs] - start[:-1], many) + np.arange(start[-1])
         return replace(self, start=start, low=self.low[rows], high=self.high[rows], area=self.area[rows], hit=self.hit[rows])
 
+# %% ../nbs/16_curves.ipynb #99bad79e
 @dataclass(frozen=True)
 class Curves:
     """Exact counts of N images, C classes, at the levels t = 0..255: all that `decide` needs.
@@ -73,6 +74,20 @@ class Curves:
         return replace(self, image_ids=tuple(self.image_ids[i] for i in rows), area=self.area[rows], hit=self.hit[rows], truth=self.truth[rows],
             components=self.components and self.components.take((rows[:, None]*c + np.arange(c)).ravel()), filled=self.filled and self.filled.take(rows))
 
+    def lacks(self,
+        fill_holes:bool=False,
+        min_component:int=0,
+        connectivity:int=8,
+    ) -> str:
+        "Which of these steps of a `Rule` was not counted, and how to count it; empty where all were."
+        if fill_holes: return "these curves do not show filled holes: count them with fill_holes=True" if self.filled is None else self.filled.lacks(False, min_component, connectivity)
+        parts = self.components
+        if min_component <= 1: return ""
+        if parts is None: return f"these curves do not show components: count them with connectivity={connectivity}"
+        if parts.connectivity != connectivity: return f"these curves show {parts.connectivity}-connected components: count them with connectivity={connectivity}"
+        if parts.smallest > min_component: return f"these curves list components of at least {parts.smallest} pixels, {min_component} is asked for: count them with smallest={min_component}"
+        return ""
+
     def counts(self,
         channel:int,           # 0..C-1
         fill_holes:bool=False, # before anything else
@@ -80,14 +95,10 @@ class Curves:
         connectivity:int=8,    # 4 or 8; matters where min_component > 1
     ) -> tuple: # area (N,256), hit (N,256): int32, not to be written to
         "Area and hit of one class at every level after these steps of a `Rule`. Raises `ValueError` where they were not counted."
-        if fill_holes:
-            if self.filled is None: raise ValueError("these curves do not show filled holes: count them with fill_holes=True")
-            return self.filled.counts(channel, False, min_component, connectivity)
+        if lacks := self.lacks(fill_holes, min_component, connectivity): raise ValueError(lacks)
+        if fill_holes: return self.filled.counts(channel, False, min_component, connectivity)
         if min_component <= 1: return self.area[:, channel], self.hit[:, channel]
         parts = self.components
-        if parts is None: raise ValueError(f"these curves do not show components: count them with connectivity={connectivity}")
-        if parts.connectivity != connectivity: raise ValueError(f"these curves show {parts.connectivity}-connected components: count them with connectivity={connectivity}")
-        if parts.smallest > min_component: raise ValueError(f"these curves list components of at least {parts.smallest} pixels, {min_component} is asked for: count them with smallest={min_component}")
         area, hit = np.zeros((2, *self.area[:, channel].shape), np.int32)
         _add_components(parts.start, parts.low, parts.high, parts.area, parts.hit, channel, self.truth.shape[1], min_component, area, hit)
         return area, hit
@@ -173,6 +184,7 @@ def _components(nodes, connectivity, smallest):
     start = np.concatenate([[0], np.cumsum([len(n[0]) for n in nodes], dtype=np.int64)])
     return Components(connectivity, smallest, start, *(np.concatenate(x) for x in zip(*nodes)))
 
+# %% ../nbs/16_curves.ipynb #f10e1946
 class CurveCounter:
     """Counts images in any order, from any number of threads; `finish` gives their `Curves`.
 
@@ -196,9 +208,8 @@ class CurveCounter:
         self.image_ids, self.n_classes, self.shape, self.floor, self.block = tuple(image_ids), n_classes, tuple(map(int, shape)), int(floor), block
         self.options = dict(connectivity=connectivity, smallest=max(1, int(smallest)), fill_holes=bool(fill_holes))
         self.parts = None if parts is None else Path(parts)
-        self._known, self._done, self._pending, self._lock, self._local = set(self.image_ids), [], {}, threading.Lock(), threading.local()
+        self._known, self._have, self._done, self._pending, self._lock, self._local = set(self.image_ids), set(), [], {}, threading.Lock(), threading.local()
         if self.parts is not None: self._go_on(dict(format="steel_seg parts 1", made_of=made_of, images=self.image_ids, classes=n_classes, shape=self.shape, floor=self.floor, **self.options))
-        self._have = {i for part in self._done for i in part.image_ids}
 
     def _go_on(self, about):
         "Read the parts there are, or make the folder."
@@ -207,8 +218,9 @@ class CurveCounter:
         if not path.exists(): write_json(path, about)
         if read_json(path) != json.loads(to_json(about)): raise ValueError(f"{self.parts} holds parts of other predictions, labels or settings: remove it to count anew")
         for p in sorted(self.parts.glob("part-*.npz")):
-            part, have = read_curves(p), {i for done in self._done for i in done.image_ids}
-            self._done.append(part.take([i not in have for i in part.image_ids])) # two processes may have counted the same image
+            part = read_curves(p)
+            self._done.append(part.take([i not in self._have for i in part.image_ids])) # two processes may have counted the same image
+            self._have.update(part.image_ids)
 
     def missing(self) -> list: # of str
         "The images that are not counted, in order."

@@ -16,7 +16,7 @@ from .data import class_id, csv_rows
 from .metric import Interval
 from .post import GATES, NEEDS_SCORE, Rule
 from .curves import Curves
-from .decide import Decision, decide
+from .decide import _TIE, Decision, decide
 from .score import dice_rows, rows_of
 from .surface import surface
 
@@ -67,7 +67,6 @@ def _probability(text, where):
     return value
 
 # %% ../nbs/37_gates.ipynb #e2864a57
-_TIE = 1e-12  # of a mean Dice
 _VETO = ("peak", "score", "sum")
 
 def gate_values(
