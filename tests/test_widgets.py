@@ -16,8 +16,10 @@ from conftest import real_data
 from in_step import ROOT
 from ipywidgets import HTML, BoundedIntText, Button, Dropdown, SelectionSlider, Text
 
-import steel_seg.browse as browse
-from steel_seg.browse import Browser, Picker, legend_html, read_run, view_box
+import steel_seg.predicted as predicted_module
+from steel_seg.predicted import read_run
+from steel_seg.view import Picker, legend_html, view_box
+from steel_seg.browse import Browser
 from steel_seg.data import read_folder
 from steel_seg.post import Rule, apply_rule, read_rules, write_rules
 from steel_seg.rle import rle_encode
@@ -405,7 +407,7 @@ def test_pictures_fit_the_screen():
 
 def test_curves_are_counted_once(run, monkeypatch):
     counted = []
-    monkeypatch.setattr(browse, "curves_of", lambda *a, real=browse.curves_of, **k: counted.append(1) or real(*a, **k))
+    monkeypatch.setattr(predicted_module, "curves_of", lambda *a, real=predicted_module.curves_of, **k: counted.append(1) or real(*a, **k))
     first = read_run(run).curves
     again = read_run(run).curves
     assert len(counted) == 1 and (run / "curves.npz").is_file()
@@ -438,7 +440,7 @@ def test_a_run_that_cannot_be_written_is_read(run, monkeypatch):
     def refuse(*args):
         raise PermissionError("read-only")
 
-    monkeypatch.setattr(browse, "write_curves", refuse)
+    monkeypatch.setattr(predicted_module, "write_curves", refuse)
     assert len(read_run(run).curves) == 9 and not (run / "curves.npz").exists()
 
 
@@ -466,7 +468,7 @@ def test_widgets_load_no_torch():
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
-@pytest.mark.parametrize("name", ["40_browse.ipynb", "41_tune.ipynb"])
+@pytest.mark.parametrize("name", ["41_browse.ipynb", "42_tune.ipynb"])
 def test_notebooks_hold_pictures_and_no_live_view(name):
     cells = json.loads((ROOT / "nbs" / name).read_text(encoding="utf-8"))["cells"]
     kinds = [kind for cell in cells for out in cell.get("outputs", []) for kind in out.get("data", {})]

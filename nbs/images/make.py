@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from steel_seg.browse import read_run
+from steel_seg.predicted import read_run
 from steel_seg.data import class_id
 from steel_seg.score import dice_at, rows_of
 from steel_seg.surface import surface
