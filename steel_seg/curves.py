@@ -103,6 +103,28 @@ class Curves:
         _add_components(parts.start, parts.low, parts.high, parts.area, parts.hit, channel, self.truth.shape[1], min_component, area, hit)
         return area, hit
 
+    def counts_at(self,
+        channel:int,           # 0..C-1
+        level,                 # 0..255 for all images, or (N,) of them; beyond 255 nothing is predicted
+        fill_holes:bool=False, # as for `counts`, and so are the others
+        min_component:int=0,
+        connectivity:int=8,
+    ) -> tuple: # area (N,), hit (N,): int32, new arrays
+        "What `counts` shows at one level, in the time that this level takes. Raises `ValueError` as it does."
+        if lacks := self.lacks(fill_holes, min_component, connectivity): raise ValueError(lacks)
+        if fill_holes: return self.filled.counts_at(channel, level, False, min_component, connectivity)
+        levels, area, hit = np.broadcast_to(np.asarray(level, np.int64), len(self)), *np.zeros((2, len(self)), np.int32)
+        parts = self.components
+        if min_component <= 1: _pick_level(self.area[:, channel], self.hit[:, channel], levels, area, hit)
+        else: _add_level(parts.start, parts.low, parts.high, parts.area, parts.hit, channel, self.truth.shape[1], min_component, levels, area, hit)
+        return area, hit
+
+    def peaks(self,
+        channel:int, # 0..C-1
+    ) -> np.ndarray: # (N,) int64
+        "The highest level of each map, 0 where none is above the floor."
+        return _last_level(self.area[:, channel])
+
 @njit(nogil=True, cache=True)
 def _add_components(start, low, high, areas, hits, channel, n_classes, smallest, area, hit):
     "Add up, into (N,256) counts, the components of at least `smallest` pixels of one class."
@@ -112,6 +134,36 @@ def _add_components(start, low, high, areas, hits, channel, n_classes, smallest,
             for t in range(low[k], high[k] + 1):
                 area[i, t] += areas[k]
                 hit[i, t] += hits[k]
+
+@njit(nogil=True, cache=True)
+def _add_level(start, low, high, areas, hits, channel, n_classes, smallest, levels, area, hit):
+    "The same into (N,) counts, at one level of each image."
+    for i in range(len(area)):
+        t = levels[i]
+        for k in range(start[i*n_classes + channel], start[i*n_classes + channel + 1]):
+            if areas[k] < smallest: break
+            if low[k] <= t <= high[k]:
+                area[i] += areas[k]
+                hit[i] += hits[k]
+
+@njit(nogil=True, cache=True)
+def _pick_level(all_area, all_hit, levels, area, hit):
+    "One level of each image out of (N,256) counts."
+    for i in range(len(area)):
+        if levels[i] < 256: area[i], hit[i] = all_area[i, levels[i]], all_hit[i, levels[i]]
+
+@njit(nogil=True, cache=True)
+def _last_level(area):
+    "The last level with a pixel of each of (N,256) counts, which never rise: by bisection."
+    found = np.zeros(len(area), np.int64)
+    for i in range(len(area)):
+        first, last = 0, 255
+        while first < last:
+            middle = (first + last + 1)//2
+            if area[i, middle] > 0: first = middle
+            else: last = middle - 1
+        found[i] = first
+    return found
 
 # %% ../nbs/16_curves.ipynb #c4c27228
 _NODES = "low", "high", "area", "hit"

@@ -169,15 +169,16 @@ def choose_rules(
     template=Rule(),      # Rule, or one per class: holes, components and gate are kept, thresh and min_area chosen
     scores=None,          # (N,C) levels 0..255 of a classifier, for gates that need them
     rng=None,             # for "bagged"
+    weight=None,          # (N,) not negative, how much each image counts; None: all the same
 ) -> tuple: # C of Rule
-    """The rule of each class, chosen on all images.
+    """The rule of each class, chosen on all images, or on those with a weight.
 
     Where no rule of a class gains over predicting nothing, its rule is never to predict: `min_area` is one more than the
     image has pixels. Raises `ValueError` where there are no images, and where the curves or scores do not show what the
     template needs.
     """
     templates, all_rows = _all_rows(curves, template, scores)
-    return _choose(templates, all_rows, how, np.ones(len(curves)), rng)
+    return _choose(templates, all_rows, how, np.ones(len(curves)) if weight is None else np.asarray(weight, np.float64), rng)
 
 # %% ../nbs/35_decide.ipynb #358a3990
 def nested_rules(

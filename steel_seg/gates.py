@@ -17,7 +17,7 @@ from .metric import Interval
 from .post import GATES, NEEDS_SCORE, Rule
 from .curves import Curves
 from .decide import _TIE, Decision, decide
-from .score import dice_rows, rows_of
+from .score import dice_rows, rows_of, veto_values
 from .surface import surface
 
 # %% ../nbs/37_gates.ipynb #2809be04
@@ -87,12 +87,6 @@ def area_values(
     pixels = int(np.prod(shape))
     return np.unique(np.concatenate([[0], np.rint(np.geomspace(1, pixels, n)), [pixels + 1]]).astype(np.int64))
 
-def _values(curves, channel, gate_by, scores):
-    "(N,) what a veto compares with its gate."
-    if gate_by == "score": return np.asarray(scores, np.int64)
-    peak = (curves.area[:, channel, 1:] > 0).sum(1)
-    return peak if gate_by == "peak" else peak + np.asarray(scores, np.int64)
-
 def _fold_sums(curves, channel, gate_by, gates, code, scores, rule, threshes, min_areas):
     "(K,G,T,A): the sum of Dice over each fold's images, for every gate, threshold and area."
     folds, absent = range(code.max() + 1), curves.truth[:, channel] == 0
@@ -103,7 +97,7 @@ def _fold_sums(curves, channel, gate_by, gates, code, scores, rule, threshes, mi
             rows = rows_of(curves, channel, replace(rule, gate=gate, gate_by=gate_by or "peak"), scores)
             for k in folds: sums[k, g] = total(rows, code == k)
         return sums
-    rows, last_passed = rows_of(curves, channel, rule), np.searchsorted(gates, _values(curves, channel, gate_by, scores), side="right") - 1
+    rows, last_passed = rows_of(curves, channel, rule), np.searchsorted(gates, veto_values(curves, channel, gate_by, scores), side="right") - 1
     for k in folds:
         for g in range(len(gates)): sums[k, g] = total(rows, (code == k) & (last_passed == g))
         sums[k] = sums[k, ::-1].cumsum(0)[::-1]
