@@ -40,6 +40,31 @@ class Components:
         rows = np.repeat(self.start[pairs] - start[:-1], many) + np.arange(start[-1])
         return replace(self, start=start, low=self.low[rows], high=self.high[rows], area=self.area[rows], hit=self.hit[rows])
 
+    def by_level(self,
+        channel:int,   # 0..C-1
+        n_classes:int, # C
+    ) -> tuple: # first (257,), row, image: those of level t are row[first[t]:first[t+1]], components of the maps image[...]
+        "Where the components of each level are listed, of one class. Made at the first call and kept: a slider asks for one level after another."
+        known = vars(self).setdefault("_by_level", {})
+        if (channel, n_classes) not in known: known[channel, n_classes] = _list_levels(self.start, self.low, self.high, channel, n_classes)
+        return known[channel, n_classes]
+
+@njit(nogil=True, cache=True)
+def _list_levels(start, low, high, channel, n_classes):
+    "A counting sort of one class's components by level; a component stands once at each of its levels."
+    n, first = (len(start) - 1)//n_classes, np.zeros(257, np.int64)
+    for i in range(n):
+        for k in range(start[i*n_classes + channel], start[i*n_classes + channel + 1]):
+            for t in range(low[k], high[k] + 1): first[t + 1] += 1
+    first = first.cumsum()
+    at, row, image = first.copy(), np.empty(first[256], np.int32), np.empty(first[256], np.int32)
+    for i in range(n):
+        for k in range(start[i*n_classes + channel], start[i*n_classes + channel + 1]):
+            for t in range(low[k], high[k] + 1):
+                row[at[t]], image[at[t]] = k, i
+                at[t] += 1
+    return first, row, image
+
 # %% ../nbs/16_curves.ipynb #99bad79e
 @dataclass(frozen=True)
 class Curves:
@@ -114,9 +139,13 @@ class Curves:
         if lacks := self.lacks(fill_holes, min_component, connectivity): raise ValueError(lacks)
         if fill_holes: return self.filled.counts_at(channel, level, False, min_component, connectivity)
         levels, area, hit = np.broadcast_to(np.asarray(level, np.int64), len(self)), *np.zeros((2, len(self)), np.int32)
-        parts = self.components
+        parts, n_classes = self.components, self.truth.shape[1]
         if min_component <= 1: _pick_level(self.area[:, channel], self.hit[:, channel], levels, area, hit)
-        else: _add_level(parts.start, parts.low, parts.high, parts.area, parts.hit, channel, self.truth.shape[1], min_component, levels, area, hit)
+        elif np.ndim(level): _add_levels(parts.start, parts.low, parts.high, parts.area, parts.hit, channel, n_classes, min_component, levels, area, hit)
+        elif level < 256:
+            first, row, image = parts.by_level(channel, n_classes)
+            here = slice(first[level], first[level + 1])
+            _add_level(row[here], image[here], parts.area, parts.hit, min_component, area, hit)
         return area, hit
 
     def peaks(self,
@@ -136,8 +165,16 @@ def _add_components(start, low, high, areas, hits, channel, n_classes, smallest,
                 hit[i, t] += hits[k]
 
 @njit(nogil=True, cache=True)
-def _add_level(start, low, high, areas, hits, channel, n_classes, smallest, levels, area, hit):
-    "The same into (N,) counts, at one level of each image."
+def _add_level(row, image, areas, hits, smallest, area, hit):
+    "The same into (N,) counts, from a list of the components of one level."
+    for j in range(len(row)):
+        if areas[row[j]] >= smallest:
+            area[image[j]] += areas[row[j]]
+            hit[image[j]] += hits[row[j]]
+
+@njit(nogil=True, cache=True)
+def _add_levels(start, low, high, areas, hits, channel, n_classes, smallest, levels, area, hit):
+    "The same at a level of its own for each image."
     for i in range(len(area)):
         t = levels[i]
         for k in range(start[i*n_classes + channel], start[i*n_classes + channel + 1]):
@@ -344,7 +381,7 @@ def curves_of(
     smallest:int=1, # list only components of at least so many pixels: smaller files, exact for min_component >= smallest
     parts=None,     # a folder for what is counted so far, to go on from when stopped; None: memory only
     workers:int|None=None, # threads; None: one a core
-    progress=False, # show a bar
+    progress=False, # show a bar; or callable(done, total)
 ) -> Curves: # images in the order of the store
     "Curves of a store against the masks of a folder. Raises `ValueError` where images are not finished, not in the folder, or of another shape."
     _, n_classes, *shape = store.shape
@@ -358,6 +395,9 @@ def curves_of(
     clean = set(folder.images.image_id[folder.truth_area().sum(1) == 0])
     count = lambda i: counter.add(i, store.read(i), None if i in clean else folder.mask(i))
     todo = counter.missing()
-    with ThreadPoolExecutor(workers or len(os.sched_getaffinity(0))) as pool, tqdm(total=len(store.image_ids), initial=len(store.image_ids) - len(todo), desc="curves", unit="image", disable=not progress) as bar:
-        for _ in pool.map(count, todo): bar.update()
+    total, done = len(store.image_ids), len(store.image_ids) - len(todo)
+    with ThreadPoolExecutor(workers or len(os.sched_getaffinity(0))) as pool, tqdm(total=total, initial=done, desc="curves", unit="image", disable=progress is not True) as bar:
+        for n, _ in enumerate(pool.map(count, todo), done + 1):
+            bar.update()
+            if callable(progress): progress(n, total)
     return counter.finish()

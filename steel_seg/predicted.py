@@ -6,6 +6,7 @@
 __all__ = ['Predicted', 'run_curves', 'read_run', 'run_rules', 'pair_dice', 'masks_of', 'make_up_run']
 
 # %% ../nbs/39_predicted.ipynb #c91e50a5
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,13 +36,16 @@ class Predicted:
     def __post_init__(self):
         if self.curves.image_ids != self.store.image_ids: raise ValueError(f"{self.store.path}: these curves are of other images")
 
-def _still_true(path, store, folder):
-    "The curves in a file, or None where there are none or where the store or the labels have changed since."
-    if not path.is_file(): return None
+def _kept(path):
+    "The curves in a file, or None where there are none to be read: torn or of an older version, they are made again."
+    try: return read_curves(path) if path.is_file() else None
+    except ValueError: return None
+
+def _still_true(curves, path, store, folder):
+    "Whether curves that were kept in a file are those of this store and these labels."
+    if curves is None: return None
     newest = max(p.stat().st_mtime_ns for p in (folder.root/"train.csv", store.path/"zarr.json", *store.path.glob("probs/finished/*.log"))) # a log gets a line with every image
     if newest > path.stat().st_mtime_ns: return None
-    try: curves = read_curves(path)
-    except ValueError: return None # torn or of an older version: made again
     truth = dict(zip(folder.images.image_id, folder.truth_area().tolist()))
     same = (curves.image_ids, curves.shape, curves.floor) == (store.image_ids, folder.shape, store.floor)
     return curves if same and [truth.get(i) for i in curves.image_ids] == curves.truth.tolist() else None
@@ -50,12 +54,14 @@ def run_curves(
     store:ProbStore,    # finished
     folder:StripFolder, # holds its images and their labels
     steps:bool=False,   # also for rules that fill holes or drop components: some ten times the work
+    kept=None,          # what was read from that file already
+    progress=None,      # as for `curves_of`; None: a bar from 200 images on
 ) -> Curves:
     "The curves of a store, from `curves.npz` beside it where that is still true; else counted, with a bar, and kept there if the place can be written."
     path = store.path.parent/"curves.npz"
-    curves = _still_true(path, store, folder)
+    curves = _still_true(kept or _kept(path), path, store, folder)
     if curves is None or steps and curves.lacks(fill_holes=True, min_component=2):
-        curves = curves_of(store, folder, connectivity=8 if steps else None, fill_holes=steps, progress=len(store.image_ids) >= 200)
+        curves = curves_of(store, folder, connectivity=8 if steps else None, fill_holes=steps, progress=len(store.image_ids) >= 200 if progress is None else progress)
         try: write_curves(path, curves)
         except OSError: pass # a run that may only be read: counted again next time
     return curves
@@ -75,12 +81,14 @@ def read_run(
     if folder is None:
         folder = run/"data" # where the demo has it
         if not folder.is_dir(): raise ValueError(f"{run}: a run does not know where its data lies; give the data folder as well")
-    if not isinstance(folder, StripFolder): folder = read_folder(folder, n_classes=store.shape[1])
+    with ThreadPoolExecutor(1) as beside: # unpacking the counts and looking at every image's header take about a second each on a large run
+        kept = beside.submit(_kept, run/"curves.npz")
+        if not isinstance(folder, StripFolder): folder = read_folder(folder, n_classes=store.shape[1])
     config = read_json(run/"config.json") if (run/"config.json").is_file() else {}
     if config.get("data", folder.sha256) != folder.sha256: raise ValueError(f"{run}: was trained on other data than {folder.root} (train.csv, or the images' names or sizes, differ)")
     fold = read_folds(run/"folds.csv", folder.images.image_id).set_index("image_id").fold if (run/"folds.csv").is_file() else None
     ids = list(store.image_ids)
-    return Predicted(folder, store, run_curves(store, folder), None if fold is None else fold[ids].to_numpy(), None if scores is None else read_scores(scores, ids, folder.n_classes))
+    return Predicted(folder, store, run_curves(store, folder, kept=kept.result()), None if fold is None else fold[ids].to_numpy(), None if scores is None else read_scores(scores, ids, folder.n_classes))
 
 def run_rules(
     predicted:Predicted,

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PALETTE', 'COMPARE', 'class_colours', 'overlay', 'compare', 'to_png', 'layer_png', 'mask_layer', 'compare_layer',
-           'level_layer', 'legend', 'gallery', 'plot_surface', 'plot_history', 'plot_scores']
+           'level_layer', 'legend', 'gallery', 'plot_surface', 'plot_history', 'plot_classes', 'plot_scores']
 
 # %% ../nbs/13_viz.ipynb #fb062f62
 import io, math
@@ -137,11 +137,21 @@ def compare_layer(
     contour:bool=True,
 ) -> bytes:
     "What `compare` paints, as a PNG to lie over the picture. Of several classes together: false lies over missed, missed over hit."
-    truth, pred = np.asarray(truth) != 0, np.asarray(pred) != 0
+    _check_alpha(alpha)
+    truth, pred = (np.asarray(x) for x in (truth, pred))
     if truth.shape != pred.shape or truth.ndim not in (2, 3): raise ValueError(f"truth of {truth.shape} and pred of {pred.shape}: expected (H,W) or (C,H,W) twice")
-    found = [truth & pred, truth & ~pred, pred & ~truth]
-    if truth.ndim == 3: found = [x.any(0) for x in found]
-    return _layer(found, COMPARE.values(), alpha, contour)
+    pairs, part = zip(truth, pred) if truth.ndim == 3 else [(truth, pred)], np.zeros(truth.shape[-2:], np.uint8)
+    for t, p in pairs: # 1 is hit, 2 missed, 3 false: whole arrays of bytes all the way, since this is drawn at every move of a slider
+        t, p = (t != 0).view(np.uint8), (p != 0).view(np.uint8)
+        np.maximum(part, 2*t + 3*p - 4*(t & p), out=part)
+    index = (2*part - 1)*(part > 0) + (_edge(part) if contour else 0)
+    return layer_png(index, [(*colour, a) for colour in COMPARE.values() for a in (round(255*alpha), 255)])
+
+def _edge(part):
+    "The outermost pixels of every part of a map whose 0 is no part, as `_outline` has them of one mask."
+    k = np.ones((2*max(1, round(part.shape[0]/128)) + 1,)*2, np.uint8)
+    low, high = (f(part, k, borderType=cv2.BORDER_CONSTANT, borderValue=0) for f in (cv2.erode, cv2.dilate))
+    return ((low != high) & (part > 0)).view(np.uint8)
 
 _HEAT = np.rint(255*colormaps["viridis"](np.linspace(0, 1, 255))).astype(np.uint8)
 _HEAT[:, 3] = 190
@@ -238,27 +248,58 @@ def plot_surface(
     return ax
 
 # %% ../nbs/13_viz.ipynb #b032cfec
+def _fold_style(fold, n):
+    "A fold's colour, the same whether it is drawn alone or beside others; points where there are few epochs."
+    return {"color": PALETTE[[6, 3, 2, 0, 4, 1, 5][int(fold) % 7]]/255, "marker": "." if n < 40 else None}
+
+def _over_epochs(ax, title):
+    "Dress an Axes whose x is the epoch."
+    ax.set_title(title, fontsize=10, loc="left")
+    ax.set_xlabel("epoch")
+    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.grid(alpha=.3)
+    ax.spines[["top", "right"]].set_visible(False)
+
 def plot_history(
-    history, # DataFrame with columns fold, epoch, loss, val_loss, score, lr; a row an epoch
+    history,        # DataFrame with columns fold, epoch, loss, val_loss, score, lr; a row an epoch
+    reference=None, # fold to a score to compare with, as a dotted line: what predicting nothing scores
 ) -> Figure:
     "Loss (training thin, validation thick), validation score and learning rate over the epochs, a colour a fold."
     missing = [k for k in ("fold", "epoch", "loss", "val_loss", "score", "lr") if k not in history.columns]
     if missing: raise ValueError(f"the history has no column {missing[0]!r}; it has {', '.join(map(str, history.columns))}")
     fig = _figure(10, 2.8, layout="constrained")
     axes = fig.subplots(1, 3)
-    for i, (fold, h) in enumerate(history.groupby("fold")):
-        style = {"color": PALETTE[[6, 3, 2, 0, 4, 1, 5][i % 7]]/255, "marker": "." if len(h) < 40 else None}
-        axes[0].plot(h.epoch, h.loss, lw=.8, ls="--", **{**style, "marker": None})
+    for fold, h in history.groupby("fold"):
+        style = _fold_style(fold, len(h))
+        axes[0].plot(h.epoch, h.loss, lw=.8, ls="--", **{**style, "marker": "_" if len(h) == 1 else None}) # a line of one point is none
         axes[0].plot(h.epoch, h.val_loss, lw=1.8, label=f"fold {fold}", **style)
         axes[1].plot(h.epoch, h.score, lw=1.8, label=f"fold {fold}", **style)
         axes[2].plot(h.epoch, h.lr, lw=1.8, **style)
-    for ax, title in zip(axes, ("loss (dashed: training)", "mean Dice on validation", "learning rate")):
-        ax.set_title(title, fontsize=10, loc="left")
-        ax.set_xlabel("epoch")
-        ax.xaxis.get_major_locator().set_params(integer=True)
-        ax.grid(alpha=.3)
-        ax.spines[["top", "right"]].set_visible(False)
+        if fold in (reference or {}): axes[1].axhline(reference[fold], lw=1.2, ls=":", color=style["color"])
+    for ax, title in zip(axes, ("loss (dashed: training)", "mean Dice (dotted: nothing predicted)" if reference else "mean Dice on validation", "learning rate")): _over_epochs(ax, title)
     if history.fold.nunique() <= 10 and len(history): axes[1].legend(fontsize=8, frameon=False)
+    return fig
+
+def plot_classes(
+    history,        # DataFrame with columns fold, epoch and the scores to draw; a row an epoch
+    scores,         # column to title, a panel each
+    reference=None, # column to {fold: score}, as dotted lines
+) -> Figure:
+    "Scores over the epochs in small panels, a colour a fold, each with its own scale; raises `ValueError` for a column that is not there."
+    missing = [k for k in ("fold", "epoch", *scores) if k not in history.columns]
+    if missing or not scores: raise ValueError(f"the history has no column {missing[0]!r}; it has {', '.join(map(str, history.columns))}" if missing else "no scores to draw")
+    rows = math.ceil(len(scores)/6)
+    columns = math.ceil(len(scores)/rows)
+    fig = _figure(10, 2.1*rows, layout="constrained")
+    axes = fig.subplots(rows, columns, squeeze=False).ravel()
+    for ax, (column, title) in zip(axes, scores.items()):
+        for fold, h in history.groupby("fold"):
+            style = _fold_style(fold, len(h))
+            ax.plot(h.epoch, h[column], lw=1.5, **style)
+            if fold in (reference or {}).get(column, {}): ax.axhline(reference[column][fold], lw=1.2, ls=":", color=style["color"])
+        _over_epochs(ax, title)
+        ax.tick_params(labelsize=8)
+    for ax in axes[len(scores):]: ax.set_axis_off()
     return fig
 
 def plot_scores(
