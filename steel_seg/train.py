@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['TrainConfig', 'lr_at', 'step_seed', 'image_stats', 'read_config', 'folds_of', 'start_run', 'save_state', 'load_state',
-           'evaluate', 'train_fold', 'train_run']
+           'evaluate', 'example_rows', 'train_fold', 'train_run']
 
 # %% ../nbs/25_train.ipynb #b8900847
-import copy, hashlib, io, json, math, shutil, time
+import copy, hashlib, io, json, math, os, shutil, socket, time
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -23,9 +23,10 @@ from safetensors.torch import save_file
 from tqdm import tqdm
 
 from .metric import dice
-from .files import read_json, versions, whole, write_json, write_text
-from .data import StripFolder
+from .files import read_json, to_json, versions, whole, write_json, write_text
+from .data import StripFolder, class_id
 from .folds import make_folds, read_folds, write_folds
+from .store import to_level
 from .augment import train_transform
 from .dataset import StripDataset, epoch_batches, make_loader
 from .model import ARCHS, build_model, save_model
@@ -259,23 +260,32 @@ def evaluate(
     loader,                # batches as of `make_loader`
     loss_of,               # callable(logits, target) -> scalar, as of `build_loss`
     accelerator:Accelerator, # gives the device, and sums over processes
-) -> tuple[float, float]:
-    "(score, loss): mean Dice over (image, class) pairs at level 128 without minimum area, and mean loss over images."
+    on_batch=None,         # callable(n, of_how_many) after each batch of this process
+) -> dict:
+    """Score a net: `score`, the mean Dice over (image, class) pairs at level 128 without minimum area, and `val_loss`, the mean loss over images.
+
+    Beside them the mean Dice over pairs with a defect (`present`) and without one (`empty`) and of each class (`score_1`, ...); None where there is no such pair.
+    """
     was = model.training
     model.eval()
     counts, loss, images = [], 0., 0
-    for batch in loader:
+    for n, batch in enumerate(loader, 1):
         image, truth = batch["image"].to(accelerator.device, non_blocking=True), batch["mask"].to(accelerator.device, non_blocking=True)
         logits = model(image)
         loss += loss_of(logits, truth).item() * len(image)
         images += len(image)
         pred, truth = logits >= 0, truth.bool()
         counts.append(torch.stack([m.sum((2, 3)) for m in (pred, pred & truth, truth)]).cpu())
+        if on_batch: on_batch(n, len(loader))
     model.train(was)
-    d = dice(*torch.cat(counts, 1).numpy()) if counts else np.zeros(0)
-    totals = [d.sum(), d.size, loss, images]
+    area, hit, truth = torch.cat(counts, 1).numpy() if counts else np.zeros((3, 0, loader.dataset.folder.n_classes))
+    d, there = dice(area, hit, truth), truth > 0
+    groups = {"score": d, "present": d[there], "empty": d[~there], **{f"score_{class_id(c)}": d[:, c] for c in range(d.shape[1])}}
+    totals = [*(x for g in groups.values() for x in (g.sum(), g.size)), loss, images]
     if accelerator.num_processes > 1: totals = accelerator.reduce(torch.tensor(totals, device=accelerator.device)).tolist()
-    return float(totals[0] / totals[1]), float(totals[2] / totals[3])
+    *totals, loss, images = totals
+    means = {name: float(s / n) if n else None for name, s, n in zip(groups, totals[::2], totals[1::2])}
+    return {"score": means.pop("score"), "val_loss": float(loss / images), **means}
 
 # %% ../nbs/25_train.ipynb #910e41bc
 def _model_folder(where, shell, tensors, meta):
@@ -287,9 +297,72 @@ def _model_folder(where, shell, tensors, meta):
 
 def _tidy(where):
     "Remove what a killed write left behind in a fold's folder: temporary names that nobody will finish."
-    for name in ("state.safetensors", "history.csv", "best", "last"):
+    for name in ("state.safetensors", "history.csv", "best", "last", "progress.json", "examples.npz"):
         for path in (*where.glob(f".{name}.*.tmp"), *where.glob(f".{name}.*.old")):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+# %% ../nbs/25_train.ipynb #87dda222
+def _who():
+    "This process, so that somebody on the same machine can tell whether it still lives: a container counts processes for itself."
+    try: pids = os.readlink("/proc/self/ns/pid")
+    except OSError: pids = "" # no Linux
+    return {"pid": os.getpid(), "host": socket.gethostname(), "pids": pids}
+
+class _News:
+    """What a fold in training tells of itself: `progress.json`, by the first process alone, and nothing for a fold that was finished before.
+
+    It is renamed into place and not synced, which would wait for the disk; after a power cut it may be empty.
+    """
+    def __init__(self, f, folder):
+        self.path, self.next, self.facts = f.where/"progress.json", 0., {}
+        self.silent = f.finished or not f.accelerator.is_main_process
+        if self.silent: return
+        nothing = folder.truth_area()[f.mine] == 0
+        self.facts = dict(fold=f.fold, epochs=f.config.epochs, steps=f.steps, epoch=f.at["epoch"] + 1, step=f.at["step"], loss=None, seconds=f.at["seconds"],
+                          images=len(f.mine), all_empty=nothing.mean(), all_empty_by_class=nothing.mean(0), **_who())
+
+    def __call__(self, doing, always=False, **facts):
+        "Say what is being done; facts that are not given again stay as they were."
+        if self.silent: return
+        self.facts.update(doing=doing, **facts)
+        now = time.monotonic()
+        if now < self.next and not always: return
+        self.next, temp = now + 1, self.path.with_name(f".progress.json.{os.getpid()}.tmp")
+        try:
+            temp.write_text(to_json(self.facts), encoding="utf-8")
+            os.replace(temp, self.path)
+        except OSError: pass # news are not worth a training
+
+    def __enter__(self):
+        self("starting", always=True)
+        return self
+
+    def __exit__(self, kind, e, trace):
+        if e is None: self("finished", always=True)
+        else: self("stopped", always=True, why=f"{kind.__name__}: {e}"[:500] if str(e) else kind.__name__)
+
+def example_rows(
+    area:np.ndarray, # (N,C) labelled pixels
+    n:int=4,         # how many
+) -> list: # at most n rows
+    "Images to look at again and again: for each class, the rarest first, one of median area; then one without a defect; then from the first on. Depends on the areas alone."
+    rows = []
+    for c in np.argsort((area > 0).sum(0), kind="stable"):
+        order = [int(i) for i in np.argsort(area[:, c], kind="stable") if area[i, c] and i not in rows]
+        rows += order[len(order)//2:][:1]
+    rows += [i for i in range(len(area)) if not area[i].any()][:1]
+    return (rows + [i for i in range(len(area)) if i not in rows])[:n]
+
+@torch.inference_mode()
+def _write_examples(path, model, folder, image_ids, epoch, device):
+    "Levels of a few images, one at a time, as arrays in one npz: image_ids, levels (n,C,H,W), epoch. Levels below 13, a twentieth, are kept as 0, as stores do."
+    was = model.training
+    model.eval()
+    levels = np.stack([to_level(model(torch.from_numpy(folder.image(i))[None, None].to(device))[0].float().sigmoid().cpu().numpy()) for i in image_ids])
+    model.train(was)
+    try:
+        with whole(path) as temp, open(temp, "wb") as f: np.savez_compressed(f, image_ids=np.array(image_ids), levels=levels*(levels >= 13), epoch=epoch)
+    except OSError: pass # as above
 
 # %% ../nbs/25_train.ipynb #96d1b700
 def _accelerator(config):
@@ -344,7 +417,8 @@ class _Fold:
         self.model, self.optimizer = a.prepare(self.net, optimizer)
         if self.at.get("optimizer"): self.optimizer.load_state_dict(_optimizer_state(_unpack("optimizer", tensors), self.at["optimizer"]))
         if self.at.get("scaler"): a.scaler.load_state_dict(self.at["scaler"])
-        self.best = _unpack("best", tensors)
+        self.best, self.folder = _unpack("best", tensors), folder
+        self.examples = ids[self.mine[example_rows(folder.truth_area()[self.mine])]].tolist() if a.is_main_process else []
 
     def batches(self, epoch):
         "This process's batches of an epoch."
@@ -353,11 +427,13 @@ class _Fold:
     @property
     def finished(self): return self.at["epoch"] == self.config.epochs
 
-    def end_epoch(self, lr, score, val_loss, seconds):
+    def end_epoch(self, lr, score, val_loss, seconds, **more):
         "Enter a finished epoch into the history, keep the net if it is the best so far, and save."
         at = self.at
         epoch = at["epoch"] + 1
-        at["history"].append(dict(fold=self.fold, epoch=epoch, step=epoch*self.steps, lr=lr, loss=at["loss"]/self.steps, val_loss=val_loss, score=score, seconds=round(seconds, 3)))
+        # Before the state: after a kill between the two the epoch's end is made again, and the same examples with it.
+        if self.examples: _write_examples(self.where/"examples.npz", self.net, self.folder, self.examples, epoch, self.accelerator.device)
+        at["history"].append(dict(fold=self.fold, epoch=epoch, step=epoch*self.steps, lr=lr, loss=at["loss"]/self.steps, val_loss=val_loss, score=score, seconds=round(seconds, 3), **more))
         if at["best"] is None or score > at["best"]["score"]:
             at["best"], self.best = {"epoch": epoch, "score": score}, {k: t.cpu().clone() for k, t in self.net.state_dict().items()}
         at.update(epoch=epoch, step=0, loss=0., seconds=0.)
@@ -393,7 +469,9 @@ def _check_finite(loss, fold, epoch, step, lr):
 
 _HISTORY = dict(fold=int, epoch=int, step=int, lr=float, loss=float, val_loss=float, score=float, seconds=float)
 
-def _read_history(path): return pd.read_csv(path, dtype=str).astype(_HISTORY)  # Python's floats: exact with every pandas
+def _read_history(path):
+    history = pd.read_csv(path, dtype=str)  # Python's floats: exact with every pandas
+    return history.astype({name: _HISTORY.get(name, float) for name in history})  # beside these, the scores by class: a run that was begun without them has none
 
 # %% ../nbs/25_train.ipynb #ba5f238f
 def train_fold(
@@ -406,7 +484,7 @@ def train_fold(
     """Train one fold from where it stands to its end; returns its history, a row an epoch.
 
     Writes `fold_K/state.safetensors`, `history.csv`, `best/` (the epoch with the highest score on the fold, the first of
-    equals) and, at the end, `last/`. Stopped at any moment and called again, it ends with the weights and the history
+    equals) and, at the end, `last/`; for those who watch, `progress.json` and `examples.npz`. Stopped at any moment and called again, it ends with the weights and the history
     (but for its seconds) of a run that was not stopped: bit for bit on one CPU at the same number of threads. A finished
     fold is not trained again; what is missing of its folders is put back. Leaves torch's generator seeded.
     Raises `ValueError` where the state is damaged or belongs to another configuration, other data or other folds, and
@@ -422,11 +500,11 @@ def train_fold(
     valid = make_loader(StripDataset(folder), epoch_batches(f.mine, config.batch_size, config.seed, 0, shuffle=False, drop_last=False, rank=rank, world=world), config.num_workers)
     loss_of, total = build_loss(config.loss), config.epochs * f.steps
     bar = tqdm(total=total, initial=at["epoch"]*f.steps + at["step"], desc=f"fold {fold}", unit="step", disable=not progress or f.finished or not accelerator.is_main_process)
-    with bar:
+    with bar, _News(f, folder) as news:
         for epoch in range(at["epoch"], config.epochs):
             batches, losses = f.batches(epoch)[at["step"]*config.accumulate:], []
             loader = iter(make_loader(images, batches, config.num_workers))
-            began = time.perf_counter() - at["seconds"]
+            began, so_far = time.perf_counter() - at["seconds"], at["loss"]/at["step"] if at["step"] else None
             f.model.train()
             for step in range(at["step"], f.steps):
                 lr = lr_at(epoch*f.steps + step, total, config)
@@ -451,15 +529,17 @@ def train_fold(
                     for x in accelerator.reduce(torch.stack(losses), "mean").tolist(): at["loss"] += x
                     losses = []
                     _check_finite(at["loss"], fold, epoch, step, lr)
-                    bar.set_postfix(loss=f"{at['loss']/done:.4f}", lr=f"{lr:.1e}")
+                    so_far = at["loss"]/done
+                    bar.set_postfix(loss=f"{so_far:.4f}", lr=f"{lr:.1e}")
+                news("training", epoch=epoch + 1, step=done, loss=so_far, seconds=time.perf_counter() - began)
                 if save:
                     at.update(step=done, seconds=time.perf_counter() - began)
                     f.save()
                 if on_step: on_step(epoch, step)
             for t in f.net.buffers(): broadcast(t)  # batch norm's running means differ between processes; the first's are saved
-            score, val_loss = evaluate(f.net, valid, loss_of, accelerator)
-            _check_finite(val_loss, fold, epoch, step, lr)
-            f.end_epoch(lr, score, val_loss, time.perf_counter() - began)
+            found = evaluate(f.net, valid, loss_of, accelerator, lambda n, of: news("scoring", batch=n, batches=of, seconds=time.perf_counter() - began))
+            _check_finite(found["val_loss"], fold, epoch, step, lr)
+            f.end_epoch(lr, seconds=time.perf_counter() - began, **found)
     accelerator.wait_for_everyone()
     return _read_history(f.where/"history.csv")
 

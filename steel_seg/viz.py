@@ -257,6 +257,8 @@ def _over_epochs(ax, title):
     ax.set_title(title, fontsize=10, loc="left")
     ax.set_xlabel("epoch")
     ax.xaxis.get_major_locator().set_params(integer=True)
+    low, high = ax.get_xlim()
+    if high - low < .5: ax.set_xlim(low - .5, high + .5) # one epoch: no ticks between whole numbers
     ax.grid(alpha=.3)
     ax.spines[["top", "right"]].set_visible(False)
 
@@ -302,6 +304,7 @@ def plot_classes(
     for ax in axes[len(scores):]: ax.set_axis_off()
     return fig
 
+# %% ../nbs/13_viz.ipynb #7b77b265
 def plot_scores(
     scores,         # name to score, or to something with value, low and high (`Interval`)
     reference=None, # name to score of something to beat, as an upright mark: all-empty, say

@@ -146,7 +146,7 @@ def test_loop_is_the_plain_loop(calm, folder):
 
 def test_loss_falls_and_models_know_their_images(calm, folder):
     history = pd.read_csv(calm / "fold_0/history.csv")
-    assert list(history.columns) == ["fold", "epoch", "step", "lr", "loss", "val_loss", "score", "seconds"]
+    assert list(history.columns) == ["fold", "epoch", "step", "lr", "loss", "val_loss", "score", "seconds", "present", "empty", "score_1", "score_2", "score_3", "score_4"]
     assert history.epoch.tolist() == [1, 2, 3] and history.step.tolist() == [3, 6, 9]
     assert history.loss.iloc[-1] < .8 * history.loss.iloc[0]
     folds = pd.read_csv(calm / "folds.csv")
@@ -170,10 +170,14 @@ def test_score_is_the_competitions(calm, folder):
     d = dice(*mask_counts(np.rint(prob * 255) >= 128, truth))
     model.train()
     loader = make_loader(StripDataset(folder), epoch_batches(rows, 5, 0, 0, shuffle=False, drop_last=False))
-    score, loss = evaluate(model, loader, build_loss("bce"), Accelerator())
-    assert model.training
-    assert score == pytest.approx(d.mean(), abs=1e-12) and {0, 1} < set(d.flat)
-    assert loss == pytest.approx(-np.where(truth, np.log(prob), np.log1p(-prob)).mean(), rel=1e-4)
+    seen = []
+    found = evaluate(model, loader, build_loss("bce"), Accelerator(), lambda *now: seen.append(now))
+    assert model.training and seen == [(1, 3), (2, 3), (3, 3)]
+    assert found["score"] == pytest.approx(d.mean(), abs=1e-12) and {0, 1} < set(d.flat)
+    there = truth.any((2, 3))
+    assert (found["present"], found["empty"]) == pytest.approx((d[there].mean(), d[~there].mean()), abs=1e-12)
+    assert [found[f"score_{k}"] for k in (1, 2, 3, 4)] == pytest.approx(d.mean(0).tolist(), abs=1e-12)
+    assert found["val_loss"] == pytest.approx(-np.where(truth, np.log(prob), np.log1p(-prob)).mean(), rel=1e-4)
 
 
 def test_workers_do_not_matter(calm, folder, tmp_path):
@@ -385,6 +389,89 @@ def test_other_data_is_refused(calm, folder, tmp_path):
         train_fold(calm, read_folder(tmp_path / "same"), 0, progress=False)
 
 
+# ---- for those who watch
+
+def test_examples_are_what_the_last_net_says(calm, folder):
+    with np.load(calm / "fold_0/examples.npz", allow_pickle=False) as f:
+        ids, levels, epoch = f["image_ids"].tolist(), f["levels"], int(f["epoch"])
+    folds = pd.read_csv(calm / "folds.csv").set_index("image_id").fold
+    assert epoch == 3 and levels.dtype == np.uint8 and len(ids) == len(set(ids)) == 4 and (folds[ids] == 0).all()
+    model = load_model(calm / "fold_0/last")
+    with torch.inference_mode():
+        prob = torch.cat([model(torch.from_numpy(folder.image(i))[None, None]) for i in ids]).sigmoid().numpy()
+    expected = np.rint(prob * 255)
+    assert np.abs(levels - np.where(expected < 13, 0, expected)).max() <= 1 + 12 * ((expected == 13) | (expected == 12)).any()
+    shown = {c for i in ids for c in np.flatnonzero(folder.mask(i).any((1, 2)))}
+    assert shown == set(folder.masks.channel[folder.masks.image_id.map(folds) == 0])
+
+
+def test_progress_is_told_and_so_is_the_end(calm, folder, tmp_path):
+    run, told = tmp_path / "run", []
+    read = lambda: json.loads((run / "fold_0/progress.json").read_text())
+    start_run(run, TINY, folder)
+
+    def on_step(*now):
+        told.append(read())
+        if now == (1, 1):
+            raise Stop("out of\ncoffee")
+
+    with pytest.raises(Stop):
+        train_fold(run, folder, 0, progress=False, on_step=on_step)
+    assert told[0]["doing"] in ("starting", "training") and told[0]["pid"] == os.getpid()
+    end = read()
+    assert (end["doing"], end["why"], end["epoch"], end["step"], end["epochs"], end["steps"]) == ("stopped", "Stop: out of\ncoffee", 2, 2, 3, 3)
+    assert end["images"] == 20 and end["seconds"] > 0
+    area = folder.truth_area()[pd.read_csv(run / "folds.csv").set_index("image_id").fold[folder.images.image_id].to_numpy() == 0]
+    assert end["all_empty"] == pytest.approx((area == 0).mean()) and end["all_empty_by_class"] == pytest.approx((area == 0).mean(0).tolist())
+    train_fold(run, folder, 0, progress=False)
+    assert read()["doing"] == "finished" and read()["step"] == 3 and "why" not in read()
+    assert_same(calm, run)
+    before = (run / "fold_0/progress.json").read_bytes()
+    train_fold(run, folder, 0, progress=False)
+    assert (run / "fold_0/progress.json").read_bytes() == before, "a finished fold has no news"
+
+
+def test_news_come_once_a_second(calm, folder, tmp_path, monkeypatch):
+    "Steps of .3 s by the clock that is asked: of all the news of a fold, every fourth is written; loss and examples as in the calm run."
+    clock, written, replace_ = [0.], [], os.replace
+    monkeypatch.setattr("steel_seg.train.time.monotonic", lambda: clock.__setitem__(0, clock[0] + .3) or clock[0])
+    monkeypatch.setattr(os, "replace", lambda a, b: (written.append(clock[0]) if str(b).endswith("progress.json") else None, replace_(a, b)))
+    run = tmp_path / "run"
+    train_run(run, folder, TINY, only=0, progress=False)
+    assert 4 <= len(written) < 12 and min(np.diff(written)[:-1]) >= 1  # the end is told at once
+    assert_same(calm, run)
+    assert np.load(run / "fold_0/examples.npz")["levels"].tobytes() == np.load(calm / "fold_0/examples.npz")["levels"].tobytes()
+
+
+def test_training_goes_on_where_news_cannot_be_written(calm, folder, tmp_path):
+    run = tmp_path / "run"
+    start_run(run, TINY, folder)
+    for name in ("progress.json", "examples.npz"):
+        (run / "fold_0" / name / "in the way").mkdir(parents=True)
+    train_fold(run, folder, 0, progress=False)
+    assert_same(calm, run)
+
+
+def test_run_of_before_goes_on(calm, folder, tmp_path):
+    "A state whose history has no scores by class, and a fold without the files for those who watch."
+    run = tmp_path / "run"
+    start_run(run, TINY, folder)
+    with pytest.raises(Stop):
+        train_fold(run, folder, 0, progress=False, on_step=lambda *now: (_ for _ in ()).throw(Stop) if now == (1, 1) else None)
+    state = run / "fold_0/state.safetensors"
+    tensors, at = load_state(state)
+    more = ["present", "empty", "score_1", "score_2", "score_3", "score_4"]
+    for row in at["history"]:
+        for name in more:
+            del row[name]
+    save_state(state, tensors, at)
+    for name in ("progress.json", "examples.npz", "history.csv"):
+        (run / "fold_0" / name).unlink()
+    history = train_fold(run, folder, 0, progress=False)
+    assert history[more].isna().all(axis=1).tolist() == [True, False, False] and history.notna().drop(columns=more).all(axis=None)
+    assert weights(run) == weights(calm)
+
+
 # ---- several processes
 
 def _rank(rank, port, run, folder):
@@ -409,8 +496,12 @@ def test_two_processes_train_one_fold(folder, processes, tmp_path):
     history = pd.read_csv(run / "history.csv")
     fold = pd.read_csv(run / "folds.csv").fold.to_numpy()
     loader = make_loader(StripDataset(folder), epoch_batches(np.flatnonzero(fold == 0), 2, 0, 0, shuffle=False, drop_last=False))
-    score, loss = evaluate(load_model(run / "fold_0/last"), loader, build_loss("bce_dice"), Accelerator())
-    assert history.score.iloc[-1] == pytest.approx(score, abs=1e-6) and history.val_loss.iloc[-1] == pytest.approx(loss, rel=1e-4)
+    found = evaluate(load_model(run / "fold_0/last"), loader, build_loss("bce_dice"), Accelerator())
+    assert history.val_loss.iloc[-1] == pytest.approx(found.pop("val_loss"), rel=1e-4)
+    for name, value in found.items():
+        assert history[name].iloc[-1] == pytest.approx(value, abs=1e-6), name
+    news = json.loads((run / "fold_0/progress.json").read_text())
+    assert news["doing"] == "finished" and news["pid"] == ranks[0].pid
     assert history.loss.iloc[-1] < history.loss.iloc[0]
     with pytest.raises(ValueError, match="processes is 2 there, 1 now"):
         train_fold(run, folder, 0, progress=False)
