@@ -86,6 +86,9 @@ class Later:
         if self._due: self._due.cancel()
         self._due = loop.call_later(self.wait, self.now)
 
+    @property
+    def waits(self) -> bool: return self._due is not None
+
     def now(self, always=True):
         "Call it now; with `always=False` only if it is waiting."
         waiting, self._due = self._due, None
@@ -136,7 +139,7 @@ _CSS = """
 .steel-stack img { position: absolute; inset: 0; width: 100%; height: 100%; user-select: none }
 .steel-stack.steel-near img { image-rendering: pixelated }
 .steel-tools { display: flex; flex-wrap: wrap; align-items: center; gap: 2px 12px; margin: 4px 0; font: 13px/1.6 var(--jp-ui-font-family, system-ui, sans-serif); color: var(--jp-ui-font-color1, #222) }
-.steel-tools label { display: inline-flex; align-items: center; gap: 4px; white-space: nowrap }
+.steel-tools label { display: inline-flex; align-items: center; gap: 4px; overflow-wrap: anywhere }
 .steel-tools input[type=range] { width: 90px }
 .steel-tools button { min-width: 28px; font: inherit; padding: 0 7px; border: 1px solid #999; border-radius: 3px; background: var(--jp-layout-color2, #eee); color: inherit; cursor: pointer }
 .steel-gallery { display: grid; gap: 6px; padding: 3px; outline-offset: -2px }
