@@ -1,6 +1,7 @@
 # make demo   the whole chain on a synthetic strip mill (make demo DATA=path for a folder of your own)
 # make test   notebooks clean, exports and README in step, every notebook run, then pytest
 # make lab    JupyterLab on the tour
+# make app    the tuner as a page without code (RUN=path DATA=path for a run of your own)
 # make bench  every figure as a ratio to a named peer, in benchmarks/results.json
 # All of them build .venv on first use and find it built on the second.
 
@@ -12,7 +13,7 @@ export NO_ALBUMENTATIONS_UPDATE := 1
 # twenty times slower where other work shares the cores.
 export GOMP_SPINCOUNT ?= 20000
 
-.PHONY: demo test lab export pictures bench bench-full
+.PHONY: demo test lab app export pictures bench bench-full
 .DEFAULT_GOAL := test
 
 # uv shares one copy of each package between environments, so that a second clone costs seconds and no disk.
@@ -33,7 +34,12 @@ test: .venv/ready
 lab: .venv/ready
 	@# No question about news in a pop-up over the notebook, and no look for updates: nothing is fetched.
 	$(BIN)/jupyter labextension disable --level=sys_prefix "@jupyterlab/apputils-extension:announcements"
-	$(BIN)/jupyter lab --ip=127.0.0.1 --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate nbs/50_tour.ipynb
+	$(BIN)/jupyter lab --ip=127.0.0.1 --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate nbs/50_folder.ipynb
+
+# The demo's run, or the one that is named; where there is neither, a small one that is made up. Voilà's settings are in nbs/voila.
+app: .venv/ready
+	STEEL_SEG_RUN="$(if $(filter-out file,$(origin RUN))$(wildcard $(RUN)/oof),$(RUN))" STEEL_SEG_DATA="$(DATA)" \
+	JUPYTER_PATH="$(CURDIR)/nbs" JUPYTER_CONFIG_PATH="$(CURDIR)/nbs/voila" $(BIN)/voila --Voila.ip=127.0.0.1 $(ARGS) nbs/app.ipynb
 
 # After a change in a notebook: exports, README and clean notebooks, ready to commit.
 export: .venv/ready

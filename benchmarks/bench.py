@@ -27,6 +27,9 @@ def timed(f):
 def measure(row, seconds):
     "Median time of each side and the ratio: rounds in turn, the first not counted."
     if "size" in row: return dict(what=row["what"], against=row["against"], goal=row["goal"], ratio=row["size"](), ours_ms=None, peer_ms=None)
+    if "found" in row: # in a browser, both in turn, in ms
+        ours, peer = row["found"]()
+        return dict(what=row["what"], against=row["against"], goal=row["goal"], at_most=row.get("at_most", False), ratio=peer/ours, ours_ms=ours, peer_ms=peer)
     row["check"]()
     ours, peer, end = [], [], time.perf_counter() + seconds
     timed(row["ours"]), timed(row["peer"])
@@ -54,13 +57,16 @@ def main():
     parser.add_argument("--out", default="benchmarks/results.json")
     parser.add_argument("--seconds", type=float, default=3, help="for each row")
     args = parser.parse_args()
-    import counts, rle
-    rows = [row for module in (rle, counts) for row in module.rows()]
+    import counts, latency, rle
+    rows = [row for module in (rle, counts, latency) for row in module.rows()]
     rows = [row for row in rows if not args.only or any(word in f"{row['what']} {row['against']}" for word in args.only)]
     print(f"{'what':62} {'ratio':>14} {'goal':>8} {'met':>4} {'ours, ms':>11} {'peer, ms':>11}  against")
     found = []
     for row in rows:
-        found.append(measure(row, args.seconds))
+        try: found.append(measure(row, args.seconds))
+        except latency.NoBrowser as e:
+            print(f"{row['what']:62} not measured: {e}")
+            continue
         print(line(found[-1]), flush=True)
     machine = dict(processor=platform.processor() or platform.machine(), cores=os.cpu_count(), load=os.getloadavg())
     print(f"written to {write_json(args.out, dict(rows=found, machine=machine, versions=versions()))}")

@@ -2,6 +2,8 @@
 from pathlib import Path
 
 import pytest
+from made import CASES, make_run
+from live import browser, browser_home, lab, notebook7, servers, voila  # fixtures: widgets in a real browser
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -16,3 +18,8 @@ def real_data(name):
     if not path.exists():
         pytest.skip(f"no real data at ../shared/data/{name}")
     return path
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    return {name: make_run(tmp_path_factory.mktemp("run") / "run", **case) for name, case in CASES.items()}
