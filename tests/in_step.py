@@ -43,6 +43,21 @@ def open_merges(root):
             yield f"{path.relative_to(root)}: not valid JSON ({e})"
 
 
+LIVE = "application/vnd.jupyter.widget-view+json"
+
+
+def without_live_views(text):
+    "A notebook's text without what only a kernel can show: a widget's live view (its still picture stays) and progress bars."
+    nb = json.loads(text)
+    for cell in nb["cells"]:
+        if "outputs" in cell:
+            cell["outputs"] = [o for o in cell["outputs"] if o.get("name") != "stderr" and set(o.get("data", {"a"})) - {LIVE, "text/plain"}]
+            for o in cell["outputs"]:
+                o.get("data", {}).pop(LIVE, None)
+    nb["metadata"].pop("widgets", None)
+    return json.dumps(nb, sort_keys=True, indent=1, ensure_ascii=False) + "\n"
+
+
 def faults(root):
     "All that is out of step, a line each."
     found = list(open_merges(root))
@@ -63,6 +78,8 @@ def faults(root):
             name = path.relative_to(copy)
             if not filecmp.cmp(path, root / name, shallow=False):
                 found.append(f"{name}: not clean; run `make export`")
+            elif LIVE in path.read_text(encoding="utf-8"):
+                found.append(f"{name}: holds a widget's live view, which is nothing without its kernel; run `make export`")
         names = {p.name for top in (copy, root) for p in (top / "steel_seg").glob("*.py")}
         for name in sorted(names):
             old, new = root / "steel_seg" / name, copy / "steel_seg" / name
@@ -75,6 +92,10 @@ def faults(root):
 
 if __name__ == "__main__":
     if sys.argv[1:] == ["--write"]:
+        for path in (ROOT / "nbs").glob("*.ipynb"):
+            text = path.read_text(encoding="utf-8")
+            if LIVE in text:
+                path.write_text(without_live_views(text), encoding="utf-8")
         (ROOT / "README.md").write_text(readme(ROOT), encoding="utf-8")
         sys.exit()
     found = faults(ROOT)

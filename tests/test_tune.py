@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from test_widgets import CASES, HOSTILE, Tags, make_run, only_our_tags, pixels, runs, slow_scores  # noqa: F401
+from made import CASES, HOSTILE, Tags, make_run, only_our_tags, pixels, slow_dice, slow_scores
 
 import steel_seg.tune as tune
 from steel_seg.decide import choose_rules, nested_dice
@@ -83,6 +83,9 @@ def test_a_change_is_called_by_its_interval():
     assert "better than the kept rule, beyond chance" in verdict(score_changes(better, d, truth), "all")
     assert "worse than the kept rule, beyond chance" in verdict(score_changes(d, better, truth), "all")
     assert "cannot tell the two apart. 1 images gain, 1 lose" in verdict(score_changes(unsure, d, truth), "all")
+    few = d.copy()
+    few[:5] += [[0.2], [0.21], [0.2], [0.19], [0.2]]
+    assert "too few images have moved to tell. 5 images gain, 0 lose" in verdict(score_changes(few, d, truth), "all")
     assert verdict(score_changes(d, d, truth), "class 1") == "The same as the kept rule on every image."
 
 
@@ -382,8 +385,6 @@ def test_gates_that_need_a_classifier_are_offered_with_its_scores(run, tmp_path)
 
 
 def slow_pair(tuner, image_id, c, score):
-    from test_widgets import slow_dice
-
     from steel_seg.post import apply_rule
 
     return slow_dice(apply_rule(tuner.predicted.store.read(image_id)[c], tuner.rules[c], int(score)), tuner.predicted.folder.mask(image_id)[c])
