@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['FEW', 'level_text', 'area_text', 'area_steps', 'rule_text', 'subset_names', 'subset_rows', 'score_changes',
            'moved_images', 'scores_html', 'verdict', 'surface_of', 'SurfacePicture', 'draw_surface', 'level_boxes',
-           'image_masks', 'image_line', 'RuleView', 'RuleSliders', 'tuner_still', 'change_rules', 'save_rules', 'Tuner']
+           'image_masks', 'image_line', 'RuleView', 'RuleSliders', 'tuner_still', 'change_rules', 'RuleTrial',
+           'SurfaceView', 'Expectation', 'CountOffer', 'save_rules', 'TunerPanel', 'Tuner']
 
 # %% ../nbs/42_tune.ipynb #d01789bb
 import html, io, shutil, warnings
@@ -417,10 +418,7 @@ def tuner_still(
         fig.savefig(data, format="jpeg", facecolor="white", pil_kwargs={"quality": 85})
     return Picture(data.getvalue(), format="jpeg")
 
-# %% ../nbs/42_tune.ipynb #9cea1bdd
-_STEPS = ("fill_holes", "min_component", "connectivity", "gate", "gate_by") # a surface and a nested score are made anew for these, not for a threshold or an area
-_QUICK = 4*10**8 # pixels of all maps whose components and holes are counted unasked: some seconds
-
+# %% ../nbs/42_tune.ipynb #3190a4e2
 def change_rules(
     rules,       # C of Rule
     channel,     # None: all
@@ -436,29 +434,203 @@ def _never_below(rules, floor):
     "Rules whose gate by core, if any, lies where the store kept levels."
     return tuple(replace(r, gate=max(r.gate, floor)) if r.gate_by == "core" and r.gate else r for r in rules)
 
+class RuleTrial:
+    "Rules of a run as they are tried: `dice` (N,C) under them, `kept_dice` under those that were kept, `before` the last step, and `past`, the rules of every step."
+    def __init__(self,
+        predicted:Predicted,
+        rules, # C of Rule
+    ):
+        self.predicted, self.rules, self.past = predicted, tuple(rules), []
+        self.dice = self.kept_dice = self.before = pair_dice(predicted, rules)
+
+    def go(self,
+        rules,       # C of Rule
+        kind="step", # "more" goes on with the last step, "back" undoes one
+    ) -> bool: # whether they are of another kind than before: more than a threshold or an area has changed
+        "Try other rules; only classes whose rule is another one are counted."
+        p, old, self.rules = self.predicted, self.rules, tuple(rules)
+        if kind != "more": self.before = self.dice
+        if kind == "step": self.past = [*self.past[-99:], old]
+        self.dice = self.dice.copy()
+        for c, (a, b) in enumerate(zip(old, self.rules)):
+            if a != b: self.dice[:, c] = dice(*counts_of(p.curves, c, b, None if p.scores is None else p.scores[:, c]), p.curves.truth[:, c])
+        return any(getattr(a, k) != getattr(b, k) for a, b in zip(old, self.rules) for k in _STEPS)
+
+    def keep(self,
+        rules, # C of Rule
+    ):
+        "Compare with these from now on."
+        self.kept_dice = self.dice if tuple(rules) == self.rules else pair_dice(self.predicted, rules)
+
+    def worst_first(self,
+        channel, # None: by the mean over classes
+        rows:np.ndarray, # (N,) bool
+    ) -> tuple: # of str
+        "The images, those that score least first."
+        curves, rows = self.predicted.curves, np.flatnonzero(rows)
+        score, size = (x[rows].mean(1) if channel is None else x[rows, channel] for x in (self.dice, curves.truth))
+        return tuple(curves.image_ids[i] for i in rows[worst_first(score, size)])
+
+    def most_changed(self,
+        channel,
+        rows:np.ndarray,
+    ) -> list: # of str
+        "The images that the last step changed, the most changed first."
+        change = abs((self.dice - self.before)[:, slice(None) if channel is None else [channel]].mean(1))*rows
+        return [self.predicted.curves.image_ids[i] for i in np.argsort(-change, kind="stable") if change[i] > 1e-12]
+
+_STEPS = ("fill_holes", "min_component", "connectivity", "gate", "gate_by") # a surface and a nested score are made anew for these, not for a threshold or an area
+
+# %% ../nbs/42_tune.ipynb #877b6b41
+class SurfaceView(MarkedPicture):
+    "The surface of a class with its rules on it. `drawn` is what stands there, `waits` whether another is on its way."
+    drawn = waits = None
+
+    def ask(self,
+        title:str,
+        wait:bool, # draw it before this returns
+        curves, channel, rules, over, weight, scores, # as for `surface_of`
+        then=lambda: None, # called when it stands
+    ):
+        "Draw another surface, unless one more is asked for meanwhile."
+        asked = self.waits = object()
+        def done(found):
+            if asked is not self.waits: return
+            self.drawn, self.waits = draw_surface(*found, over, title), None
+            self.picture = self.drawn.png
+            then()
+        work = lambda: surface_of(curves, channel, rules, over, weight, scores)
+        if wait: done(work())
+        else: beside(work, done)
+
+    def mark(self,
+        rules,   # C of Rule
+        kept,    # C of Rule
+        channel, # None: all, each in its class's colour
+        over:str,
+    ):
+        "Where the rules lie: kept as rings, now as dots."
+        dots, colours = [], class_colours(len(rules))
+        for shape, says, some in ("ring", "kept", kept), ("dot", "now", rules):
+            for c in range(len(rules)) if channel is None else [channel]:
+                (x, y), name = self.drawn.place(some[c].thresh, getattr(some[c], over)), list(colours)[c]
+                dots.append({"x": x, "y": y, "name": f"{name}, {says}", "colour": "#{:02x}{:02x}{:02x}".format(*(colours[name] if channel is None else COMPARE["missed"])), "shape": shape})
+        self.marks = tuple(dots)
+
+class Expectation(HTML):
+    "What the best rules of a kind are worth on fresh images. `nested` holds for each way of choosing the nested Dice and that of the rules chosen on all images, both (N,C)."
+    nested, _kind = {}, None
+
+    def forget(self): self.nested, self._kind = {}, object()
+
+    def ask(self,
+        predicted:Predicted,
+        template, # C of Rule: the kind
+        then,     # called when it is known
+        wait=False,
+    ):
+        "Choose fold by fold; a thread that works for a kind nobody asks for any more stops at its next fold."
+        p, kind = predicted, self._kind
+        if p.fold is None or len(np.unique(p.fold)) < 2: return
+        def choose(how, **some):
+            if kind is not self._kind: raise InterruptedError
+            return choose_rules(p.curves, how, template, p.scores, **some)
+        def work():
+            try: return {how: (nested_dice(p.curves, p.fold, {k: choose(how, weight=p.fold != k) for k in np.unique(p.fold).tolist()}, scores=p.scores), pair_dice(p, choose(how))) for how in ("plateau", "best")}
+            except InterruptedError: return {}
+        def done(found):
+            if kind is self._kind: self.nested = found; then()
+        if wait: done(work())
+        else: beside(work, done)
+
+    def by_row(self,
+        how:str,
+        rows:np.ndarray, # (N,) bool
+    ) -> dict|None: # "all" and the classes; None where it is not known yet
+        "Nested scores of some of the images."
+        if how not in self.nested: return None
+        d = self.nested[how][0][rows]
+        return {"all": float(d.mean()), **dict(zip(class_colours(d.shape[1]), d.mean(0).tolist()))}
+
+    def say(self,
+        rows:np.ndarray, # (N,) bool
+        folds:bool,      # whether there are any
+    ):
+        "Write it down."
+        each = [f"{how}: {mean_interval(nested[rows].mean(1))} expected on fresh images, {chosen[rows].mean():.4f} on the images that chose it" for how, (nested, chosen) in self.nested.items()]
+        says = "Rules of this kind, all classes, chosen on all images · " + " · ".join(each) if each else "Nested scores are being made …" if folds else "No folds.csv in the run: a nested score, and with it what to expect on fresh images, cannot be said."
+        self.value = line_html(says)
+
+class CountOffer(Box):
+    "A button that counts components and holes of a run, with a bar."
+    def __init__(self,
+        predicted:Predicted,
+        then, # callable(curves)
+    ):
+        go = Button(description="Count components and holes", tooltip="for the smallest component and filled holes; kept beside the run", layout=Layout(width="auto"))
+        bar = IntProgress(max=len(predicted.curves), layout=Layout(width="200px", display="none"))
+        super().__init__([control_row(HTML(line_html("Components and holes were not counted for this run.")), go, bar)])
+        def done(curves):
+            self.children = ()
+            then(curves)
+        def start(_):
+            go.disabled, bar.layout.display = True, None
+            beside(lambda: run_curves(predicted.store, predicted.folder, steps=True, kept=predicted.curves, progress=lambda n, total: bar.set_trait("value", n)), done)
+        go.on_click(start)
+
+# %% ../nbs/42_tune.ipynb #0efa79eb
 def save_rules(
     path:str|Path,
     rules:Rules,
 ) -> str: # what was done, in plain text
-    "Save rules; a file of another content that was there is kept beside it as `NAME.previous.json`."
+    "Save rules; a file that was there is kept beside it as `NAME.previous.json`. Raises `ValueError` for another kind of name or a folder that is not there."
     path, says = Path(path), ""
-    old = path.read_bytes() if path.is_file() else None
     if path.suffix != ".json": raise ValueError(f"{path}: give a file that ends in .json, such as rule.json")
     if not path.parent.is_dir(): raise ValueError(f"{path.parent}: no such folder; make it first")
-    if old is not None:
+    if path.is_file():
         shutil.copyfile(path, path.with_name(path.stem + ".previous.json"))
         says = f"; what was there is now {path.stem}.previous.json"
     rules.save(path)
     return f"saved as {path}{says}"
 
+# %% ../nbs/42_tune.ipynb #ef1497ea
+_QUICK = 4*10**8 # pixels of all maps whose components and holes are counted unasked: some seconds
+_OVER = [("minimum area", "min_area"), ("smallest component", "min_component")]
+
+class TunerPanel(VBox):
+    "The controls and pictures of a tuner and where they stand; `Tuner` says what they do."
+    def __init__(self, predicted:Predicted, rules, move):
+        p, auto, curves = predicted, Layout(width="auto"), predicted.curves
+        name = lambda text, **kw: dict(description=text, style={"description_width": "initial"}, **kw)
+        button = lambda text, tip, **kw: Button(description=text, tooltip=tip, layout=auto, **kw)
+        self.menu = Dropdown(options=[("all classes", -1), *((n, c) for c, n in enumerate(class_colours(p.folder.n_classes)))], **name("Class", layout=Layout(width="170px")))
+        self.part = Dropdown(options=subset_names(curves.truth, p.fold), **name("Images", layout=Layout(width="210px")))
+        self.axis = Dropdown(options=_OVER[:1 if curves.lacks(False, 2) else 2], **name("Surface over", layout=Layout(width="260px")))
+        self.sliders = RuleSliders(rules[0], curves, move, p.scores is not None)
+        self.surface, self.expect = SurfaceView(title="score over threshold and size", width=400), Expectation()
+        self.best, self.plateau = button("Best", "the rule with the highest score on these images"), button("Plateau", "the middle of the good rules: what to expect most of on fresh images")
+        self.undo, self.keep, self.swap = button("Undo", "take the last move back", icon="undo"), button("Keep to compare", "compare with this rule from now on"), button("Swap", "show the kept rule, and keep this one")
+        self.path = Text(str(p.store.path.parent/"rule.json"), **name("Save as", layout=Layout(width="310px")))
+        self.save_button, self.said = button("Save rule", "write the rules of all classes", icon="save"), HTML()
+        self.counter, self.scores, self.view = Box(), HTML(), RuleView(p)
+        self.picker = Picker(curves.image_ids, onward="Next worst")
+        self.changed, self.random = button("Next changed", "the image that the last move changed most, then the others"), button("Random", "any image")
+        self.picker.layout.width = "auto"
+        left = VBox([self.sliders, control_row(self.best, self.plateau, self.undo, self.keep, self.swap), control_row(self.path, self.save_button), self.said, self.counter])
+        left.layout.flex, left.layout.min_width, left.layout.max_width = "1 1 430px", "0", "640px"
+        both = Box([left, self.surface], layout=Layout(flex_flow="row wrap", align_items="flex-start", width="100%"))
+        super().__init__([control_row(self.menu, self.part, self.axis), both, self.scores, control_row(self.picker, self.changed, self.random), self.view, self.expect])
+        self.scores.add_class("steel-scores")
+        self.add_class("steel-tuner")
+
 # %% ../nbs/42_tune.ipynb #9912b2d6
-class Tuner(VBox):
+class Tuner(TunerPanel):
     """The rules of a run on sliders, with their score over all images and one image's hits and misses.
 
     Traits, to be read, set and observed: `channel` (the class shown, 0..C-1; None for all), `rules` (a `Rule` per class), `kept` (the rules to
     compare with), `subset` (the images that are scored, one of `subset_names`), `over` (what the surface shows against the threshold), `image_id`.
-    `rule` is the result: all rules with what is known of them; `tuner.rule.save(path)` writes rule.json. `picture()` is the view as one image.
-    Images come worst first. Raises `ValueError` for what does not fit.
+    `rule` is the result: all rules with what is known of them; `tuner.rule.save(path)` writes rule.json. `table` is what they score, `picture()` the
+    view as one image. Images come worst first. Raises `ValueError` for what does not fit.
     """
     channel, image_id, rules, kept = Int(None, allow_none=True), Unicode(), Tuple(), Tuple()
     subset, over = Unicode("all"), Unicode("min_area")
@@ -470,64 +642,29 @@ class Tuner(VBox):
         scores=None, # a classifier's csv, for gates that need one
         rng=None,    # np.random.Generator for the button "Random"; None: seed 0
     ):
-        super().__init__()
         self.predicted = p = read_run(run, folder, scores)
-        if (lacks := p.curves.lacks(True, 2)) and int(np.prod(p.store.shape)) <= _QUICK: self.predicted = p = replace(p, curves=run_curves(p.store, p.folder, steps=True))
-        self._names, self._rng = list(class_colours(p.folder.n_classes)), rng or np.random.default_rng(0)
+        if p.curves.lacks(True, 2) and int(np.prod(p.store.shape)) <= _QUICK: self.predicted = p = replace(p, curves=run_curves(p.store, p.folder, steps=True))
+        rules = run_rules(p, rules)
+        self.trial, self._names, self._rng = RuleTrial(p, rules), list(class_colours(p.folder.n_classes)), rng or np.random.default_rng(0)
         self._later_surface, self._later_order, self._later_nested = Later(self._make_surface, .5), Later(self._order), Later(self._nest, 1.5)
-        self._past, self._last_move, self._kind, self.nested, self._stage, self._drawing, self._turn = [], None, "step", {}, 0, None, 0
-        self.set_trait("rules", run_rules(p, rules))
-        self.set_trait("kept", self.rules)
-        self._dice = self._kept_dice = self._before = pair_dice(p, self.rules)
-        self._rows = subset_rows("all", p.curves.truth)
-        self._build()
+        self._kind, self._last_move, self._turn, self._rows = "step", None, 0, subset_rows("all", p.curves.truth)
+        super().__init__(p, rules, self.move)
+        self.rules = self.kept = rules
         self._listen()
         self._make_surface(wait=True)
         self._score()
         self._order()
         self.picker.go(0)
-        self._expect()
+        self._say()
         self._later_nested()
-
-    # What there is to see
-
-    def _build(self):
-        p, auto = self.predicted, Layout(width="auto")
-        name = lambda text, **kw: dict(description=text, style={"description_width": "initial"}, **kw)
-        self.menu = Dropdown(options=[("all classes", -1), *((n, c) for c, n in enumerate(self._names))], **name("Class", layout=Layout(width="170px")))
-        self.part = Dropdown(options=subset_names(p.curves.truth, p.fold), **name("Images", layout=Layout(width="210px")))
-        self.axis = Dropdown(options=[("minimum area", "min_area"), ("smallest component", "min_component")][:1 if p.curves.lacks(False, 2) else 2], **name("Surface over", layout=Layout(width="260px")))
-        self.sliders = RuleSliders(self.rules[0], p.curves, self.move, p.scores is not None)
-        self.surface = MarkedPicture(title="score over threshold and size", width=400)
-        button = lambda text, tip, **kw: Button(description=text, tooltip=tip, layout=auto, **kw)
-        self.best, self.plateau = button("Best", "the rule with the highest score on these images"), button("Plateau", "the middle of the good rules: what to expect most of on fresh images")
-        self.undo, self.keep, self.swap = button("Undo", "take the last move back", icon="undo"), button("Keep to compare", "compare with this rule from now on"), button("Swap", "show the kept rule, and keep this one")
-        self.path, self.save_button, self.said = Text(str(p.store.path.parent/"rule.json"), **name("Save as", layout=Layout(width="310px"))), button("Save rule", "write the rules of all classes", icon="save"), HTML()
-        self.counter = Box()
-        self.scores, self.expect = HTML(), HTML()
-        self.scores.add_class("steel-scores")
-        self.picker = Picker(p.curves.image_ids, onward="Next worst")
-        self.picker.layout.width = "auto"
-        self.changed, self.random = button("Next changed", "the image that the last move changed most, then the others"), button("Random", "any image")
-        self.view = RuleView(p)
-        left = VBox([self.sliders, control_row(self.best, self.plateau, self.undo, self.keep, self.swap), control_row(self.path, self.save_button), self.said, self.counter])
-        left.layout.flex, left.layout.min_width, left.layout.max_width = "1 1 430px", "0", "640px"
-        both = Box([left, self.surface], layout=Layout(flex_flow="row wrap", align_items="flex-start", width="100%"))
-        self.children = [control_row(self.menu, self.part, self.axis), both, self.scores, control_row(self.picker, self.changed, self.random), self.view, self.expect]
-        self.add_class("steel-tuner")
-        if p.curves.lacks(True, 2): self._offer_count()
+        if p.curves.lacks(True, 2): self.counter.children = [CountOffer(p, self._counted)]
 
     def _listen(self):
         link((self, "channel"), (self.menu, "value"), transform=(lambda c: -1 if c is None else c, lambda v: None if v < 0 else v)) # a menu takes None for nothing chosen
         for mine, there in ("subset", self.part), ("over", self.axis): link((self, mine), (there, "value"))
         link((self, "image_id"), (self.picker, "image_id"))
-        self.observe(self._hear_rules, "rules")
-        self.observe(self._hear_kept, "kept")
-        self.observe(self._hear_class, "channel")
-        self.observe(self._hear_subset, "subset")
-        self.observe(lambda _: self._later_surface(), "over")
-        self.observe(lambda _: self._draw(), "image_id")
-        self.surface.observe(self._clicked, "clicked")
+        for names, f in (("rules", self._hear_rules), ("kept", self._hear_kept), ("channel", self._hear_class), ("subset", self._hear_subset), ("over", self._later_surface), ("image_id", self._draw)): self.observe(lambda _, f=f: f(), names)
+        self.surface.observe(self._hear_click, "clicked")
         for b, f in ((self.best, lambda: self.choose("best")), (self.plateau, lambda: self.choose("plateau")), (self.undo, self.take_back), (self.keep, lambda: self.set_trait("kept", self.rules)),
                      (self.swap, self.swap_kept), (self.changed, self.next_changed), (self.random, self.go_anywhere), (self.save_button, self._save)): b.on_click(lambda _, f=f: f())
 
@@ -544,28 +681,24 @@ class Tuner(VBox):
         how:str, # "best" or "plateau", as for `choose_rules`
     ):
         "Choose threshold and minimum area of the class shown, or of all, on the images that are scored."
-        p = self.predicted
-        found = choose_rules(p.curves, how, self.rules, p.scores, weight=self._rows)
+        found = choose_rules(self.predicted.curves, how, self.rules, self.predicted.scores, weight=self._rows)
         self._set(tuple(f if self.channel in (None, c) else r for c, (f, r) in enumerate(zip(found, self.rules))))
 
     def take_back(self):
         "Undo the last step."
-        if not self._past: return
-        self._kind, self._last_move = "back", None
-        try: self.rules = self._past.pop()
-        finally: self._kind = "step"
+        if self.trial.past: self._set(self.trial.past.pop(), kind="back")
 
     def swap_kept(self):
         "Show the kept rules and keep those that were shown."
-        now, kept = self.rules, self.kept
-        self._set(kept)
+        now = self.rules
+        self._set(self.kept)
         self.kept = now
 
     def next_changed(self):
         "Go on through the images that the last step changed, the most changed first."
-        order = self._most_changed()
-        if not len(order): self.said.value = line_html("The last move changed no image."); return
-        self.image_id = self.predicted.curves.image_ids[order[self._turn % len(order)]]
+        ids = self.trial.most_changed(self.channel, self._rows)
+        self.said.value = "" if ids else line_html("The last move changed no image.")
+        if ids: self.image_id = ids[self._turn % len(ids)]
         self._turn += 1
 
     def go_anywhere(self):
@@ -575,9 +708,9 @@ class Tuner(VBox):
     @property
     def rule(self) -> Rules:
         "The result: the rules of all classes with their scores, interval, nested scores and the data's hash, on the images that are scored now."
-        p, row = self.predicted, self.table.loc["all"]
+        row = self.table.loc["all"]
         return Rules(self.rules, chosen="by hand, on the images it is scored on: optimistic", score=row.score, interval=[row.low, row.high], scores=self.table.score.to_dict(),
-                     nested={how: self._nested_rows(how) for how in self.nested}, scored_on=self.subset, images=int(self._rows.sum()), data_sha256=p.folder.sha256)
+                     nested={how: self.expect.by_row(how, self._rows) for how in self.expect.nested}, scored_on=self.subset, images=int(self._rows.sum()), data_sha256=self.predicted.folder.sha256)
 
     def save(self,
         path:str|Path, # a JSON file, written whole or not at all
@@ -588,50 +721,53 @@ class Tuner(VBox):
     def settle(self):
         "Do now what waits for the hand to rest; returns the tuner."
         self._later_order.now(always=False)
-        if self._later_surface.waits or self._drawing: self._make_surface(wait=True)
-        if not self.nested: self._nest(wait=True)
+        self._surface_now()
+        if not self.expect.nested: self._nest(wait=True)
         return self
+
+    def picture(self) -> Picture:
+        "What the widget shows now, as one image."
+        return self.settle()._still()
 
     # How the one follows from the other
 
     @validate("channel", "image_id", "rules", "kept", "subset", "over")
     def _fits(self, proposal):
-        name, value, n = proposal.trait.name, proposal.value, len(self._names)
+        name, value, n, curves = proposal.trait.name, proposal.value, len(self._names), self.predicted.curves
         if name == "image_id" and value not in self.picker.known: raise ValueError(f"no image {value!r} in {self.predicted.store.path}")
         if name == "channel" and value is not None and not 0 <= value < n: raise ValueError(f"channel {value}: there are {n} classes, 0 to {n - 1}, and None for all")
-        if name == "subset": subset_rows(value, self.predicted.curves.truth, self.predicted.fold)
-        if name == "over" and value not in [v for _, v in self.axis.options]: raise ValueError(f"over {value!r}: " + (self.predicted.curves.lacks(False, 2) or "give 'min_area' or 'min_component'"))
-        if name in ("rules", "kept"):
-            value = run_rules(self.predicted, value)
-            if lacks := next((says for r in value if (says := self.predicted.curves.lacks(r.fill_holes, r.min_component, r.connectivity))), ""): raise ValueError(lacks)
+        if name == "subset": subset_rows(value, curves.truth, self.predicted.fold)
+        if name == "over" and value not in [v for _, v in self.axis.options]: raise ValueError(f"over {value!r}: " + (curves.lacks(False, 2) or "give 'min_area' or 'min_component'"))
+        if name not in ("rules", "kept"): return value
+        value = run_rules(self.predicted, value)
+        if lacks := next((says for r in value if (says := curves.lacks(r.fill_holes, r.min_component, r.connectivity))), ""): raise ValueError(lacks)
         return value
 
-    def _set(self, rules, move=None):
-        "New rules as a step to undo, or as more of the last one."
-        self._kind, self._last_move = "more" if move is not None and move == self._last_move else "step", move
+    def _set(self, rules, move=None, kind="step"):
+        "New rules as a step to undo, as more of the last one, or as a step back."
+        self._kind, self._last_move = "more" if move is not None and move == self._last_move else kind, move
         try: self.rules = rules
         finally: self._kind = "step"
 
-    def _hear_rules(self, change):
-        self._turn = 0
-        p, new = self.predicted, [c for c, (a, b) in enumerate(zip(change.old, change.new)) if a != b]
-        if self._kind != "more": self._before = self._dice
-        if self._kind == "step": self._past = [*self._past[-99:], change.old]
-        self._dice = self._dice.copy()
-        for c in new: self._dice[:, c] = dice(*counts_of(p.curves, c, self.rules[c], None if p.scores is None else p.scores[:, c]), p.curves.truth[:, c])
+    def _hear_rules(self):
+        other, self._turn = self.trial.go(self.rules, self._kind), 0
         self._draw() # first of all: a picture takes the browser longest
         self._score()
         self._mark()
         self._show_rule()
         self._later_order()
-        if any(getattr(a, k) != getattr(b, k) for a, b in zip(change.old, change.new) for k in _STEPS): self._later_surface(); self._forget_nested()
+        if not other: return
+        self.expect.forget()
+        self._say()
+        self._later_nested()
+        self._later_surface()
 
-    def _hear_kept(self, change):
-        self._kept_dice = self._dice if self.kept == self.rules else pair_dice(self.predicted, self.kept)
+    def _hear_kept(self):
+        self.trial.keep(self.kept)
         self._score()
         self._mark()
 
-    def _hear_class(self, change):
+    def _hear_class(self):
         self._last_move, self._turn = None, 0
         self._show_rule()
         self._score()
@@ -639,134 +775,56 @@ class Tuner(VBox):
         self._later_surface()
         self._draw()
 
-    def _hear_subset(self, change):
+    def _hear_subset(self):
         self._rows = subset_rows(self.subset, self.predicted.curves.truth, self.predicted.fold)
         self._score()
-        self._expect()
+        self._say()
         self._order()
         self._later_surface()
         if self.image_id not in self.picker.ids: self.picker.go(0)
 
-    def _show_rule(self): self.sliders.rule = self.rules[self.channel or 0]
+    def _hear_click(self, change):
+        found = self.surface.drawn.rule_at(*change.new)
+        if not found: return
+        size = min(found[1], self.sliders.pixels + (self.over == "min_area")) # never is for areas alone
+        self._set(change_rules(change_rules(self.rules, self.channel, "thresh", found[0]), self.channel, self.over, size))
 
     @property
     def _name(self): return "all" if self.channel is None else self._names[self.channel]
 
-    def _score(self):
-        "Table, and the line on what has changed."
-        self.table = score_changes(self._dice, self._kept_dice, self.predicted.curves.truth, self._rows)
-        self.verdict = verdict(self.table, self._name)
-        self.scores.value = scores_html(self.table, self._nested_rows("plateau"), self._name) + line_html(self.verdict)
-        self.undo.disabled = not self._past
-
-    def _order(self):
-        "The list of images, whose order depends on the rule."
-        c, curves, rows = self.channel, self.predicted.curves, np.flatnonzero(self._rows)
-        score, size = (x[rows].mean(1) if c is None else x[rows, c] for x in (self._dice, curves.truth))
-        self.picker.ids = tuple(curves.image_ids[i] for i in rows[worst_first(score, size)])
-
-    def _most_changed(self):
-        change = (self._dice - self._before)[:, slice(None) if self.channel is None else [self.channel]].mean(1)*self._rows
-        order = np.argsort(-abs(change), kind="stable")
-        return order[abs(change[order]) > 1e-12]
+    def _show_rule(self): self.sliders.rule = self.rules[self.channel or 0]
 
     def _draw(self):
         if self.image_id: self.view.show(self.image_id, self.channel, self.rules)
 
-    # The surface
+    def _score(self):
+        "Table, and the line on what has changed."
+        nested = self.expect.by_row("plateau", self._rows)
+        self.table = score_changes(self.trial.dice, self.trial.kept_dice, self.predicted.curves.truth, self._rows)
+        self.verdict = verdict(self.table, self._name)
+        self.scores.value = scores_html(self.table, {} if nested is None and self.predicted.fold is None else nested, self._name) + line_html(self.verdict)
+        self.undo.disabled = not self.trial.past
+
+    def _order(self): self.picker.ids = self.trial.worst_first(self.channel, self._rows)
 
     def _make_surface(self, wait=False):
-        "Add it up beside the hand, then draw it, if it is still asked for."
-        p, over, channel, rules, subset, rows = self.predicted, self.over, self.channel, self.rules, self.subset, self._rows
-        asked = self._drawing = object()
-        def done(found):
-            if asked is not self._drawing: return
-            title = ("mean of all classes" if channel is None else self._names[channel]) + ("" if subset == "all" else f", {subset}") + ("" if over == "min_area" else ", no minimum area, no gate")
-            self._surface, self._drawing = draw_surface(*found, over, title), None
-            self.surface.picture = self._surface.png
-            self._mark()
-        work = lambda: surface_of(p.curves, channel, rules, over, rows.astype(float), p.scores)
-        if wait: done(work())
-        else: beside(work, done)
+        title = ("mean of all classes" if self.channel is None else self._name) + ("" if self.subset == "all" else f", {self.subset}") + ("" if self.over == "min_area" else ", no minimum area, no gate")
+        self.surface.ask(title, wait, self.predicted.curves, self.channel, self.rules, self.over, self._rows.astype(float), self.predicted.scores, self._mark)
 
-    def _mark(self):
-        "Where the rules lie on the surface: kept as rings, now as dots; each class in its colour where all are shown."
-        dots, colours = [], list(class_colours(len(self._names)).values())
-        for shape, says, rules in ("ring", "kept", self.kept), ("dot", "now", self.rules):
-            for c in range(len(rules)) if self.channel is None else [self.channel]:
-                x, y = self._surface.place(rules[c].thresh, getattr(rules[c], self.over))
-                colour = colours[c] if self.channel is None else (213, 94, 0)
-                dots.append({"x": x, "y": y, "name": f"{self._names[c]}, {says}", "colour": "#{:02x}{:02x}{:02x}".format(*colour), "shape": shape})
-        self.surface.marks = tuple(dots)
+    def _surface_now(self):
+        if self._later_surface.waits or self.surface.waits: self._make_surface(wait=True)
 
-    def _clicked(self, change):
-        found = self._surface.rule_at(*change.new)
-        if not found: return
-        found = found[0], min(found[1], self.sliders.pixels + (self.over == "min_area")) # never is for areas alone
-        rules = change_rules(change_rules(self.rules, self.channel, "thresh", found[0]), self.channel, self.over, found[1])
-        self._set(rules)
+    def _mark(self): self.surface.mark(self.rules, self.kept, self.channel, self.over)
 
-    # What a choice is worth on fresh images
+    def _nest(self, wait=False): self.expect.ask(self.predicted, self.rules, lambda: (self._score(), self._say()), wait)
 
-    def _forget_nested(self):
-        self.nested, self._stage = {}, self._stage + 1
-        self._expect()
-        self._later_nested()
+    def _say(self): self.expect.say(self._rows, self.predicted.fold is not None)
 
-    def _nest(self, wait=False):
-        "Nested scores of the best rule and of the plateau, of the kind that the rules are: beside the hand, not in its way."
-        p, stage, template = self.predicted, self._stage, self.rules
-        if p.fold is None or len(np.unique(p.fold)) < 2: return self._expect()
-        folds = np.unique(p.fold).tolist()
-        def choose(how, **some):
-            if stage != self._stage: raise InterruptedError # the rules have become of another kind: the thread is left to what moves
-            return choose_rules(p.curves, how, template, p.scores, **some)
-        def work():
-            try: return {how: (nested_dice(p.curves, p.fold, {k: choose(how, weight=p.fold != k) for k in folds}, scores=p.scores), pair_dice(p, choose(how))) for how in ("plateau", "best")}
-            except InterruptedError: return {}
-        def done(found):
-            if stage != self._stage: return
-            self.nested = found
-            self._score()
-            self._expect()
-        if wait: done(work())
-        else: beside(work, done)
-
-    def _nested_rows(self, how):
-        "Row to nested score on the images that are scored; None where it is not known (yet)."
-        if how not in self.nested: return None if self.predicted.fold is not None else {}
-        d = self.nested[how][0][self._rows]
-        return {"all": float(d.mean()), **dict(zip(self._names, d.mean(0).tolist()))}
-
-    def _expect(self):
-        "The line on what the best rules of this kind are worth."
-        if self.predicted.fold is None: says = "No folds.csv in the run: a nested score, and with it what to expect on fresh images, cannot be said."
-        elif not self.nested: says = "Nested scores are being made …"
-        else:
-            each = []
-            for how, (nested, chosen) in self.nested.items():
-                i = mean_interval(nested[self._rows].mean(1))
-                each.append(f"{how}: {i} expected on fresh images, {chosen[self._rows].mean():.4f} on the images that chose it")
-            says = "Rules of this kind, all classes, chosen on all images · " + " · ".join(each)
-        self.expect.value = line_html(says)
-
-    # Counting what was not counted yet
-
-    def _offer_count(self):
-        go, bar = Button(description="Count components and holes", tooltip="for the smallest component and filled holes; kept beside the run", layout=Layout(width="auto")), IntProgress(max=len(self.predicted.curves), layout=Layout(width="200px", display="none"))
-        says = HTML(line_html("Components and holes were not counted for this run."))
-        def show(done, total): bar.value = done
-        def done(curves):
-            self.predicted = self.view.predicted = replace(self.predicted, curves=curves)
-            self.sliders.count(curves)
-            self.axis.options = [("minimum area", "min_area"), ("smallest component", "min_component")]
-            self.counter.children = ()
-        def start(_):
-            go.disabled, bar.layout.display = True, None
-            p = self.predicted
-            beside(lambda: run_curves(p.store, p.folder, steps=True, kept=p.curves, progress=show), done)
-        go.on_click(start)
-        self.counter.children = [control_row(says, go, bar)]
+    def _counted(self, curves):
+        "Components and holes are known now."
+        self.predicted = self.view.predicted = self.trial.predicted = replace(self.predicted, curves=curves)
+        self.sliders.count(curves)
+        self.axis.options = _OVER
 
     def _save(self):
         try: says = save_rules(self.path.value.strip(), self.rule)
@@ -775,15 +833,12 @@ class Tuner(VBox):
 
     # Without a front end
 
-    def picture(self) -> Picture:
-        "What the widget shows now, as one image."
-        self.settle()
-        return self._still()
-
     def _still(self):
-        lines = [self.table.assign(**{"plateau, nested": self._nested_rows("plateau") or np.nan})[["score", "low", "high", "change", "change_low", "change_high", "plateau, nested"]].to_string(na_rep="-", float_format="{:.4f}".format), "",
+        self._surface_now()
+        nested = self.expect.by_row("plateau", self._rows)
+        lines = [self.table.assign(**{"plateau, nested": nested or np.nan})[["score", "low", "high", "change", "change_low", "change_high", "plateau, nested"]].to_string(na_rep="-", float_format="{:.4f}".format), "",
                  *(f"{n}: {rule_text(r, self.sliders.pixels)}" for n, r in zip(self._names, self.rules) if self._name in ("all", n)), self.verdict, self.view.line]
-        return tuner_still(lines, self._surface, self.surface.marks, self.view.strip.flat())
+        return tuner_still(lines, self.surface.drawn, self.surface.marks, self.view.strip.flat())
 
     def __repr__(self): return f"Tuner({self._name}, {len(self.rules)} classes, score {self.table.score['all']:.4f} on {self._rows.sum():,} images)"
 

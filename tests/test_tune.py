@@ -195,7 +195,7 @@ def test_next_changed_visits_what_the_last_step_changed(runs):
         seen.append(tuner.image_id)
     assert sorted(seen) == sorted(wanted) and [change[i] for i in seen] == [change[i] for i in wanted]
     tuner.take_back()
-    assert set(tuner.predicted.curves.image_ids[i] for i in tuner._most_changed()) == set(wanted)
+    assert set(tuner.trial.most_changed(2, np.ones(9, bool))) == set(wanted)
 
 
 def test_images_come_worst_first(runs):
@@ -259,25 +259,25 @@ def test_nested_scores_are_of_the_kind_of_rule_that_is_set(run):
         tuner.settle()
         curves, fold = tuner.predicted.curves, tuner.predicted.fold
         for how in ("best", "plateau"):
-            np.testing.assert_array_equal(tuner.nested[how][0], nested_dice(curves, fold, how=how, template=tuner.rules))
-            assert f"{how}: {tuner.nested[how][0].mean():.4f}" in tuner.expect.value
-        assert f"{tuner.nested['plateau'][0][:, 1].mean():.4f}" in tuner.scores.value
-        before = tuner.nested
+            np.testing.assert_array_equal(tuner.expect.nested[how][0], nested_dice(curves, fold, how=how, template=tuner.rules))
+            assert f"{how}: {tuner.expect.nested[how][0].mean():.4f}" in tuner.expect.value
+        assert f"{tuner.expect.nested['plateau'][0][:, 1].mean():.4f}" in tuner.scores.value
+        before = tuner.expect.nested
         tuner.move("thresh", tuner.rules[0].thresh - 1)  # a threshold changes nothing about the kind
-        assert tuner.nested is before
-    assert tuner.rule.facts["nested"]["plateau"]["class 2"] == pytest.approx(tuner.nested["plateau"][0][:, 1].mean())
+        assert tuner.expect.nested is before
+    assert tuner.rule.facts["nested"]["plateau"]["class 2"] == pytest.approx(tuner.expect.nested["plateau"][0][:, 1].mean())
 
 
 def test_without_folds_no_nested_score_is_claimed(runs):
     tuner = Tuner(runs["strips"])
-    assert not tuner.nested and "No folds.csv" in tuner.expect.value and "…" not in tuner.scores.value
+    assert not tuner.expect.nested and "No folds.csv" in tuner.expect.value and "…" not in tuner.scores.value
 
 
 def test_what_takes_long_waits_for_the_hand_and_runs_beside_it(run):
     async def by_hand():
         tuner = Tuner(run)
         picture, order = tuner.surface.picture, tuner.picker.ids
-        assert not tuner.nested and "being made" in tuner.expect.value
+        assert not tuner.expect.nested and "being made" in tuner.expect.value
         for thresh in (100, 80, 60):
             tuner.sliders.thresh.value = thresh
         assert tuner.picker.ids == order  # the list waits
@@ -285,12 +285,12 @@ def test_what_takes_long_waits_for_the_hand_and_runs_beside_it(run):
         assert tuner.surface.picture == picture
         for _ in range(200):
             await asyncio.sleep(0.05)
-            if tuner.nested and tuner.surface.picture != picture:
+            if tuner.expect.nested and tuner.surface.picture != picture:
                 break
         return tuner
 
     tuner = asyncio.run(by_hand())
-    np.testing.assert_array_equal(tuner.nested["best"][0], nested_dice(tuner.predicted.curves, tuner.predicted.fold, how="best", template=Rule(fill_holes=True)))
+    np.testing.assert_array_equal(tuner.expect.nested["best"][0], nested_dice(tuner.predicted.curves, tuner.predicted.fold, how="best", template=Rule(fill_holes=True)))
     scores = slow_scores(tuner.predicted, tuner.rules).mean(1)
     assert list(tuner.picker.ids) == sorted(tuner.picker.ids, key=lambda i: scores[tuner.predicted.store.image_ids.index(i)])
 
@@ -330,15 +330,15 @@ def test_places_on_the_surface_and_back(runs):
 def test_a_click_on_the_surface_goes_there(runs):
     tuner = Tuner(runs["strips"])
     tuner.channel = 2
-    tuner.surface.clicked = tuner._surface.place(101, tuner._surface.sizes[40])
-    assert (tuner.rule[2].thresh, tuner.rule[2].min_area) == (101, tuner._surface.sizes[40]) and tuner.rules[0] == Rule()
-    x, y = tuner._surface.place(101, tuner._surface.sizes[40])
+    tuner.surface.clicked = tuner.surface.drawn.place(101, tuner.surface.drawn.sizes[40])
+    assert (tuner.rule[2].thresh, tuner.rule[2].min_area) == (101, tuner.surface.drawn.sizes[40]) and tuner.rules[0] == Rule()
+    x, y = tuner.surface.drawn.place(101, tuner.surface.drawn.sizes[40])
     assert any(m["shape"] == "dot" and (m["x"], m["y"]) == (x, y) for m in tuner.surface.marks)
     before = tuner.rules
     tuner.surface.clicked = (0.001, 0.5)
     assert tuner.rules == before
     tuner.over = "min_component"
-    tuner.surface.clicked = tuner._surface.place(60, tuner._surface.sizes[-1])
+    tuner.surface.clicked = tuner.surface.drawn.place(60, tuner.surface.drawn.sizes[-1])
     assert tuner.rule[2].min_component == 64 * 400
     np.testing.assert_allclose(tuner.table.score["class 3"], slow_scores(tuner.predicted, tuner.rules)[:, 2].mean(), atol=1e-12)
 
@@ -397,9 +397,10 @@ def test_a_large_run_is_counted_when_asked(run, monkeypatch):
     with pytest.raises(ValueError, match="count them with"):
         tuner.move("fill_holes", True)
     assert tuner.rules == (Rule(),) * 4
-    row = tuner.counter.children[0].children
+    offer = tuner.counter.children[0]
+    row = offer.children[0].children
     row[1].click()
-    assert not tuner.counter.children and not tuner.sliders.fill_holes.disabled and row[2].value == 9
+    assert not offer.children and not tuner.sliders.fill_holes.disabled and row[2].value == 9
     tuner.sliders.fill_holes.value = True
     tuner.sliders.min_component.value = 30
     tuner.over = "min_component"
