@@ -46,24 +46,30 @@ class Components:
     ) -> tuple: # first (257,), row, image: those of level t are row[first[t]:first[t+1]], components of the maps image[...]
         "Where the components of each level are listed, of one class. Made at the first call and kept: a slider asks for one level after another."
         known = vars(self).setdefault("_by_level", {})
-        if (channel, n_classes) not in known: known[channel, n_classes] = _list_levels(self.start, self.low, self.high, channel, n_classes)
+        if (channel, n_classes) not in known:
+            first = np.zeros(257, np.int64)
+            _count_levels(self.start, self.low, self.high, channel, n_classes, first)
+            first = first.cumsum()
+            row, image = np.empty(first[-1], np.int32), np.empty(first[-1], np.uint16 if len(self.start) <= 2**16*n_classes else np.int32) # a large run has tens of millions
+            _list_levels(self.start, self.low, self.high, channel, n_classes, first.copy(), row, image)
+            known[channel, n_classes] = first, row, image
         return known[channel, n_classes]
 
 @njit(nogil=True, cache=True)
-def _list_levels(start, low, high, channel, n_classes):
-    "A counting sort of one class's components by level; a component stands once at each of its levels."
-    n, first = (len(start) - 1)//n_classes, np.zeros(257, np.int64)
-    for i in range(n):
+def _count_levels(start, low, high, channel, n_classes, after):
+    "How many components of one class each level has; a component counts at each of its levels."
+    for i in range((len(start) - 1)//n_classes):
         for k in range(start[i*n_classes + channel], start[i*n_classes + channel + 1]):
-            for t in range(low[k], high[k] + 1): first[t + 1] += 1
-    first = first.cumsum()
-    at, row, image = first.copy(), np.empty(first[256], np.int32), np.empty(first[256], np.int32)
-    for i in range(n):
+            for t in range(low[k], high[k] + 1): after[t + 1] += 1
+
+@njit(nogil=True, cache=True)
+def _list_levels(start, low, high, channel, n_classes, at, row, image):
+    "Put every component into the lists of its levels, each from its place `at` on."
+    for i in range((len(start) - 1)//n_classes):
         for k in range(start[i*n_classes + channel], start[i*n_classes + channel + 1]):
             for t in range(low[k], high[k] + 1):
                 row[at[t]], image[at[t]] = k, i
                 at[t] += 1
-    return first, row, image
 
 # %% ../nbs/16_curves.ipynb #99bad79e
 @dataclass(frozen=True)

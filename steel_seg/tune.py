@@ -230,7 +230,7 @@ def draw_surface(
 ) -> SurfacePicture:
     "The surface as a PNG; contours lie .002 and .01 below its top."
     fig, data = Figure(figsize=(width/100, height/100), dpi=100), io.BytesIO()
-    ax = plot_surface(scores, levels, sizes, ax=fig.add_axes((.175, .15, .8, .78))) # a fixed place: a layout engine would take as long as all the rest
+    ax = plot_surface(scores, levels, sizes, ax=fig.add_axes((.175, .15, .765, .78))) # a fixed place: a layout engine would take as long as all the rest
     ax.set_ylabel("minimum area (pixels)" if over == "min_area" else "smallest component (pixels)")
     ax.set_title(title.replace("$", r"\$"), fontsize=8, loc="left")
     for axes in fig.axes: axes.tick_params(labelsize=8); axes.xaxis.label.set_size(9); axes.yaxis.label.set_size(9)

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from in_step import ROOT, open_merges
+from in_step import LIVE, ROOT, open_merges, without_live_views
 
 NOTEBOOKS = sorted(p for p in (ROOT / "nbs").glob("*.ipynb"))
 MODULES = {p.stem: p for p in sorted((ROOT / "steel_seg").glob("*.py")) if not p.stem.startswith("_")}
@@ -102,6 +102,18 @@ def test_no_saved_widget_state_and_no_error():
         assert "kernelspec" in content["metadata"], f"{nb.name} names no kernel: JupyterLab would ask for one"
         for cell in content["cells"]:
             assert not any(o["output_type"] == "error" for o in cell.get("outputs", [])), f"{nb.name}: a saved error"
+
+
+def test_live_views_and_bars_are_taken_out_and_pictures_stay():
+    outputs = [
+        {"output_type": "display_data", "data": {LIVE: {}, "text/plain": "bar"}, "metadata": {}},
+        {"output_type": "execute_result", "data": {LIVE: {}, "image/jpeg": "abc", "text/plain": "Tuner"}, "metadata": {}},
+        {"output_type": "stream", "name": "stderr", "text": "50%"},
+        {"output_type": "stream", "name": "stdout", "text": "said"},
+    ]
+    text = json.dumps({"cells": [{"cell_type": "code", "source": "x", "outputs": outputs}], "metadata": {"widgets": {}}})
+    nb = json.loads(without_live_views(text))
+    assert nb["cells"][0]["outputs"] == [{**outputs[1], "data": {"image/jpeg": "abc", "text/plain": "Tuner"}}, outputs[3]] and not nb["metadata"]
 
 
 @pytest.mark.parametrize("heavy", ["torch", "matplotlib", "ipywidgets"])

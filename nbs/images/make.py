@@ -1,5 +1,9 @@
-"""The README's pictures, drawn from a run of `steel_seg demo`: python nbs/images/make.py [RUN]. Synthetic strips only."""
+"""The README's pictures, drawn from a run of `steel_seg demo`: python nbs/images/make.py [RUN]. Synthetic strips only.
+
+The widgets are pictured in JupyterLab by a headless Chromium; where there is none their pictures stay as they are.
+"""
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +14,6 @@ from steel_seg.data import class_id
 from steel_seg.score import dice_at, rows_of
 from steel_seg.surface import surface
 from steel_seg.post import apply_rules, read_rules
-from steel_seg.tune import Tuner
 from steel_seg.viz import COMPARE, class_colours, compare, gallery, overlay, plot_history, plot_surface
 
 here = Path(__file__).parent
@@ -47,7 +50,30 @@ c = int(np.argmax((curves.truth > 0).sum(0)))
 threshes, areas = np.arange(max(1, store.floor), 256, 2), np.unique(np.geomspace(1, np.prod(curves.shape), 60).astype(int))
 save(plot_surface(surface(rows_of(curves, c, rules[c]), threshes, areas), threshes, areas, point=(rules[c].thresh, rules[c].min_area)).figure, "decide.png")
 
-tuner = Tuner(predicted, rules=rules)
-tuner.channel = c
-tuner.image_id = curves.image_ids[pairs[1][0]]
-(here / "tune.jpg").write_bytes(tuner.picture().data)
+# The widgets as they look in JupyterLab. Tests drive the same browser.
+sys.path.insert(0, str(here.parents[1] / "tests"))
+from live import FrontEnd, NoBrowser, Server, open_browser
+
+SHOTS = {
+    "tuner": [f"from steel_seg.tune import Tuner\ntuner = Tuner('runs/demo')\ntuner.channel = {c}\ntuner.move('thresh', 60)\ntuner.move('min_area', 300)\ntuner.image_id = {curves.image_ids[pairs[1][0]]!r}\ntuner.settle()\ntuner"],
+    "browser": [f"from steel_seg.browse import Browser\nbrowser = Browser('runs/demo')\nbrowser.sort, browser.rising = 'loss', False\nbrowser"],
+}
+with tempfile.TemporaryDirectory() as temp:
+    for name in ("root", "state", "browser"):
+        Path(temp, name).mkdir()
+    Path(temp, "root", "runs").mkdir()
+    Path(temp, "root", "runs", "demo").symlink_to(run.resolve())  # a picture should not show where this machine keeps it
+    try:
+        with open_browser(Path(temp, "browser")) as context:
+            server = Server("lab", Path(temp, "root"), Path(temp, "state"))
+            try:
+                for name, cells in SHOTS.items():
+                    nb = FrontEnd("lab", server, context).open(cells)
+                    nb.page.set_viewport_size({"width": 1180, "height": 1300})
+                    nb.page.wait_for_timeout(4000)  # what waits for the hand to rest
+                    nb.page.locator(".jp-OutputArea-output .jupyter-widgets").first.screenshot(path=str(here / f"{name}.jpg"), type="jpeg", quality=85)
+                    nb.close()
+            finally:
+                server.close()
+    except NoBrowser as e:
+        sys.exit(f"{e}: the widgets' pictures are as they were")
