@@ -459,10 +459,11 @@ class Pages(VBox):
 
     async def _draw(self, keys, turn):
         waiting = [asyncio.wrap_future(_DRAWERS.submit(self.thumbs.draw, key)) for key in keys if not self.thumbs.kept(key)]
-        while waiting and turn == self._turn:
+        while turn == self._turn: # at least once: all may have been drawn meanwhile, for the still picture
+            self.gallery.paint([self.thumbs.kept(key) or b"" for key in keys])
+            if not waiting: break
             done, waiting = await asyncio.wait(waiting, timeout=.25)
             for one in done: one.result()
-            if turn == self._turn: self.gallery.paint([self.thumbs.kept(key) or b"" for key in keys])
         for one in waiting: one.cancel() # another page is wanted
         for i in self.ids[(self.page + 1)*self.each:(self.page + 2)*self.each]: # most likely the next
             if turn == self._turn: await asyncio.wrap_future(_DRAWERS.submit(self.thumbs.draw, self.look(i)[0]))

@@ -305,7 +305,7 @@ class Table(anywidget.AnyWidget):
     """
     _esm = _TOOLS + """
 function render({ model, el }) {
-  const ear = hearing(model), box = make("div", "steel-table"), table = make("table"), head = make("thead"), body = make("tbody");
+  const ear = hearing(model, el), box = make("div", "steel-table"), table = make("table"), head = make("thead"), body = make("tbody");
   const line = (tag, texts) => { const row = make("tr"); row.append(...texts.map(text => make(tag, "", text))); return row };
   const fill = () => {
     head.replaceChildren(line("th", model.get("columns")));
@@ -502,7 +502,7 @@ def _picture(fig):
     data = io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph") # a letter that the font lacks becomes a box
-        fig.savefig(data, format="jpeg", dpi=100, bbox_inches="tight", pad_inches=.05, facecolor="white", pil_kwargs={"quality": 85})
+        fig.savefig(data, format="jpeg", dpi=100, bbox_inches="tight", pad_inches=.05, facecolor="white", pil_kwargs={"quality": 72})
     return Picture(data.getvalue(), format="jpeg")
 
 # %% ../nbs/43_explore.ipynb #3090f463
@@ -699,7 +699,7 @@ class DataBrowser(VBox):
         try: self.folder = self.folder or read_folder(self.root)
         except ValueError: self.refused = "This folder cannot be used before these errors are mended; until then there is nothing else to see. "
         self.views = _VIEWS if self.folder else ("faults",)
-        self.tabs = ToggleButtons(options=[(v.capitalize(), v) for v in self.views], description="View", style={"button_width": "auto", "description_width": "initial"})
+        self.tabs = ToggleButtons(options=[(v.capitalize(), v) for v in self.views], description="View", style={"button_width": "auto", "description_width": "initial"}, layout=Layout(display="flex", align_items="center", grid_gap="8px")) # or "View" takes a line of its own
         self.text, self.body = HTML(line_html(self.refused + self.says())), Box(layout=Layout(display="block", width="100%"))
         self.children = [self.tabs, self.text, self.body]
         self.view = self.views[0]
@@ -750,6 +750,6 @@ class _Figure(Image):
     def __init__(self, fig):
         self.fig, data = fig, io.BytesIO()
         fig.savefig(data, format="png", dpi=100)
-        super().__init__(value=data.getvalue(), format="png", layout=Layout(max_width="100%", height="auto"))
+        super().__init__(value=data.getvalue(), format="png", layout=Layout(max_width="calc(100% - 4px)", height="auto")) # less its margins
 
     def picture(self): return _picture(self.fig)

@@ -233,10 +233,10 @@ def table_html(
     table:pd.DataFrame, # as from `latest_table`
 ) -> str:
     "The rows as an HTML table; what is text in them is escaped."
-    cells = lambda tag, row: "".join(f"<{tag} style='padding:1px 14px 1px 0;white-space:nowrap;text-align:{'right' if i else 'left'}'>{html.escape(str(x))}</{tag}>" for i, x in enumerate(row))
+    cells = lambda tag, row: "".join(f"<{tag} style='padding:1px 9px 1px 0;vertical-align:bottom;white-space:{'normal' if len(str(x)) > 9 and tag == 'th' else 'nowrap'};text-align:{'right' if i else 'left'}'>{html.escape(str(x))}</{tag}>" for i, x in enumerate(row)) # long heads break where the screen is narrow
     number = lambda name, x: "–" if np.isnan(x) else f"{x:.0f}" if name in ("epoch", "seconds") else f"{x:.4f}"
     lines = [("th", ("", *table.columns))] + [("td", (name, *(number(k, x) for k, x in row.items()))) for name, row in table.iterrows()]
-    return "<table style='line-height:1.4'>" + "".join(f"<tr>{cells(tag, row)}</tr>" for tag, row in lines) + "</table>" if len(table) else ""
+    return "<div style='overflow-x:auto'><table style='line-height:1.4'>" + "".join(f"<tr>{cells(tag, row)}</tr>" for tag, row in lines) + "</table></div>" if len(table) else ""
 
 # %% ../nbs/45_monitor.ipynb #1e7de818
 def _png(figure):
@@ -452,7 +452,7 @@ class _CurvePanel(VBox):
     "The table and the curves."
     def __init__(self):
         self.table, self._key = HTML(), None
-        self.curves = {name: Image(format="png", layout=Layout(width="1150px", max_width="100%", height="auto", display="none")) for name in ("run", "parts")}
+        self.curves = {name: Image(format="png", layout=Layout(width="1150px", max_width="calc(100% - 4px)", height="auto", display="none")) for name in ("run", "parts")}
         super().__init__([self.table, *self.curves.values()])
 
     def fill(self, key, progress, fold):

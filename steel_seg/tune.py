@@ -647,7 +647,7 @@ class Tuner(TunerPanel):
         rules = run_rules(p, rules)
         self.trial, self._names, self._rng = RuleTrial(p, rules), list(class_colours(p.folder.n_classes)), rng or np.random.default_rng(0)
         self._later_surface, self._later_order, self._later_nested = Later(self._make_surface, .5), Later(self._order), Later(self._nest, 1.5)
-        self._kind, self._last_move, self._turn, self._rows = "step", None, 0, subset_rows("all", p.curves.truth)
+        self._kind, self._last_move, self._turn, self._rows = None, None, 0, subset_rows("all", p.curves.truth)
         super().__init__(p, rules, self.move)
         self.rules = self.kept = rules
         self._listen()
@@ -747,10 +747,11 @@ class Tuner(TunerPanel):
         "New rules as a step to undo, as more of the last one, or as a step back."
         self._kind, self._last_move = "more" if move is not None and move == self._last_move else kind, move
         try: self.rules = rules
-        finally: self._kind = "step"
+        finally: self._kind = None
 
     def _hear_rules(self):
-        other, self._turn = self.trial.go(self.rules, self._kind), 0
+        if self._kind is None: self._last_move = None # set from code: a step of its own
+        other, self._turn = self.trial.go(self.rules, self._kind or "step"), 0
         self._draw() # first of all: a picture takes the browser longest
         self._score()
         self._mark()

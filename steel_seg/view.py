@@ -57,7 +57,7 @@ def still(
     fig, buffer = gallery(images, titles, columns=1 if view_box(images[0].shape[:2], 1)[2] else len(images), colours=colours or None), io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph") # a letter that the font lacks becomes a box
-        fig.savefig(buffer, format="jpeg", dpi=100, bbox_inches="tight", pad_inches=.05, facecolor="white", pil_kwargs={"quality": 85})
+        fig.savefig(buffer, format="jpeg", dpi=100, bbox_inches="tight", pad_inches=.05, facecolor="white", pil_kwargs={"quality": 72})
     return Picture(buffer.getvalue(), format="jpeg")
 
 def with_picture(
@@ -108,8 +108,18 @@ def beside(
 _TOOLS = """
 const make = (tag, name, text) => { const e = document.createElement(tag); if (name) e.className = name; if (text) e.textContent = text; return e };
 const clamp = (x, low, high) => Math.min(Math.max(x, low), high);
-// Every listener on the model, so that a view that goes takes them along.
-const hearing = model => { const all = []; return { on(events, f) { model.on(events, f); all.push([events, f]) }, stop() { for (const [e, f] of all) model.off(e, f) } } };
+// Notebooks hear keys before any control does, wherever no text is typed: on a menu of ours "a" would insert a cell, and arrows would leave it. In an output that
+// holds `el` they are the controls' own, but for those with Ctrl, Alt or Meta, Escape, and Shift-Enter. It is the element with the focus that must say so.
+const own_keys = el => {
+  const claim = e => {
+    if (!e.target.closest?.(".jp-OutputArea-output")?.contains(el)) return;
+    e.target.toggleAttribute("data-lm-suppress-shortcuts", !(e.ctrlKey || e.altKey || e.metaKey || e.key === "Escape" || e.shiftKey && e.key === "Enter"));
+  };
+  window.addEventListener("keydown", claim, true);
+  return () => window.removeEventListener("keydown", claim, true);
+};
+// Every listener, so that a view that goes takes them along.
+const hearing = (model, el) => { const all = [], free = own_keys(el); return { on(events, f) { model.on(events, f); all.push([events, f]) }, stop() { free(); for (const [e, f] of all) model.off(e, f) } } };
 // The next picture is unpacked before it takes the place of the one that is shown: the element stays and is never blank.
 const painter = img => { let turn = 0, url = null; return async data => {
   const mine = ++turn;
@@ -162,7 +172,7 @@ class StripView(anywidget.AnyWidget):
     """
     _esm = _TOOLS + """
 function render({ model, el }) {
-  const names = model.get("names"), [w, h] = model.get("size"), ear = hearing(model);
+  const names = model.get("names"), [w, h] = model.get("size"), ear = hearing(model, el);
   const frame = make("div", "steel-frame"), stack = make("div", "steel-stack"), tools = make("div", "steel-tools");
   frame.style.width = `${model.get("width")}px`; frame.style.aspectRatio = `${w} / ${h}`;
   frame.setAttribute("aria-label", model.get("title"));
@@ -289,7 +299,7 @@ class Gallery(anywidget.AnyWidget):
     """
     _esm = _TOOLS + """
 function render({ model, el }) {
-  const ear = hearing(model), grid = make("div", "steel-gallery");
+  const ear = hearing(model, el), grid = make("div", "steel-gallery");
   grid.style.gridTemplateColumns = `repeat(${model.get("columns")}, minmax(0, 1fr))`;
   if (model.get("height")) { grid.style.maxHeight = `${model.get("height")}px`; grid.style.overflowY = "auto"; grid.style.position = "relative" }
   let cells = [];
@@ -371,7 +381,7 @@ class MarkedPicture(anywidget.AnyWidget):
     """
     _esm = _TOOLS + """
 function render({ model, el }) {
-  const ear = hearing(model), box = make("div", "steel-marked"), img = make("img"), paint = painter(img);
+  const ear = hearing(model, el), box = make("div", "steel-marked"), img = make("img"), paint = painter(img);
   img.alt = model.get("title"); box.append(img);
   if (model.get("width")) img.style.width = `${model.get("width")}px`;
   let dots = [];

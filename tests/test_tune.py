@@ -165,6 +165,17 @@ def test_moves_of_one_slider_in_another_class_are_another_step(runs):
     assert tuner.rules == (Rule(100), Rule(), Rule(), Rule())
 
 
+def test_rules_set_from_code_are_a_step_of_their_own(runs):
+    tuner = Tuner(runs["strips"])
+    tuner.move("thresh", 100)
+    tuner.rules = (Rule(50),) * 4
+    tuner.move("thresh", 60)
+    tuner.take_back()
+    assert tuner.rules == (Rule(50),) * 4
+    tuner.take_back()
+    assert tuner.rules == (Rule(100),) * 4
+
+
 def test_kept_rules_are_what_changes_are_counted_against(runs):
     tuner = Tuner(runs["strips"])
     tuner.move("thresh", 60)
