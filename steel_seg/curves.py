@@ -160,6 +160,7 @@ class Curves:
         "The highest level of each map, 0 where none is above the floor."
         return _last_level(self.area[:, channel])
 
+# %% ../nbs/16_curves.ipynb #4c9b865d
 @njit(nogil=True, cache=True)
 def _add_components(start, low, high, areas, hits, channel, n_classes, smallest, area, hit):
     "Add up, into (N,256) counts, the components of at least `smallest` pixels of one class."

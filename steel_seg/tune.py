@@ -278,6 +278,7 @@ def image_line(
         if true or area or channel is not None: says.append(f"{name}: {true:,} px labelled, {area:,} predicted: {hit:,} hit, {true - hit:,} missed, {area - hit:,} false, Dice {dice(area, hit, true):.3f}")
     return " · ".join([image_id, *(says or ["clean, and nothing predicted"])])
 
+# %% ../nbs/42_tune.ipynb #80727892
 class RuleView(VBox):
     "An image under the rules: steel, labels, probability, prediction and their difference as layers, and a line that counts its pixels."
     layers = ("image", "labels", "probability", "prediction", "difference")
@@ -517,6 +518,7 @@ class SurfaceView(MarkedPicture):
                 dots.append({"x": x, "y": y, "name": f"{name}, {says}", "colour": "#{:02x}{:02x}{:02x}".format(*(colours[name] if channel is None else COMPARE["missed"])), "shape": shape})
         self.marks = tuple(dots)
 
+# %% ../nbs/42_tune.ipynb #7d983cf7
 class Expectation(HTML):
     "What the best rules of a kind are worth on fresh images. `nested` holds for each way of choosing the nested Dice and that of the rules chosen on all images, both (N,C)."
     nested, _kind = {}, None
@@ -561,6 +563,7 @@ class Expectation(HTML):
         says = "Rules of this kind, all classes, chosen on all images · " + " · ".join(each) if each else "Nested scores are being made …" if folds else "No folds.csv in the run: a nested score, and with it what to expect on fresh images, cannot be said."
         self.value = line_html(says)
 
+# %% ../nbs/42_tune.ipynb #5e1f9b96
 class CountOffer(Box):
     "A button that counts components and holes of a run, with a bar."
     def __init__(self,
