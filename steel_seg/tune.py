@@ -285,8 +285,8 @@ class RuleView(VBox):
 
     def __init__(self, predicted:Predicted):
         self.predicted, self._read, self._asked, self.line = predicted, (None,), None, ""
-        self.text, self.legend, self.strip = HTML(), HTML(), StripView(predicted.curves.shape, self.layers, ("image", "difference"), title="image under the rules")
-        super().__init__([self.strip, self.legend, self.text]) # text below: it grows and shrinks, and the strip should stay where it is
+        self.legend, self.strip = HTML(), StripView(predicted.curves.shape, self.layers, ("image", "difference"), title="image under the rules")
+        super().__init__([self.strip, self.legend])
         self.strip.observe(lambda change: (self._paint(), self._explain()), "shown")
         self._explain()
 
@@ -305,7 +305,6 @@ class RuleView(VBox):
         self._asked = channel, tuple(rules)
         self.masks = image_masks(levels, rules, channel, scores, self._boxes)
         self.line = image_line(image_id, truth, self.masks, channel)
-        self.text.value = line_html(self.line)
         self._paint()
 
     def _explain(self):
@@ -322,7 +321,7 @@ class RuleView(VBox):
         only = lambda masks: masks*np.isin(np.arange(len(masks)), channel)[:, None, None] if channel is not None else masks
         draw = {"labels": lambda: mask_layer(only(truth)), "probability": lambda: level_layer(levels[some].max(0), self.predicted.store.floor),
                 "prediction": lambda: mask_layer(self.masks), "difference": lambda: compare_layer(*(x[seen[0]] if len(seen) == 1 else x[seen] for x in (truth, self.masks)))}
-        self.strip.show({name: f() for name, f in draw.items() if name in self.strip.shown})
+        self.strip.show({name: f() for name, f in draw.items() if name in self.strip.shown}, self.line)
 
 # %% ../nbs/42_tune.ipynb #c9d4dce0
 _GATE_SAYS = {"": "none", "peak": "highest pixel", "score": "classifier's score", "sum": "pixel + score", "core": "area above a higher level", "product": "pixel x score", "area": "area grows as score falls"}

@@ -150,6 +150,7 @@ _CSS = """
 .steel-stack.steel-near img { image-rendering: pixelated }
 .steel-tools { display: flex; flex-wrap: wrap; align-items: center; gap: 2px 12px; margin: 4px 0; font: 13px/1.6 var(--jp-ui-font-family, system-ui, sans-serif); color: var(--jp-ui-font-color1, #222) }
 .steel-tools label { display: inline-flex; align-items: center; gap: 4px; overflow-wrap: anywhere }
+.steel-caption { font: 13px/1.4 var(--jp-ui-font-family, system-ui, sans-serif); color: var(--jp-ui-font-color1, #222); overflow-wrap: anywhere }
 .steel-tools input[type=range] { width: 90px }
 .steel-tools button { min-width: 28px; font: inherit; padding: 0 7px; border: 1px solid #999; border-radius: 3px; background: var(--jp-layout-color2, #eee); color: inherit; cursor: pointer }
 .steel-gallery { display: grid; gap: 6px; padding: 3px; outline-offset: -2px }
@@ -166,7 +167,7 @@ _CSS = """
 class StripView(anywidget.AnyWidget):
     """A picture in up to six layers that lie on one another, zoomed and panned together, with a row of controls below.
 
-    Traits: `shown`, the names of the layers that can be seen; `zoom` 1..16 with `left` and `top`, the corner as a fraction of the picture;
+    Traits: `caption`, plain text below; `shown`, the names of the layers that can be seen; `zoom` 1..16 with `left` and `top`, the corner as a fraction of the picture;
     `contrast` and `brightness` of the lowest layer, 1 as it is; `hears`, the keys that `on_key` is told of. In the browser: drag to pan; the wheel zooms once the
     picture was clicked; + - 0 zoom; the digits switch layers.
     """
@@ -238,14 +239,16 @@ function render({ model, el }) {
     e.preventDefault(); e.stopPropagation();
   });
   listen_to_keys(model, frame);
-  el.append(frame, tools);
+  const caption = make("div", "steel-caption"), say = () => caption.textContent = model.get("caption");
+  ear.on("change:caption", say); say();
+  el.append(frame, tools, caption);
   layers(); place(); light();
   return () => ear.stop();
 }
 export default { render };
 """
     _css = _CSS
-    names, size, width, title = Tuple().tag(sync=True), Tuple().tag(sync=True), Int().tag(sync=True), Unicode("strip").tag(sync=True)
+    names, size, width, title, caption = Tuple().tag(sync=True), Tuple().tag(sync=True), Int().tag(sync=True), Unicode("strip").tag(sync=True), Unicode().tag(sync=True)
     shown, hears = Tuple().tag(sync=True), Tuple().tag(sync=True)
     zoom, left, top, contrast, brightness = (Float(x).tag(sync=True) for x in (1., 0., 0., 1., 1.))
     layer0, layer1, layer2, layer3, layer4, layer5 = (Bytes(b"").tag(sync=True) for _ in range(6))
@@ -269,9 +272,11 @@ export default { render };
 
     def show(self,
         pictures:dict, # layer to the bytes of a PNG or JPEG, an (H,W) or (H,W,3) uint8 array, or None for nothing
+        caption=None,  # plain text below; None: as it is
     ):
-        "Change some of the layers; what is there already does not travel again."
+        "Change some of the layers, in one message; what is there already does not travel again."
         with self.hold_sync():
+            if caption is not None: self.caption = caption
             for name, picture in pictures.items():
                 if picture is not None and self._last.get(name) is picture: continue
                 self._last[name] = picture

@@ -109,7 +109,7 @@ def test_painted_pixels_are_those_of_truth_and_prediction(runs, name):
             assert np.array_equal(painted["probability"], (data.store.read(i)[some] >= data.store.floor).any(0))
             assert np.array_equal(pixels(tuner.view.strip.layer0), np.repeat(data.folder.image(i)[..., None], 3, 2))
             if channel is not None:
-                assert f"{(truth & pred).sum():,} hit, {(truth & ~pred).sum():,} missed, {(pred & ~truth).sum():,} false" in tuner.view.text.value
+                assert f"{(truth & pred).sum():,} hit, {(truth & ~pred).sum():,} missed, {(pred & ~truth).sum():,} false" in tuner.view.strip.caption
 
 
 def layer(strip, name):

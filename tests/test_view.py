@@ -69,7 +69,7 @@ def test_text_from_files_never_becomes_a_tag(runs):
     for i in HOSTILE:
         tuner.image_id = i
         only_our_tags(tuner)
-        assert not Tags(tuner.view.text.value).seen - {"div", "div style"}
+        assert tuner.view.strip.caption.startswith(i)  # as text: the page never reads it as HTML
     tuner.image_id = next(i for i in HOSTILE if "$" in i)  # to matplotlib this would be a formula, and a wrong one
     assert len(tuner.picture().data) > 10_000
 
