@@ -32,7 +32,7 @@ from .data import StripFolder, _decode, class_id, csv_rows, read_folder, same_by
 from .files import write_text
 from .metric import dice, mask_counts
 from .predicted import Predicted, masks_of, read_run, run_rules
-from .score import rows_of
+from .score import counts_of
 from .view import Gallery, Later, Picker, StripView, control_row, legend_html, line_html, view_box, with_picture
 from .viz import COMPARE, PALETTE, class_colours, compare_layer, level_layer, mask_layer, overlay
 
@@ -48,10 +48,7 @@ def pair_counts(
         for row, i in enumerate(tqdm(curves.image_ids, desc="masks", delay=2, leave=False)):
             area[row], hit[row] = (x[0] for x in mask_counts(masks_of(predicted, i, rules)[None], predicted.folder.mask(i)[None])[:2])
         return area, hit
-    for k, rule in enumerate(rules):
-        rows = rows_of(curves, k, rule, None if predicted.scores is None else predicted.scores[:, k])
-        keep = rows.size[:, rule.thresh] >= max(1, rule.min_area)
-        area[:, k], hit[:, k] = rows.area[:, rule.thresh]*keep, rows.hit[:, rule.thresh]*keep
+    for k, rule in enumerate(rules): area[:, k], hit[:, k] = counts_of(curves, k, rule, None if predicted.scores is None else predicted.scores[:, k])
     return area, hit
 
 # %% ../nbs/41_browse.ipynb #190872de

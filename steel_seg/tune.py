@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['FEW', 'level_text', 'area_text', 'area_steps', 'rule_text', 'subset_names', 'subset_rows', 'score_changes',
-           'moved_images', 'scores_html', 'verdict', 'surface_of', 'SurfacePicture', 'draw_surface', 'level_boxes',
-           'image_masks', 'image_line', 'RuleView', 'RuleSliders', 'tuner_still', 'change_rules', 'RuleTrial',
-           'SurfaceView', 'Expectation', 'CountOffer', 'save_rules', 'TunerPanel', 'Tuner']
+           'scores_html', 'verdict', 'surface_of', 'SurfacePicture', 'draw_surface', 'level_boxes', 'image_masks',
+           'image_line', 'RuleView', 'RuleSliders', 'tuner_still', 'change_rules', 'RuleTrial', 'SurfaceView',
+           'Expectation', 'CountOffer', 'save_rules', 'TunerPanel', 'Tuner']
 
 # %% ../nbs/42_tune.ipynb #d01789bb
 import html, io, shutil, warnings
@@ -135,16 +135,6 @@ def score_changes(
     return pd.DataFrame(np.stack(list(columns.values()), 1), index=["all", *class_colours(now.shape[1])], columns=list(columns))
 
 _Z = NormalDist().inv_cdf(.975)
-
-def moved_images(
-    now:np.ndarray,    # (N,C) Dice
-    before:np.ndarray, # (N,C) Dice
-    channel=None,      # of one class; None: of the mean over classes
-) -> tuple: # positions of those that gained, and of those that lost, the largest change first
-    "The images that one set of rules scores higher than another, and those it scores lower."
-    change = (now - before).mean(1) if channel is None else now[:, channel] - before[:, channel]
-    order = np.argsort(-abs(change), kind="stable")
-    return order[change[order] > 1e-12], order[change[order] < -1e-12]
 
 # %% ../nbs/42_tune.ipynb #dce9c362
 def _table(head, rows):
@@ -349,8 +339,7 @@ class RuleSliders(VBox):
         self.count(curves)
         self.observe(self._move, "rule")
         self.rule = rule
-        for name in ("thresh", "min_area", "min_component", "fill_holes", "gate"): getattr(self, name).observe(lambda change, name=name: self._hear(name, change.new), "value")
-        self.gate_by.observe(lambda change: self._hear("gate_by", change.new), "value")
+        for name in ("thresh", "min_area", "min_component", "fill_holes", "gate", "gate_by"): getattr(self, name).observe(lambda change, name=name: self._hear(name, change.new), "value")
 
     def count(self, curves):
         "Other counts of the same images: what can be moved may change."
@@ -358,9 +347,7 @@ class RuleSliders(VBox):
         self.min_component.disabled, self.fill_holes.disabled = bool(curves.lacks(False, self.pixels)), bool(curves.lacks(True))
 
     def _hear(self, field, value):
-        if self._quiet: return
-        if field == "gate_by": self.heard("gate_by", value)
-        else: self.heard(field, value)
+        if not self._quiet: self.heard(field, value)
 
     def _fit(self, slider, options, value):
         "Give a slider its stops, if these are not there yet, and its value."
