@@ -21,15 +21,16 @@ from .viz import class_colours, mask_layer, overlay
 
 # %% ../nbs/44_preview.ipynb #da888c2b
 def transform_of(
-    config=None, # with hflip, vflip, brightness and limit, as a `TrainConfig`; or an albumentations `Compose`; None: what `train_transform` does by itself
+    config=None, # a `TrainConfig`, or something with its hflip, vflip, brightness and limit; what `train_transform` makes; an albumentations `Compose`; None: `train_transform()`
 ):
     "The augmentation that a training with this configuration uses. Raises `ValueError` for anything else."
-    from steel_seg.augment import train_transform # not above: albumentations loads torch where there is one
+    from steel_seg.augment import TrainTransform, train_transform # not above: albumentations loads torch where there is one
     if config is None: return train_transform()
-    if callable(config) and hasattr(config, "set_random_state"): return config
+    if isinstance(config, TrainTransform) or callable(config) and hasattr(config, "set_random_state"): return config
     names = "hflip", "vflip", "brightness", "limit"
     lacks = [n for n in names if not hasattr(config, n)]
     if lacks: raise ValueError(f"a {type(config).__name__} is no augmentation: give a TrainConfig, something with {', '.join(names)} (it lacks {', '.join(lacks)}), or an albumentations Compose")
+    names += tuple(n for n in ("crop", "crop_on_mask", "crop_black", "blackout", "black_bars") if hasattr(config, n))
     return train_transform(**{n: getattr(config, n) for n in names})
 
 def versions(
@@ -47,21 +48,36 @@ def versions(
 
 _FLIPS = {"": lambda a: a, "left-right": lambda a: a[:, ::-1], "upside down": lambda a: a[::-1], "turned by 180°": lambda a: a[::-1, ::-1]}
 
+def _looks_like(image, piece):
+    "Where in an image a smaller piece looks most like it, whatever the light: (y, x), or None where it is not smaller."
+    if any(n > m for n, m in zip(piece.shape, image.shape)): return None
+    y, x = ((n - min(n, 48))//2 for n in piece.shape)
+    middle = piece[y:y+48, x:x+48] # enough to find the place; that every pixel fits is checked by who asks
+    fits = cv2.matchTemplate(image, middle, cv2.TM_CCOEFF_NORMED)
+    fits = fits[y:y + len(image) - len(piece) + 1, x:x + image.shape[1] - piece.shape[1] + 1]
+    return tuple(int(n) for n in np.unravel_index(np.argmax(np.nan_to_num(fits, posinf=-2, neginf=-2)), fits.shape))
+
 def what_happened(
     before:np.ndarray, # (H,W) uint8
     after:np.ndarray,  # (H,W) uint8
 ) -> str:
-    """What turned one image into the other, in words, where flips and a change of light explain every pixel; else only that it changed.
+    """What turned one image into the other, in words, where a crop, flips and a change of light explain every pixel; else only that it changed.
 
     A change of light takes every grey level to one grey level; nothing is guessed. Of a picture that is its own mirror image no flip can be told.
     """
-    for name, flip in _FLIPS.items() if before.shape == after.shape else ():
-        moved = flip(before)
+    smaller = before.shape != after.shape
+    for name, flip in _FLIPS.items():
+        moved, where = (_looks_like(before, flip(after)), "") if smaller else (before, "")
+        if smaller and moved is not None:
+            (y, x), (h, w) = moved, after.shape
+            moved, where = before[y:y+h, x:x+w], f"columns {x} to {x + w - 1}" + f", rows {y} to {y + h - 1}"*(h < len(before))
+        if moved is None: continue
+        moved = flip(moved)
         levels = np.zeros(256, np.uint8)
         levels[moved] = after # some pixel of each level, which the others must equal
         if not np.array_equal(levels[moved], after): continue
-        light = "" if np.array_equal(moved, after) else f"mean light {before.mean():.0f} to {after.mean():.0f}"
-        return "; ".join(x for x in (name, light) if x) or "as it is"
+        light = "" if np.array_equal(moved, after) else f"mean light {moved.mean():.0f} to {after.mean():.0f}"
+        return "; ".join(x for x in (where, name, light) if x) or "as it is"
     return "changed" + (f", {after.shape[0]} x {after.shape[1]} pixels" if before.shape != after.shape else "")
 
 # %% ../nbs/44_preview.ipynb #33ea6cb5
@@ -93,7 +109,10 @@ def _thumb(image, mask, width):
 
 def _captions(shown, epoch):
     "A line for the image itself and for each version of it."
-    return ["the image itself", *(f"epoch {epoch + k}: {what_happened(shown[0][0], image)}" for k, (image, _) in enumerate(shown[1:]))] if shown else []
+    if not shown: return []
+    (before, truth), *after = shown
+    def gone(image, mask): return ", label removed" if truth.any() and not mask.any() and image.shape == before.shape else ""
+    return ["the image itself", *(f"epoch {epoch + k}: {what_happened(before, image)}{gone(image, mask)}" for k, (image, mask) in enumerate(after))]
 
 # %% ../nbs/44_preview.ipynb #45e67a34
 class AugmentPreview(VBox):

@@ -11,7 +11,7 @@ from conftest import real_data
 from ipywidgets import BoundedIntText, Button, Dropdown, Text
 from made import CASES, HOSTILE, make_run, only_our_tags, parts, pixels
 
-from steel_seg.augment import train_transform
+from steel_seg.augment import augment, train_transform
 from steel_seg.data import read_folder
 from steel_seg.preview import AugmentPreview, transform_of, versions, what_happened
 
@@ -23,7 +23,7 @@ def folders(tmp_path_factory):
 
 def test_versions_are_what_training_sees(folders):
     from steel_seg.dataset import StripDataset
-    from steel_seg.train import TrainConfig
+    from steel_seg.config import TrainConfig
 
     folder, config = folders["strips"], TrainConfig(hflip=0.4, vflip=0.6, brightness=0.7, limit=0.3, seed=11)
     dataset = StripDataset(folder, train_transform(0.4, 0.6, 0.7, 0.3), seed=11)
@@ -48,7 +48,8 @@ def test_words_say_what_happened(folders):
         seen.add(says.split(";")[0].split(" ")[0])
     assert seen == {"left-right", "upside", "turned", "as", "mean"}
     noisy = np.clip(image + np.random.default_rng(0).normal(0, 3, image.shape), 0, 255).astype(np.uint8)
-    assert what_happened(image, noisy) == "changed" and what_happened(image, image[:9]) == "changed, 9 x 400 pixels"
+    assert what_happened(image, noisy) == "changed" and what_happened(image, noisy[:9]) == "changed, 9 x 400 pixels"
+    assert what_happened(image, image[:9]) == "columns 0 to 399, rows 0 to 8"
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -95,7 +96,7 @@ def test_other_pipelines(folders):
         AugmentPreview(folders["strips"], SimpleNamespace(hflip=1))
     assert "must return" in AugmentPreview(folders["strips"], A.Compose([A.ToFloat()])).says.value  # said where the picture would be
     image = folders["strips"].image(folders["strips"].images.image_id[0])
-    out = transform_of()(image=image)["image"]
+    out, _ = augment(transform_of(), image, folders["strips"].mask(folders["strips"].images.image_id[0]), 0)
     assert out.shape == image.shape
 
 
