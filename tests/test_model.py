@@ -1,4 +1,5 @@
 """Models: any size in, logits of that size out; saved so that smp reads them and damage is noticed; honest without a network."""
+import copy
 import json
 import pickle
 import socket
@@ -12,7 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from steel_seg import model as model_module
-from steel_seg.model import SegModel, build_model, load_model, save_model, verify_model
+from steel_seg.model import SegModel, build_model, checkpoint_encoder, load_model, save_model, verify_model
 
 TINY = "tu-test_resnet.r160_in1k"
 FILES = ["README.md", "config.json", "manifest.json", "model.safetensors", "steel_seg.json"]
@@ -62,7 +63,7 @@ def empty_cache(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("arch,depth", [
     ("unet", 5), ("unet", 3), ("unet", 1), ("unet", None), ("fpn", 5), ("fpn", 4), ("fpn", 3),
-    ("pspnet", 5), ("pspnet", 3), ("pspnet", None)])
+    ("pspnet", 5), ("pspnet", 3), ("pspnet", None), ("unetplusplus", 5), ("unetplusplus", 2), ("deeplabv3plus", 5), ("deeplabv3plus", 3), ("manet", 5), ("manet", 3)])
 def test_logits_have_the_size_of_the_image(arch, depth):
     model = tiny(arch, encoder_depth=depth, n_classes=3)
     assert model.spec["encoder_depth"] == (depth or {"pspnet": 3, "unet": 5}[arch])
@@ -73,7 +74,8 @@ def test_logits_have_the_size_of_the_image(arch, depth):
 @pytest.mark.parametrize("arch,encoder,channels", [
     ("unet", TINY, 3), ("fpn", TINY, 1), ("pspnet", TINY, 3), ("unet", "resnet34", 1),
     ("fpn", "se_resnext50_32x4d", 3), ("pspnet", "resnet34", 1),
-    ("fpn", "senet154", 1), ("unet", "efficientnet-b3", 1), ("fpn", "densenet121", 1), ("unet", "tu-convnext_atto", 1)])
+    ("fpn", "senet154", 1), ("unet", "efficientnet-b3", 1), ("fpn", "densenet121", 1), ("unet", "tu-convnext_atto", 1),
+    ("unetplusplus", "se_resnext50_32x4d", 1), ("deeplabv3plus", "se_resnext101_32x4d", 3), ("manet", "efficientnet-b0", 1), ("unet", "resnet50", 1), ("fpn", "efficientnet-b5", 1), ("fpn", "tu-efficientnet_b0", 1)])
 def test_the_competitions_strips_fit_its_encoders(arch, encoder, channels):
     "Shapes only, on torch's meta device: no weights are made and nothing is computed."
     with torch.device("meta"):
@@ -354,3 +356,149 @@ def test_the_card_and_the_spec_are_text_that_people_read(tmp_path):
 
 def test_to_another_device(tmp_path):
     assert next(load_model(save_model(tiny(), tmp_path/"m"), device="meta").parameters()).device.type == "meta"
+
+
+# ---- class head, attention, weights from files, less memory
+
+ALL = ["unet", "unetplusplus", "fpn", "pspnet", "deeplabv3plus", "manet"]
+
+
+def deep(arch, **more): return tiny(arch, encoder_depth=5, **more)
+
+
+@pytest.mark.parametrize("arch", ALL)
+def test_every_net_with_a_class_head(arch, tmp_path, no_network):
+    "Masks of the image's size and a logit for each class; saved and loaded with it, and without it the masks alone."
+    torch.manual_seed(0)
+    model = deep(arch, class_head=True)
+    for h, w in ((64, 96), (33, 70)):
+        masks, classes = logits(model, strips(2, h, w))
+        assert masks.shape == (2, 4, h, w) and classes.shape == (2, 4)
+    again = load_model(save_model(model, tmp_path / "m"))
+    assert again.class_head and all(torch.equal(a, b) for a, b in zip(logits(again, strips()), logits(model, strips())))
+    assert isinstance(logits(deep(arch), strips()), torch.Tensor)
+
+
+def test_class_logits_are_a_mean_over_the_image():
+    "The head sees the encoder's last map averaged, so its logits are its last layer on that mean."
+    model = tiny(class_head=True)
+    x = strips(1, 32, 64)
+    masks, classes = logits(model, x)
+    with torch.no_grad():
+        features = model.net.encoder((x.float() / 255 - 0.3439) / 0.196)[-1].mean((2, 3))
+        linear = next(m for m in model.net.classification_head if isinstance(m, nn.Linear))
+        torch.testing.assert_close(linear(features), classes)
+
+
+@pytest.mark.parametrize("arch", ["unet", "unetplusplus"])
+def test_attention_adds_weights_and_is_saved(arch, tmp_path, no_network):
+    plain, more = tiny(arch), tiny(arch, attention="scse")
+    assert sum(p.numel() for p in more.parameters()) > sum(p.numel() for p in plain.parameters())
+    assert any("scse" in type(m).__name__.lower() for m in more.modules())
+    again = load_model(save_model(more, tmp_path / "m"))
+    assert again.spec["attention"] == "scse" and torch.equal(logits(again, strips()), logits(more, strips()))
+
+
+def test_a_folder_of_before_still_loads(tmp_path, no_network):
+    "Saved when there was neither attention nor a class head: its spec has no such keys."
+    model = tiny()
+    for name in ("attention", "class_head"):
+        del model.spec[name]
+    assert torch.equal(logits(load_model(save_model(model, tmp_path / "m")), strips()), logits(model, strips()))
+
+
+def encoder_of(model): return model.net.encoder.state_dict()
+
+
+@pytest.mark.parametrize("encoder", [TINY, "resnet18"])
+@pytest.mark.parametrize("form", ["encoder", "whole net", "model folder", "pth", "timm classifier"])
+def test_weights_from_a_file(encoder, form, tmp_path, no_network):
+    "What the hub has, what we save, what torch saves: the encoder's weights are those, for one channel and for three."
+    torch.manual_seed(3)
+    source = build_model("fpn", encoder, in_channels=3)
+    path = tmp_path / "w.safetensors"
+    if form == "encoder": save_file({n: t.contiguous() for n, t in encoder_of(source).items()}, path)
+    elif form == "whole net": save_file({n: t.contiguous() for n, t in source.net.state_dict().items()}, path)
+    elif form == "model folder": path = save_model(source, tmp_path / "m")
+    elif form == "pth": torch.save({"state_dict": {"module." + n: t for n, t in encoder_of(source).items()}}, path := tmp_path / "w.pth")
+    else:
+        bare = {n.removeprefix("model."): t.contiguous() for n, t in encoder_of(source).items()}
+        save_file({**bare, "fc.weight": torch.zeros(1000, 8), "fc.bias": torch.zeros(1000)}, path)
+    three = encoder_of(build_model("unet", encoder, in_channels=3, encoder_weights=str(path)))
+    assert all(torch.equal(t, three[n]) for n, t in encoder_of(source).items())
+    one = build_model("unet", encoder, encoder_weights=str(path))
+    first = next(n for n, t in encoder_of(one).items() if t.shape != three[n].shape)
+    torch.testing.assert_close(encoder_of(one)[first], three[first].sum(1, keepdim=True))
+    assert all(torch.equal(t, three[n]) for n, t in encoder_of(one).items() if n != first)
+    assert one.spec["encoder_weights"] == str(path)
+
+
+def test_one_channel_into_three(tmp_path, no_network):
+    "A grey picture given three times gives the same maps."
+    one = tiny("unet")
+    three = tiny("unet", in_channels=3, encoder_weights=str(save_model(one, tmp_path / "m")))
+    x = torch.rand(1, 1, 32, 32)
+    with torch.no_grad():
+        for a, b in zip(one.net.encoder(x)[1:], three.net.encoder(x.expand(-1, 3, -1, -1))[1:]):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_files_that_do_not_fit_say_why(tmp_path, no_network):
+    save_file({"conv1.weight": torch.zeros(1)}, tmp_path / "a.safetensors")
+    (tmp_path / "empty").mkdir()
+    for name, text in {"a.safetensors": r"is \(1,\) there|weights are missing, .* for one", "b.safetensors": "no such file or folder", "empty": "0 files of weights"}.items():
+        with pytest.raises(ValueError, match=text):
+            tiny(encoder_weights=str(tmp_path / name))
+    (tmp_path / "c.pth").write_bytes(pickle.dumps({"w": print}))
+    with pytest.raises(ValueError, match="c.pth: not readable as weights"):
+        tiny(encoder_weights=str(tmp_path / "c.pth"))
+    (tmp_path / "d.safetensors").write_bytes(b"nothing of the kind")
+    with pytest.raises(ValueError, match="d.safetensors: not readable as weights"):
+        tiny(encoder_weights=str(tmp_path / "d.safetensors"))
+
+
+def passed(model, x):
+    "Loss, gradients, buffers after one forward and backward pass in training mode, and the bytes kept between the two."
+    model.train()
+    held = {}
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: held.__setitem__(t.data_ptr(), t.untyped_storage().nbytes()) or t, lambda t: t):
+        loss = model(x).square().mean()
+    loss.backward()
+    return loss.detach(), {n: p.grad for n, p in model.named_parameters()}, {n: b.clone() for n, b in model.named_buffers()}, sum(held.values())
+
+
+@pytest.mark.parametrize("encoder", [TINY, "resnet18", "se_resnext50_32x4d", "efficientnet-b0", "densenet121", "tu-convnext_atto", "mobilenet_v2"])
+def test_computed_again_it_is_the_same(encoder):
+    "Gradients and running statistics to the bit, also of dropout and of blocks that take lists; fewer bytes kept."
+    torch.manual_seed(0)
+    plain = build_model("fpn", encoder, decoder_pyramid_channels=32, decoder_segmentation_channels=32)
+    again = copy.deepcopy(plain)
+    checkpoint_encoder(again), checkpoint_encoder(again)  # twice is once
+    assert list(again.state_dict()) == list(plain.state_dict())
+    results = []
+    for model in (plain, copy.deepcopy(again)):
+        torch.manual_seed(1)
+        results.append(passed(model, strips(2, 64, 64)))
+    (loss, grads, buffers, bytes_), (loss2, grads2, buffers2, bytes2) = results
+    assert torch.equal(loss, loss2) and bytes2 < bytes_
+    for n, g in grads.items():
+        assert (g is None) == (grads2[n] is None) and (g is None or torch.equal(g, grads2[n])), n
+    assert all(torch.equal(b, buffers2[n]) for n, b in buffers.items())
+
+
+def test_computed_again_under_autocast():
+    torch.manual_seed(0)
+    plain = build_model("unet", "resnet18", encoder_depth=3, decoder_channels=[16, 8, 8])
+    again = copy.deepcopy(plain)
+    checkpoint_encoder(again)
+    with torch.autocast("cpu", torch.bfloat16):
+        a, b = passed(plain, strips(2, 32, 32)), passed(again, strips(2, 32, 32))
+    assert torch.equal(a[0], b[0]) and all(g is None or torch.equal(g, b[1][n]) for n, g in a[1].items())
+
+
+@pytest.mark.parametrize("size", [(32, 64), (33, 50)])
+def test_the_forward_pass_is_one_graph(size):
+    "torch.compile finds no reason to break it, at a size that needs padding too."
+    model = tiny()
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    assert torch.equal(logits(compiled, strips(1, *size)), logits(model, strips(1, *size)))
