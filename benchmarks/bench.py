@@ -57,8 +57,8 @@ def main():
     parser.add_argument("--out", default="benchmarks/results.json")
     parser.add_argument("--seconds", type=float, default=3, help="for each row")
     args = parser.parse_args()
-    import counts, latency, rle
-    rows = [row for module in (rle, counts, latency) for row in module.rows()]
+    import counts, latency, rle, training
+    rows = [row for module in (rle, counts, training, latency) for row in module.rows()]
     rows = [row for row in rows if not args.only or any(word in f"{row['what']} {row['against']}" for word in args.only)]
     print(f"{'what':62} {'ratio':>14} {'goal':>8} {'met':>4} {'ours, ms':>11} {'peer, ms':>11}  against")
     found = []
