@@ -65,23 +65,25 @@ def _switch(text):
     return None if text.lower() == "none" else text
 
 def _add_config(parser):
-    "An option for every field of TrainConfig; what is not given stays out of the namespace."
-    from steel_seg.train import TrainConfig
+    "An option for every field of TrainConfig, in the words that stand beside it; what is not given stays out of the namespace."
+    from steel_seg.config import TrainConfig, field_help
+    words = field_help()
     for f in fields(TrainConfig):
         kind = type(f.default) if f.default is not None else str
-        parser.add_argument("--" + f.name.replace("_", "-"), dest="config_" + f.name, type=_switch if kind is str else kind, default=argparse.SUPPRESS,
-                            metavar=kind.__name__.upper(), help=f"default {f.default}")
+        how = dict(action=argparse.BooleanOptionalAction) if kind is bool else dict(type=_switch if kind is str else kind, metavar=kind.__name__.upper())
+        parser.add_argument("--" + f.name.replace("_", "-"), dest="config_" + f.name, default=argparse.SUPPRESS, help=f"{words[f.name]} (default {f.default})".replace("%", "%%"), **how)
 
 def _train(args):
     from steel_seg.data import read_folder
     from steel_seg.files import read_json
-    from steel_seg.train import TrainConfig, train_run
+    from steel_seg.config import TrainConfig
+    from steel_seg.train import train_run
     given = {k.removeprefix("config_"): v for k, v in vars(args).items() if k.startswith("config_")}
     config = replace(TrainConfig.from_json(read_json(args.config)) if args.config else TrainConfig(), **given)
     folder = read_folder(args.data, n_classes=args.classes)
     history = train_run(args.run, folder, config, only=args.fold)
-    best = history.groupby("fold").score.max()
-    for fold, score in best.items(): print(f"fold {fold}: best score {score:.4f} at level 128")
+    best, under = history.groupby("fold").score.max(), f"under {config.rule}" if config.rule else "at level 128"
+    for fold, score in best.items(): print(f"fold {fold}: best score {score:.4f} {under}")
     return dict(run=args.run, best={int(k): v for k, v in best.items()})
 
 def _predict(args):
@@ -93,7 +95,9 @@ def _predict(args):
         done["curves"] = Path(args.run)/"curves.npz"
     else: done["oof"] = predict_oof(args.run, folder, tta=args.tta).path
     if len(folder.test): done["test"] = predict_test(args.run, folder, tta=args.tta).path
-    for name in ("oof", "curves", "test"):
+    for name in ("oof", "test"):
+        if (scores := _there(Path(args.run)/f"{name}_scores.csv")): done[f"{name}_scores"] = scores
+    for name in ("oof", "curves", "test", "oof_scores", "test_scores"):
         if name in done: print(f"{name}: {done[name]}")
     return done
 
@@ -118,8 +122,10 @@ def _curves(run, folder, template):
     if [truth.get(i) for i in curves.image_ids] != curves.truth.tolist(): raise ValueError(f"{run}/curves.npz was counted with other labels than those in {folder.root}: predict again")
     return curves
 
+def _there(path): return path if path.exists() else None
+
 def _scores(args, image_ids, n_classes):
-    "Levels of a classifier from a csv, or None where none is given."
+    "Levels of a classifier from a csv, or None where none is given. A net with a class head has written its own beside its predictions."
     from steel_seg.gates import read_scores
     return None if args.scores is None else read_scores(args.scores, image_ids, n_classes, args.scores_prefix)
 
@@ -133,6 +139,7 @@ def _decide(args):
     from steel_seg.report import write_report
     run, folder, template = Path(args.run), read_folder(args.data, n_classes=args.classes), _template(args)
     curves = _curves(run, folder, template)
+    args.scores = args.scores or _there(run/"oof_scores.csv")
     scores = _scores(args, curves.image_ids, folder.n_classes)
     fold, rng = read_folds(run/"folds.csv", curves.image_ids).fold.to_numpy(), np.random.default_rng(args.seed)
     table = None
@@ -157,9 +164,10 @@ def _submit(args):
     run, folder = Path(args.run), read_folder(args.data, n_classes=args.classes)
     rules, _ = read_rules(run/"rule.json")
     asks = sorted({r.gate_by for r in rules if r.gate and r.gate_by in NEEDS_SCORE})
-    if asks and args.scores is None: raise ValueError(f"{run}/rule.json asks a classifier (gate by {', '.join(asks)}): give its probabilities for these images with --scores")
     # A folder with no test images still shows the whole way: its own out-of-fold predictions go through the same checks.
     oof = not len(folder.test)
+    args.scores = args.scores or _there(run/("oof_scores.csv" if oof else "test_scores.csv"))
+    if asks and args.scores is None: raise ValueError(f"{run}/rule.json asks a classifier (gate by {', '.join(asks)}): give its probabilities for these images with --scores")
     store = ProbStore.open(run/("oof" if oof else "test"))
     sample = args.sample or (None if oof else Path(args.data)/"sample_submission.csv")
     if sample is None or not Path(sample).exists():
@@ -194,7 +202,7 @@ def demo_config(
     seed:int, # for folds, weights and order
 ):
     "A `TrainConfig` for two folds of a tiny net whose number of epochs fits `folder` into minutes on two cores."
-    from steel_seg.train import TrainConfig
+    from steel_seg.config import TrainConfig
     seen = len(folder.images)/2*folder.shape[0]*folder.shape[1]  # pixels of one epoch
     # Small batches where there are few images: a net that takes ten steps learns nothing.
     batch = int(min(8, max(2, len(folder.images)//16)))
@@ -245,7 +253,7 @@ def _parser(command=None):
         p.add_argument("--fill-holes", action="store_true", help="fill the holes of every mask"); p.add_argument("--min-component", type=int, default=0, help="drop components of fewer pixels")
         p.add_argument("--connectivity", type=int, choices=(4, 8), default=8, help="what touches, for components")
     def classifier(p):
-        p.add_argument("--scores", type=Path, help="a csv with a classifier's probability for each image and class"); p.add_argument("--scores-prefix", help="what its columns begin with, where the file holds several classifiers")
+        p.add_argument("--scores", type=Path, help="a csv with a classifier's probability for each image and class (default: what a net with a class head wrote into the run)"); p.add_argument("--scores-prefix", help="what its columns begin with, where the file holds several classifiers")
     p = add("synth", _synth, "make a synthetic competition folder")
     p.add_argument("out", type=Path, help="the folder to make")
     p.add_argument("--n-train", type=int, default=100); p.add_argument("--n-test", type=int, default=20)
@@ -282,6 +290,7 @@ def main(
     "Run one command and return its exit code: 0 done, 1 faults found, 2 the caller's mistake."
     argv = sys.argv[1:] if argv is None else list(argv)
     args = _parser(argv[0] if argv else None).parse_args(argv)
+    if int(os.environ.get("RANK", 0)): sys.stdout = open(os.devnull, "w") # of several processes the first one speaks
     try: result = args.do(args)
     except (ValueError, OSError) as e:
         if os.environ.get("STEEL_SEG_TRACE"): raise

@@ -37,7 +37,7 @@ def test_help(capsys, command):
 def test_every_config_field_is_an_option(capsys):
     from dataclasses import fields
 
-    from steel_seg.train import TrainConfig
+    from steel_seg.config import TrainConfig
 
     _, out, _ = run(capsys, "train", "--help")
     for f in fields(TrainConfig):

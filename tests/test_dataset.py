@@ -1,6 +1,8 @@
 """Augmentation and loading: what happens to image i in epoch e is a function of (seed, e, i), whoever does it and when."""
+import pickle
 import random
 from collections import Counter
+from types import SimpleNamespace
 
 import albumentations as A
 import cv2
@@ -12,8 +14,10 @@ from conftest import real_data
 from hypothesis import given, settings, strategies as st
 
 from steel_seg.augment import augment, item_seed, train_transform
+from steel_seg.cache import open_cache
 from steel_seg.data import read_folder
-from steel_seg.dataset import StripDataset, epoch_batches, make_loader
+from steel_seg.dataset import SAMPLERS, StripDataset, epoch_batches, epoch_mix, epoch_order, image_groups, make_loader
+from steel_seg.rle import rle_encode
 from steel_seg.synth import make_folder
 
 # A loader whose worker failed may complain from its queue's thread, as late as in the next test (torch 2.14, Python 3.11).
@@ -22,8 +26,11 @@ pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExc
 
 class OneStrip:
     "Stands in for a folder: n images that are all alike, so that two items differ only by what augmentation did."
+    shape, n_classes = (16, 64), 4
+
     def __init__(self, n=128):
         self.images = pd.DataFrame({"image_id": [f"{i}.jpg" for i in range(n)]})
+        self.masks = pd.DataFrame({"image_id": self.images.image_id, "channel": 1, "rle": rle_encode(self.mask("")[1])})
 
     def image(self, image_id): return np.arange(16*64, dtype=np.uint16).reshape(16, 64).astype(np.uint8)
 
@@ -76,8 +83,8 @@ def test_the_seeds_of_128_images_over_two_epochs_and_two_runs_are_512_numbers():
 
 def test_item_seeds_are_fixed_numbers():
     "Another machine, or the next version, must resume the same run."
-    assert [item_seed(0, 0, 0), item_seed(0, 0, 1)] == [1137086854, 244602362]
-    assert [item_seed(0, 1, 0), item_seed(1, 0, 0)] == [3492848626, 1411450048]
+    assert [item_seed(0, 0, 0), item_seed(0, 0, 1)] == [2764884783, 1757316590]
+    assert [item_seed(0, 1, 0), item_seed(1, 0, 0), item_seed(0, 0, 0, 1)] == [1901757762, 222344036, 3785350343]
     assert item_seed(np.int64(1), np.int32(0), np.uint8(0)) == item_seed(1, 0, 0)
 
 
@@ -201,21 +208,22 @@ def test_an_item_is_the_image_and_its_mask(folder):
     assert len(list(data)) == 10  # a plain loop ends
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_spoiled_image_stops_the_run_by_name(tmp_path, workers):
+@pytest.mark.parametrize("workers,rows", [(0, (1, 2, 3)), (1, (2,))])  # torch waits 5 s for each worker of a loader that failed
+def test_a_spoiled_image_stops_the_run_by_name(tmp_path, workers, rows):
     folder = read_folder(make_folder(tmp_path/"f", n_train=4, n_test=0, shape=(32, 96), seed=0))
     paths = folder.images.path
     cv2.imwrite(str(paths[1]), np.zeros((32, 95), np.uint8))
     paths[2].write_bytes(paths[2].read_bytes()[:200])
     paths[3].unlink()
     data = StripDataset(folder, train_transform())
-    for i, says in ((1, "32x95"), (2, ""), (3, "")):
+    for i in rows:
+        says = {1: "is 32x95", 2: "not a readable image", 3: "cannot be read"}[i]
         with pytest.raises(ValueError, match=f"{paths[i].name}.*{says}"): run(data, [[(0, 0), (0, i)]], workers)
 
 
 class Threads(StripDataset):
     "Says how many threads OpenCV has where an item is made."
-    def __getitem__(self, item): return {"threads": cv2.getNumThreads()}
+    def __getitems__(self, items): return {"threads": torch.tensor([cv2.getNumThreads()]*len(items))}
 
 
 def test_workers_keep_opencv_to_one_thread_and_the_global_generator_is_left_alone():
@@ -262,6 +270,217 @@ def test_epochs_that_cannot_be_are_refused():
     for bad, says in (((range(0), 2, 0, 0), "0 images"), (([1, 2, 1], 2, 0, 0), "twice"), ((range(4), 0, 0, 0), "batch_size 0"),
                       ((range(4), 2, 0, 0, True, True, 2, 2), "rank 2 of 2")):
         with pytest.raises(ValueError, match=says): epoch_batches(*bad)
+
+
+# -- a cache, a second folder, repeats
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_items_from_the_cache_are_those_from_the_files(folder, tmp_path, workers):
+    extra = read_folder(make_folder(tmp_path/"extra", n_train=6, n_test=0, shape=(32, 96), seed=9), n_classes=4)
+    caches = dict(cache=open_cache(folder, tmp_path/"c", progress=False), extra_cache=open_cache(extra, tmp_path/"c", progress=False))
+    for transform in (None, strong()):
+        files, decoded = (StripDataset(folder, transform, 3, extra=extra, **more) for more in ({}, caches))
+        batches = epoch_batches(range(16), 4, 0, 2) + [[(5, 0), (5, 0, 1), (5, 15, 7)]]
+        a = run(files, batches, 0)
+        assert same(a, run(decoded, batches, workers)) and same(a, run(pickle.loads(pickle.dumps(decoded)), batches, workers))
+        assert a["index"].tolist() == [item[1] for b in batches for item in b]
+    for i in range(6):
+        item, image_id = decoded[10 + i], extra.images.image_id[i]
+        assert decoded.image_ids[10 + i] == image_id and len(decoded) == 16
+        plain = StripDataset(folder, extra=extra)[10 + i]
+        assert np.array_equal(plain["image"][0].numpy(), extra.image(image_id)) and np.array_equal(plain["mask"].numpy(), extra.mask(image_id))
+    with pytest.raises(IndexError, match="image 16 of 16"): decoded[16]
+    with pytest.raises(ValueError, match="holds other images than .*f;"): StripDataset(folder, cache=caches["extra_cache"])
+
+
+class Marked(OneStrip):
+    "Images with 0, 1, 2 and 3 of four classes marked, in channels that do not come in order."
+    marked = [], [2], [3, 0], [1, 3, 0]
+
+    def __init__(self):
+        self.images = pd.DataFrame({"image_id": [f"{i}.jpg" for i in range(4)]})
+        rows = [(f"{i}.jpg", c, rle_encode(self.mask(f"{i}.jpg")[c])) for i, cs in enumerate(self.marked) for c in cs]
+        self.masks = pd.DataFrame(rows, columns=["image_id", "channel", "rle"])
+
+    def mask(self, image_id):
+        mask = np.zeros((4, 16, 64), np.uint8)
+        for c in self.marked[int(image_id[0])]: mask[c, c:c + 2, 10*c + 1:10*c + 9] = 1
+        return mask
+
+
+@pytest.mark.parametrize("transform", [
+    strong(), train_transform(crop=(8, 16)), train_transform(crop=(8, 16), crop_on_mask=1, blackout=.3), train_transform(blackout=1, black_bars=1),
+    A.Compose([]), A.Compose([A.HorizontalFlip(), A.CropNonEmptyMaskIfExists(8, 32)]), A.Compose([A.CoarseDropout(p=1, fill_mask=1)])])
+def test_an_item_is_what_augment_makes_of_image_and_whole_mask(transform):
+    "Though only marked channels are drawn and augmented. A transform of one's own may write to empty ones as well."
+    folder = Marked()
+    data, items = StripDataset(folder, transform, seed=6), [(e, i, d) for e in range(12) for i in range(4) for d in range(2)]
+    got = run(data, [items[k:k + 7] for k in range(0, len(items), 7)], 0)
+    for (e, i, d), image, mask in zip(items, got["image"], got["mask"], strict=True):
+        wanted = augment(transform, folder.image(""), folder.mask(f"{i}.jpg"), item_seed(6, e, i, d))
+        assert np.array_equal(image[0].numpy(), wanted[0]) and np.array_equal(mask.numpy(), wanted[1])
+
+
+def test_an_extra_folder_must_fit(folder, tmp_path):
+    other = make_folder(tmp_path/"small", n_train=6, n_test=0, shape=(32, 64), seed=9)
+    with pytest.raises(ValueError, match="small: 4 classes on 32x64, the first folder has 4 on 32x96"): StripDataset(folder, extra=read_folder(other, n_classes=4))
+    more = read_folder(folder.root, n_classes=5)
+    with pytest.raises(ValueError, match=r"5 classes .* read_folder\(.., n_classes=4\)"): StripDataset(folder, extra=more)
+
+
+def test_an_item_is_its_own(folder, tmp_path):
+    "Writing to one item, or one batch, changes no other, nor the cache."
+    data = StripDataset(folder, cache=open_cache(folder, tmp_path, progress=False))
+    first = {k: v.clone() for k, v in data[3].items() if k != "index"}
+    item, (batch,) = data[3], list(make_loader(data, [[(0, 3), (0, 4)]]))
+    for x in (item, batch): x["image"][:] = 7; x["mask"][:] = 7
+    assert same(first, {k: data[3][k] for k in first})
+
+
+def test_repeats_in_an_epoch_are_augmented_differently():
+    data = StripDataset(OneStrip(1), strong(), seed=1)
+    assert len(set(draws(run(data, [[(0, 0, d) for d in range(64)], [(1, 0, d) for d in range(64)]], 0)))) == 128
+    assert same(run(data, [[(2, 0, 0)]], 0), run(data, [[(2, 0)]], 0))
+
+
+def test_a_transform_with_two_sizes_is_refused():
+    data = StripDataset(OneStrip(), A.Compose([A.RandomCrop(16, 32, p=.5)]))
+    with pytest.raises(ValueError, match=r"^\d+\.jpg: the transform gives 16x\d\d, and 16x\d\d for another image"): run(data, epoch_batches(range(40), 40, 0, 0), 0)
+    crop = run(StripDataset(OneStrip(), A.Compose([A.RandomCrop(8, 32)])), epoch_batches(range(40), 8, 0, 0), 2)
+    assert crop["image"].shape == (40, 1, 8, 32) and crop["mask"].shape == (40, 4, 8, 32)
+
+
+# -- samplers
+
+RECIPE = np.repeat([-1, 0, 1, 2, 3], [5330, 805, 219, 4274, 683])[np.random.default_rng(0).permutation(11_311)]
+GROUPED = ("upsample", "downsample", "balanced")
+
+
+def times(order, n): return np.bincount([i for i, _ in order], minlength=n)
+
+
+def test_groups_are_those_of_a_slow_loop(tmp_path):
+    folder = read_folder(make_folder(tmp_path/"f", n_train=60, n_test=0, shape=(32, 96), seed=2), n_classes=4)
+    sets = [{c for j, c in zip(folder.masks.image_id, folder.masks.channel) if j == i} for i in folder.images.image_id]
+    n = [sum(c in s for s in sets) for c in range(4)]
+    assert image_groups(folder).tolist() == [min(s, key=lambda c: (n[c], c)) if s else -1 for s in sets]
+    tied = SimpleNamespace(truth_area=lambda: np.array([[0, 3, 3], [0, 3, 3], [1, 1, 0], [0, 0, 0]]))
+    assert image_groups(tied).tolist() == [2, 2, 0, -1]  # class 3 is in two images, class 2 in three
+    tied = SimpleNamespace(truth_area=lambda: np.array([[0, 3, 3], [0, 3, 3]]))
+    assert image_groups(tied).tolist() == [1, 1]
+
+
+def test_the_recipes_epochs_have_the_lengths_that_its_author_recorded():
+    got = {s: epoch_order(range(11_311), s, 0, 0, RECIPE) for s in ("as_is", *GROUPED)}
+    assert {s: len(o) for s, o in got.items()} == {"as_is": 11_311, "upsample": 26_650, "downsample": 1_095, "balanced": 11_311}
+    shown = {s: np.bincount(RECIPE[[i for i, _ in o]] + 1) for s, o in got.items()}
+    assert shown["upsample"].tolist() == [5330]*5 and shown["downsample"].tolist() == [219]*5
+    assert shown["balanced"].max() - shown["balanced"].min() == 1
+    batches = epoch_batches(range(11_311), 8, 0, 0, sampler="balanced", groups=RECIPE)
+    assert len(batches) == 1413 and {len(b) for b in batches} == {8}
+    for b in batches: assert set(np.bincount(RECIPE[[item[1] for item in b]] + 1, minlength=5)) <= {1, 2}  # 8 over 5 groups
+
+
+folds = st.lists(st.integers(-1, 3), min_size=1, max_size=60)
+
+
+@given(groups=folds, sampler=st.sampled_from(GROUPED), seed=st.integers(0, 5), first=st.integers(0, 7), size=st.integers(1, 12))
+@settings(max_examples=200, deadline=None)
+def test_groups_get_their_share_and_images_of_a_group_differ_by_at_most_one(groups, sampler, seed, first, size):
+    groups, n = np.array(groups + [-1, 3]), len(groups)  # the last two are not in this fold
+    there, counts = np.unique(groups[:n], return_counts=True)
+    total = np.zeros(n, int)
+    for epoch in range(first + 3):
+        order = epoch_order(range(n), sampler, seed, epoch, groups)
+        shown = times(order, n)
+        total += shown
+        per_group = [shown[groups[:n] == g].sum() for g in there]
+        if sampler == "balanced": assert len(order) == n and max(per_group) - min(per_group) <= 1
+        else: assert per_group == [(max if sampler == "upsample" else min)(counts)]*len(there)
+        if sampler == "downsample": assert shown.max() == 1
+        for so_far in (shown, total):  # in this epoch, and in all up to it
+            for g in there: assert np.ptp(so_far[groups[:n] == g]) <= 1
+        assert sorted(order) == sorted((i, d) for i in range(n) for d in range(shown[i]))  # draws are 0, 1, ..
+        seen = Counter()
+        for i, d in order:
+            assert d == seen[i]
+            seen[i] += 1
+    if sampler == "balanced":  # any piece holds of each group as many as of the others, or one more
+        for k in range(0, n - size + 1):
+            piece = Counter({int(g): 0 for g in there}) + Counter()
+            held = [sum(groups[i] == g for i, _ in order[k:k + size]) for g in there]
+            assert max(held) - min(held) <= 1, piece
+
+
+@given(n=st.integers(1, 60), m=st.integers(1, 30), share=st.floats(.02, .9), seed=st.integers(0, 3), size=st.integers(1, 16))
+@settings(max_examples=200, deadline=None)
+def test_pseudo_labelled_images_have_a_fixed_share_of_every_batch(n, m, share, seed, size):
+    pseudo, total = range(100, 100 + m), np.zeros(m, int)
+    more = max(1, round(n*share/(1 - share)))
+    for epoch in range(4):
+        order = epoch_order(range(n), "pseudo", seed, epoch, pseudo=pseudo, share=share)
+        assert len(order) == n + more and abs(more/len(order) - share) <= max(1/len(order), 1/(n + 1))
+        shown = times(order, 100 + m)
+        assert (shown[:n] == 1).all() and shown[n:100].sum() == 0
+        total += shown[100:]
+        assert np.ptp(shown[100:]) <= 1 and np.ptp(total) <= 1
+        theirs = np.array([i >= 100 for i, _ in order])
+        for k in range(0, len(order) - size + 1): assert abs(theirs[k:k + size].sum() - size*more/len(order)) < 1
+    plain = [i for i, _ in epoch_order(range(n), "as_is", seed, 3)]
+    assert [i for i, _ in order if i < 100] == plain  # the labelled ones as without them
+
+
+@given(groups=folds, sampler=st.sampled_from(sorted(SAMPLERS)), size=st.integers(1, 5), world=st.integers(1, 3), drop=st.booleans())
+@settings(max_examples=200, deadline=None)
+def test_batches_of_any_sampler_are_its_order_cut(groups, sampler, size, world, drop):
+    more = dict(groups=groups, pseudo=range(200, 207) if sampler == "pseudo" else ())
+    order = [(1, i, d) if d else (1, i) for i, d in epoch_order(range(len(groups)), sampler, 4, 1, **more)]
+    if drop and len(order) < world: return
+    ranks = [epoch_batches(range(len(groups)), size, 4, 1, True, drop, r, world, sampler, **more) for r in range(world)]
+    assert not drop or len({len(b) for b in ranks}) == 1
+    steps = max(map(len, ranks))
+    flat = [item for s in range(steps) for b in ranks if s < len(b) for item in b[s]]
+    assert flat == order[:len(flat)] and (len(flat) == len(order) or drop and (len(flat) == len(order)//(size*world)*size*world or not flat))
+
+
+def test_as_is_is_the_order_that_runs_had_before_there_were_samplers():
+    rng = np.random.default_rng(item_seed(7, 3, -1))
+    assert [i for b in epoch_batches(range(30), 5, 7, 3) for _, i in b] == rng.permutation(30).tolist()
+
+
+def test_epochs_and_seeds_differ():
+    for sampler in ("as_is", *GROUPED):
+        orders = {tuple(epoch_order(range(40), sampler, s, e, np.arange(40)%3)) for s in range(3) for e in range(4)}
+        assert len(orders) == 12, sampler
+    first = [{i for i, _ in epoch_order(range(40), "downsample", 0, e, np.repeat([0, 1], [30, 10])) if i < 30} for e in range(3)]
+    assert all(len(f) == 10 for f in first) and set.union(*first) == set(range(30))  # three epochs see all 30
+
+
+def test_orders_that_cannot_be_are_refused():
+    g = [0, 0, 1]
+    for bad, says in (((range(3), "equal"), "sampler 'equal' is not one of as_is, upsample, downsample, balanced, pseudo"), ((range(3), "balanced"), "image_groups"),
+                      ((range(4), "upsample", 0, 0, g), "image_groups"), (([], "as_is"), "no images"), (([0, 0], "downsample", 0, 0, g), "twice"),
+                      ((range(3), "pseudo"), "with 0 pseudo"), ((range(3), "as_is", 0, 0, g, [3]), "with 1 pseudo"), ((range(3), "pseudo", 0, 0, g, [2, 3]), "twice"),
+                      ((range(3), "pseudo", 0, 0, g, [3], 1.), "share 1.0"), ((range(3), "pseudo", 0, 0, g, [3], 0), "share 0")):
+        with pytest.raises(ValueError, match=says): epoch_order(*bad)
+    with pytest.raises(ValueError, match="decides the order itself"): epoch_batches(range(3), 2, 0, 0, shuffle=False, sampler="balanced", groups=g)
+
+
+def test_the_mix_in_words():
+    areas = np.zeros((11_311, 4), int)
+    areas[RECIPE >= 0, RECIPE[RECIPE >= 0]] = 600
+    class Folder:
+        n_classes = 4
+        def __len__(self): return len(areas)
+        def truth_area(self): return areas
+    mix = lambda sampler, **more: epoch_mix(epoch_order(range(11_311), sampler, groups=RECIPE, **more), Folder(), 8)
+    assert mix("as_is") == ("an epoch has 11,311 images in 1,413 batches of 8: none 5,330 (47%), class 1 805 (7%), class 2 219 (2%), "
+                            "class 3 4,274 (38%), class 4 683 (6%)")
+    assert mix("upsample").splitlines() == [
+        "an epoch has 26,650 images in 3,331 batches of 8: none 5,330 (20%), class 1 5,330 (20%), class 2 5,330 (20%), class 3 5,330 (20%), class 4 5,330 (20%)",
+        "different images: none 5,330 (1x), class 1 805 (6-7x), class 2 219 (24-25x), class 3 4,274 (1-2x), class 4 683 (7-8x)"]
+    assert mix("pseudo", pseudo=range(11_311, 17_000)).endswith("class 4 683 (4%), pseudo-labelled 4,848 (30%)")
+    assert epoch_mix([(0, 0), (1, 0)], Folder()).startswith("an epoch has 2 images: ")
 
 
 # -- real strips

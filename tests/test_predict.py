@@ -13,7 +13,8 @@ from steel_seg.model import load_model
 from steel_seg.predict import predict_oof, predict_probs, predict_test
 from steel_seg.store import ProbStore, to_level
 from steel_seg.synth import make_folder
-from steel_seg.train import TrainConfig, train_fold, train_run
+from steel_seg.config import TrainConfig
+from steel_seg.train import train_fold, train_run
 
 # 36×70: no multiple of the encoder's 8, so that padding takes part.
 TINY = TrainConfig(arch="unet", encoder="tu-test_resnet.r160_in1k", encoder_weights=None, encoder_depth=3, epochs=2, batch_size=4, lr=1e-2, folds=3, num_workers=0)
