@@ -449,7 +449,7 @@ def test_files_that_do_not_fit_say_why(tmp_path, no_network):
     for name, text in {"a.safetensors": r"is \(1,\) there|weights are missing, .* for one", "b.safetensors": "no such file or folder", "empty": "0 files of weights"}.items():
         with pytest.raises(ValueError, match=text):
             tiny(encoder_weights=str(tmp_path / name))
-    (tmp_path / "c.pth").write_bytes(pickle.dumps({"w": print}))
+    (tmp_path / "c.pth").write_bytes(pickle.dumps({"w": print}, protocol=2))
     with pytest.raises(ValueError, match="c.pth: not readable as weights"):
         tiny(encoder_weights=str(tmp_path / "c.pth"))
     (tmp_path / "d.safetensors").write_bytes(b"nothing of the kind")

@@ -270,7 +270,9 @@ def _train(run, folder, told):
 def test_killed_at_twenty_random_moments(calm, folder, processes, tmp_path):
     "kill -9 some random time after a random step, then on to the end: 20 of 20 with the bits of the calm run."
     rng, stood = np.random.default_rng(11), []
-    for n in range(20):
+    for n in range(60):
+        if len(stood) == 20:
+            break
         run = tmp_path / str(n)
         start_run(run, TINY, folder)
         hears, told = processes.Pipe(duplex=False)
@@ -282,6 +284,8 @@ def test_killed_at_twenty_random_moments(calm, folder, processes, tmp_path):
         time.sleep(rng.uniform(0, 0.15))  # a step takes some 20 ms, a save 40, an epoch's end 80
         child.kill()
         child.join(60)
+        if child.exitcode == 0:
+            continue  # it was quicker: nobody was killed
         assert child.exitcode == -signal.SIGKILL
         state = run / "fold_0/state.safetensors"
         at = load_state(state)[1] if state.exists() else {"epoch": 0, "step": 0}
@@ -289,7 +293,7 @@ def test_killed_at_twenty_random_moments(calm, folder, processes, tmp_path):
         train_fold(run, folder, 0, progress=False)
         assert_same(calm, run)
         shutil.rmtree(run)
-    assert len(set(stood)) >= 5, f"the kills fell too close together: {stood}"
+    assert len(stood) == 20 and len(set(stood)) >= 5, f"the kills fell too close together: {stood}"
 
 
 # ---- several processes
