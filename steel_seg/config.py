@@ -9,6 +9,8 @@ __all__ = ['STAGE_FIELDS', 'TrainConfig', 'field_help']
 import inspect, json, math, re
 from dataclasses import asdict, dataclass, fields, replace
 
+import torch
+
 from .augment import train_transform
 from .dataset import SAMPLERS
 from .model import ARCHS
@@ -100,6 +102,7 @@ class TrainConfig:
         for name in ("lr", "factor"):
             if getattr(self, name) <= 0: raise ValueError(f"{name}={getattr(self, name)!r} is not above 0")
         if self.ema == 1 or self.factor > 1: raise ValueError(f"ema={self.ema!r}, factor={self.factor!r}: ema is below 1, factor at most 1")
+        if self.compile != "no" and self.compile not in (known := torch.compiler.list_backends(None)): raise ValueError(f"compile={self.compile!r} is not no or one of {', '.join(known)}")
         if not self.encoder: raise ValueError("encoder is empty: give the name of an smp encoder")
         if (self.sampler == "pseudo") and not self.pseudo: raise ValueError("sampler='pseudo' needs pseudo: the folder with the pseudo-labelled images")
         build_loss(self.loss, self.loss_args)  # raises for what it does not know

@@ -7,7 +7,7 @@ __all__ = ['SAMPLERS', 'StripDataset', 'image_groups', 'epoch_order', 'epoch_bat
 
 # %% ../nbs/21_dataset.ipynb #a829d7d8
 import math
-from collections import Counter, defaultdict
+from collections import defaultdict
 from itertools import count
 import cv2, torch
 import numpy as np
