@@ -106,10 +106,9 @@ def step(net, optimizer, loss_of, batch, device, half=None):
 
 class Steps:
     "Some steps of one net: from the loader, or on one batch that is on the device already."
-    def __init__(self, encoder, batch_size, n, device="cpu", half=None, workers=0, channels_last=True):
+    def __init__(self, encoder, batch_size, n, device="cpu", half=None, workers=0):
         torch.manual_seed(0)
-        self.net = build_model("fpn", encoder).to(device)
-        if channels_last: self.net = self.net.to(memory_format=torch.channels_last)
+        self.net = build_model("fpn", encoder).to(device, memory_format=torch.channels_last)
         self.optimizer, self.loss_of = torch.optim.AdamW(self.net.parameters(), 1e-6), build_loss("bce_dice")
         self.n, self.size, self.device, self.half, self.workers = n, batch_size, device, half, workers
         self.batches = [b for e in range(-(-n*batch_size//N) + 1) for b in epoch_batches(range(N), batch_size, 0, e)][:n]

@@ -7,7 +7,7 @@ __all__ = ['BLACK', 'window_of', 'TrainTransform', 'train_transform', 'item_seed
 
 # %% ../nbs/20_augment.ipynb #e7f11f10
 import hashlib, os, random, re, struct
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 import cv2
 import numpy as np
 # else the next import asks a registry for a newer version, which takes 2 s without a network
@@ -108,8 +108,8 @@ def train_transform(
     Sources: HorizontalFlip, VerticalFlip and RandomBrightnessContrast of albumentations 2; blackout as the winners of the competition described it.
     """
     made = TrainTransform(hflip, vflip, brightness, limit, window_of(crop), crop_on_mask, crop_black, blackout, black_bars)
-    for name in ("hflip", "vflip", "brightness", "limit", "crop_on_mask", "crop_black", "blackout", "black_bars"):
-        if not 0 <= getattr(made, name) <= 1: raise ValueError(f"{name}={getattr(made, name)!r} is not in 0 to 1")
+    for f in fields(made):
+        if f.name != "crop" and not 0 <= getattr(made, f.name) <= 1: raise ValueError(f"{f.name}={getattr(made, f.name)!r} is not in 0 to 1")
     return made
 
 # %% ../nbs/20_augment.ipynb #05e0ca99

@@ -158,12 +158,12 @@ def _decide(args):
 # %% ../nbs/60_cli.ipynb #3a4e0cf3
 def _submit(args):
     from steel_seg.data import read_folder
-    from steel_seg.post import NEEDS_SCORE, apply_rules, read_rules
+    from steel_seg.post import apply_rules, gates_of_classifier, read_rules
     from steel_seg.store import ProbStore
     from steel_seg.submit import check_submission, write_sample, write_submission
     run, folder = Path(args.run), read_folder(args.data, n_classes=args.classes)
     rules, _ = read_rules(run/"rule.json")
-    asks = sorted({r.gate_by for r in rules if r.gate and r.gate_by in NEEDS_SCORE})
+    asks = gates_of_classifier(rules)
     # A folder with no test images still shows the whole way: its own out-of-fold predictions go through the same checks.
     oof = not len(folder.test)
     args.scores = args.scores or _there(run/("oof_scores.csv" if oof else "test_scores.csv"))

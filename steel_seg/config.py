@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, fields, replace
 
 import torch
 
-from .augment import train_transform
+from .augment import TrainTransform, train_transform
 from .dataset import SAMPLERS
 from .model import ARCHS
 from .loss import build_loss
@@ -26,7 +26,7 @@ _RANGES = (("encoder_depth", 1, 5), ("class_head", 0, None), ("encoder_lr", 0, N
            ("patience", 0, None), ("epochs", 1, None), ("batch_size", 1, None), ("accumulate", 1, None), ("clip", 0, None), ("pseudo_share", 0, 1),
            ("hflip", 0, 1), ("vflip", 0, 1), ("brightness", 0, 1), ("limit", 0, 1), ("crop_on_mask", 0, 1), ("crop_black", 0, 1), ("blackout", 0, 1), ("black_bars", 0, 1),
            ("ema", 0, 1), ("average", 0, None), ("early_stop", 0, None), ("folds", 2, None), ("seed", 0, 2**32 - 1), ("num_workers", 0, None), ("save_every", 0, None))
-_JSON = {"decoder": dict, "loss_args": dict, "stages": list}  # fields whose text is read as JSON
+_JSON = "decoder", "loss_args", "stages"  # fields whose text is read as JSON
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -94,7 +94,7 @@ class TrainConfig:
     save_every:int = 0                     # steps between saves inside an epoch; 0: only at each epoch's end
 
     def __post_init__(self):
-        for name, kind in _JSON.items(): object.__setattr__(self, name, _as_json(name, getattr(self, name)))
+        for name in _JSON: object.__setattr__(self, name, _as_json(name, getattr(self, name)))
         for f in fields(self): object.__setattr__(self, f.name, _typed(f.name, getattr(self, f.name), f.type))
         for name, low, high in _RANGES: _in_range(name, getattr(self, name), low, high)
         for name, known in (("arch", ARCHS), ("precision", ("no", "bf16", "fp16")), ("in_channels", (1, 3)), ("optimizer", OPTIMISERS), ("schedule", SCHEDULES), ("sampler", SAMPLERS)):
@@ -111,7 +111,7 @@ class TrainConfig:
 
     def transform(self):
         "The augmentation: `train_transform` with this configuration's fields."
-        try: return train_transform(**{n: getattr(self, n) for n in ("hflip", "vflip", "brightness", "limit", "crop", "crop_on_mask", "crop_black", "blackout", "black_bars")})
+        try: return train_transform(**{f.name: getattr(self, f.name) for f in fields(TrainTransform)})
         except ValueError as e: raise ValueError(f"augmentation: {e}") from None
 
     def plan(self) -> tuple: # of TrainConfig, one per stage

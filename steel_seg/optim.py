@@ -174,6 +174,12 @@ def _falls(scores, patience):
 
 def _cosine(start, end, part): return end + (start - end)*(1 + math.cos(math.pi*part))/2
 
+def _cycle(step, total, warmup, start, turn, end):
+    "From start to turn along a cosine in the warm-up, and on to end."
+    top = float(warmup*total) - 1  # as torch counts
+    if step <= top: return _cosine(start, turn, step/top if top > 0 else 1)
+    return _cosine(turn, end, min(1, (step - top)/(total - 1 - top)) if total - 1 > top else 1)
+
 def rate_at(
     step:int,      # steps done before this one, 0 to total-1
     total:int,     # of the stage
@@ -191,10 +197,7 @@ def rate_at(
     `torch.optim.lr_scheduler.OneCycleLR`; plateau as in `ReduceLROnPlateau` with mode "max" and threshold 0; flat_cosine as in fastai.
     """
     if schedule not in SCHEDULES: raise ValueError(f"no schedule is called {schedule!r}; there are {', '.join(SCHEDULES)}")
-    if schedule == "one_cycle":
-        top = float(warmup*total) - 1  # as torch counts
-        if step <= top: return _cosine(lr/25, lr, step/top if top > 0 else 1)
-        return _cosine(lr, lr/25e4, min(1, (step - top)/(total - 1 - top)) if total - 1 > top else 1)
+    if schedule == "one_cycle": return _cycle(step, total, warmup, lr/25, lr, lr/25e4)
     warm = round(warmup*total)
     if step < warm: return lr*(step + 1)/(warm + 1)
     if schedule == "cosine": return _cosine(lr, 0, (step - warm)/(total - warm))
@@ -211,6 +214,4 @@ def beta1_at(
 ) -> float|None: # None: as the optimiser has it
     "The first beta of a step: one_cycle's goes from .95 down to .85 and up again while the rate rises and falls."
     if schedule != "one_cycle": return None
-    top = float(warmup*total) - 1
-    if step <= top: return _cosine(.95, .85, step/top if top > 0 else 1)
-    return _cosine(.85, .95, min(1, (step - top)/(total - 1 - top)) if total - 1 > top else 1)
+    return _cycle(step, total, warmup, .95, .85, .95)

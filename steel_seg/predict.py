@@ -90,6 +90,7 @@ class _Keeper:
         lines = [["image_id", *self.columns], *([i, *self.scores[i]] for i in self.ids if i in self.scores)]
         write_text(self.path, "".join(",".join(line) + "\n" for line in lines))
 
+# %% ../nbs/28_predict.ipynb #970199ff
 def _gathered(levels, classes, n, size, accelerator):
     "What every process found, on the first: (levels, classes) of each in turn, from batches of n of at most `size` images."
     if accelerator.num_processes == 1: return [(levels, classes)]
@@ -125,6 +126,7 @@ def _from_first(accelerator, make):
     box = [make() if accelerator.is_main_process else None]
     return broadcast_object_list(box)[0] if accelerator.num_processes > 1 else box[0]
 
+# %% ../nbs/28_predict.ipynb #9e32f578
 def _store(path, image_ids, folder, meta):
     "Open the store at `path` to go on with it, or make it; raises where it holds something else."
     if not path.exists(): return ProbStore.create(path, image_ids, folder.n_classes, folder.shape, meta=meta)

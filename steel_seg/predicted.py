@@ -19,7 +19,7 @@ from .files import read_json
 from .folds import make_folds, read_folds, write_folds
 from .metric import dice, mask_counts
 from .gates import read_scores
-from .post import NEEDS_SCORE, Rule, apply_rules, read_rules
+from .post import Rule, apply_rules, gates_of_classifier, read_rules
 from .score import dice_at
 from .store import ProbStore, to_level
 
@@ -101,7 +101,7 @@ def run_rules(
     odd = [r for r in rules if not isinstance(r, Rule)]
     if odd: raise ValueError(f"{odd[0]!r} is not a Rule")
     if len(rules) != n: raise ValueError(f"{len(rules)} rules for {n} classes: one of each is needed")
-    asks = sorted({r.gate_by for r in rules if r.gate and r.gate_by in NEEDS_SCORE})
+    asks = gates_of_classifier(rules)
     if asks and predicted.scores is None: raise ValueError(f"a rule asks a classifier (gate by {', '.join(asks)}): give its csv of probabilities as scores=, or other rules")
     low = [r for r in rules if r.thresh < floor]
     if low: raise ValueError(f"threshold {low[0].thresh} lies below the store's floor {floor}, where it keeps no levels")

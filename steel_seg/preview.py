@@ -6,6 +6,7 @@
 __all__ = ['transform_of', 'versions', 'what_happened', 'AugmentPreview']
 
 # %% ../nbs/44_preview.ipynb #74cac665
+from dataclasses import fields
 from pathlib import Path
 
 import cv2
@@ -30,8 +31,7 @@ def transform_of(
     names = "hflip", "vflip", "brightness", "limit"
     lacks = [n for n in names if not hasattr(config, n)]
     if lacks: raise ValueError(f"a {type(config).__name__} is no augmentation: give a TrainConfig, something with {', '.join(names)} (it lacks {', '.join(lacks)}), or an albumentations Compose")
-    names += tuple(n for n in ("crop", "crop_on_mask", "crop_black", "blackout", "black_bars") if hasattr(config, n))
-    return train_transform(**{n: getattr(config, n) for n in names})
+    return train_transform(**{f.name: getattr(config, f.name) for f in fields(TrainTransform) if hasattr(config, f.name)})
 
 def versions(
     folder:StripFolder,

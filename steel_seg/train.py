@@ -27,7 +27,7 @@ from .data import StripFolder, class_id, read_folder
 from .folds import make_folds, read_folds, write_folds
 from .store import to_level
 from .cache import open_cache
-from .post import NEEDS_SCORE, apply_rules, read_rules
+from .post import apply_rules, gates_of_classifier, read_rules
 from .augment import window_of
 from .dataset import StripDataset, epoch_batches, epoch_mix, epoch_order, image_groups, make_loader
 from .model import build_model, checkpoint_encoder, save_model
@@ -265,7 +265,7 @@ def _scoring_rules(config, folder):
     if not config.rule: return None
     rules, _ = read_rules(config.rule)
     if len(rules) != folder.n_classes: raise ValueError(f"{config.rule} has {len(rules)} rules, the data {folder.n_classes} classes")
-    asks = sorted({r.gate_by for r in rules if r.gate and r.gate_by in NEEDS_SCORE})
+    asks = gates_of_classifier(rules)
     if asks and not config.class_head: raise ValueError(f"{config.rule} asks a classifier (gate by {', '.join(asks)}), and the net has none: class_head above 0 gives it one")
     return rules
 
@@ -424,8 +424,9 @@ class _Fold:
             mean, epochs = mean_tensors([t for *_, t in self.best]), [e for _, e, _ in self.best]
             net = copy.deepcopy(self.shell).to(self.accelerator.device, memory_format=torch.channels_last)
             net.load_state_dict(mean)
-            self.at["mean"] = {"score": score_of(net)["score"], "epochs": sorted(epochs)}
-            if self.at["mean"]["score"] > self.best[0][0]: self.best = [(self.at["mean"]["score"], max(epochs), mean)]
+            score = score_of(net)["score"]
+            self.at["mean"] = {"score": score, "epochs": sorted(epochs), "kept": score > self.best[0][0]}
+            if self.at["mean"]["kept"]: self.best = [(score, max(epochs), mean)]
         self.best = self.best[:1]
 
     def save(self):
@@ -451,13 +452,14 @@ class _Fold:
         parts = sorted(self.run.glob("fold_*/history.csv"), key=lambda p: int(p.parent.name[5:]))
         write_text(self.run/"history.csv", pd.concat([_read_history(p) for p in parts]).to_csv(index=False))
         meta = {"fold": self.fold, "data": at["made"]["data"], "precision": self.config.precision, "train_ids": self.train_ids}
-        best = {**at["best"][0], **({"mean_of_epochs": at["mean"]["epochs"]} if at.get("mean") and at["mean"]["score"] == at["best"][0]["score"] else {})}
+        best = {**at["best"][0], **({"mean_of_epochs": at["mean"]["epochs"]} if at.get("mean") and at["mean"]["kept"] else {})}
         _model_folder(self.where/"best", self.shell, self.best[0][2], {**meta, **best})
         if self.finished:
             last = {k: at["history"][-1][k] for k in ("epoch", "score")}
             net = self.scored if hasattr(self, "scored") else self.net
             _model_folder(self.where/"last", self.shell, {k: t.cpu() for k, t in net.state_dict().items()}, {**meta, **last})
 
+# %% ../nbs/27_train.ipynb #eaeedfde
 def _check_finite(loss, fold, epoch, step, lr):
     if not math.isfinite(loss): raise ValueError(f"fold {fold}: the loss is {loss} at epoch {epoch + 1}, step {step + 1}, lr {lr:.2e}. A lower lr, a longer warmup or a smaller clip may help; the last saved state is as it was")
 
@@ -496,10 +498,11 @@ def train_fold(
         while not f.finished:
             for line in _stage_lines(f): say(line)
             _train_stage(f, news, progress and accelerator.is_main_process, on_step)
-    if at["mean"]: say(f"fold {fold}: the mean of epochs {', '.join(map(str, at['mean']['epochs']))} scores {at['mean']['score']:.4f}, " + ("which is kept" if at["mean"]["score"] == at["best"][0]["score"] else f"the best of them {at['best'][0]['score']:.4f}"))
+    if at["mean"]: say(f"fold {fold}: the mean of epochs {', '.join(map(str, at['mean']['epochs']))} scores {at['mean']['score']:.4f}, " + ("which is kept" if at["mean"]["kept"] else f"the best of them {at['best'][0]['score']:.4f}"))
     accelerator.wait_for_everyone()
     return _read_history(f.where/"history.csv")
 
+# %% ../nbs/27_train.ipynb #96f1dd50
 def _stage_lines(f):
     "What the stage trains on, before it begins."
     c, of = f.stage, f", stage {f.at['stage'] + 1} of {len(f.plan)}" if len(f.plan) > 1 else ""
@@ -515,7 +518,8 @@ def _train_stage(f, news, show, on_step):
     images, loss_of = StripDataset(folder, c.transform(), c.seed, f.cache, f.extra), _loss_of(c)
     few = min(s.batch_size for s in f.plan)
     valid = make_loader(StripDataset(folder, cache=f.cache), epoch_batches(f.mine, few, c.seed, 0, shuffle=False, drop_last=False, rank=rank, world=world), c.num_workers)
-    steps, total = f.steps, f.steps*c.epochs
+    steps = f.steps
+    total = steps*c.epochs
     bar = tqdm(total=total, initial=at["stage_epoch"]*steps + at["step"], desc=f"fold {f.fold}", unit="step", disable=not show)
     with bar:
         while at["stage"] == number:

@@ -23,3 +23,14 @@ def real_data(name):
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     return {name: make_run(tmp_path_factory.mktemp("run") / "run", **case) for name, case in CASES.items()}
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    "torch on one thread: nets this small only wait for a second, and bits are promised for one number of threads."
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -30,13 +30,7 @@ def logits(model, images):
     with torch.no_grad(): return model(images)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    "Nets this small only wait for a second thread."
-    n = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(n)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture

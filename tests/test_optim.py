@@ -12,13 +12,7 @@ from steel_seg.model import build_model
 from steel_seg.optim import OPTIMISERS, SCHEDULES, Lookahead, Ralamb, beta1_at, build_optimizer, optimizer_parts, rate_at, restore_optimizer, set_rate
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    "Nets this small only wait for a second thread."
-    n = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(n)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def literal_ralamb(w, grads, lr, decay, b1=.9, b2=.999, eps=1e-8):

@@ -20,12 +20,7 @@ from steel_seg.train import train_fold, train_run
 TINY = TrainConfig(arch="unet", encoder="tu-test_resnet.r160_in1k", encoder_weights=None, encoder_depth=3, epochs=2, batch_size=4, lr=1e-2, folds=3, num_workers=0)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from test_train import TINY, Stop, assert_same, calm, folder, one_thread, processes, weights  # noqa: F401 (fixtures)
+from test_train import TINY, Stop, assert_same, calm, folder, processes, weights  # noqa: F401 (fixtures)
 
 from steel_seg import cli
 from steel_seg.config import TrainConfig, field_help
@@ -24,6 +24,8 @@ from steel_seg.state import load_state, mean_tensors
 from steel_seg.store import ProbStore
 from steel_seg.synth import make_folder
 from steel_seg.train import evaluate, fitting_batch, start_run, train_fold, train_run
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 ONE = replace(TINY, epochs=1, save_every=0)
 UNET = dict(arch="unet", encoder_depth=3, decoder=None)

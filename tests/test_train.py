@@ -35,13 +35,7 @@ TINY = TrainConfig(arch="fpn", encoder="tu-test_resnet.r160_in1k", encoder_weigh
                    accumulate=2, lr=1e-2, folds=2, num_workers=0, save_every=1, brightness=.5)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    "Bits are promised for one number of threads; one is quickest on a busy machine."
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
