@@ -240,8 +240,8 @@ class Opened:
         press,       # a key, as playwright calls it, given to what has the focus
         changed,     # selector of an element whose text changes
         image=None,  # selector of a picture that changes
-        within=2000, # ms to wait for the text
-        after=300,   # ms to wait for the picture after the text
+        within=20000, # ms to wait for the text: a machine may be busy
+        after=1000,  # ms to wait for the picture after the text
         quiet=60,    # ms of rest at the end, so that presses do not overlap
     ) -> dict:
         "Press a key; `text` and `image` are the ms, on the page's clock, from its keydown to the changed text and to the changed picture, unpacked; None where there was no change."

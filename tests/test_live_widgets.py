@@ -185,7 +185,7 @@ def test_a_hundred_quick_keys_settle_on_the_last(start):
     nb = start
     nb.slider("Threshold").focus()
     drag = nb.drag(["ArrowRight"] * 70 + ["ArrowLeft"] * 30, SCORES, IMAGE)
-    assert drag["changes"] > 3
+    assert drag["changes"] > 1
     nb.until("[r.thresh for r in tuner.rules] == [168]*4")
     assert readout(nb, "Threshold").inner_text() == level_text(168)
     nb.run("fresh = Tuner(tuner.predicted, rules=first)\nfresh.rules = tuner.rules\nfresh.image_id = tuner.image_id\nfresh.settle()")
@@ -470,7 +470,7 @@ def test_next_epochs_are_other_pictures(others):
     here.get_by_text("epochs 7 to 13").wait_for()
     nb.page.wait_for_function("was => document.querySelectorAll('.jp-CodeCell')[2].querySelector('.steel-frame img').src !== was", arg=large)
     nb.page.wait_for_function("(all => all.length === 8 && all[1].startsWith('epoch 7: ') && all[7].startsWith('epoch 13: '))([...document.querySelectorAll('.jp-CodeCell')[2].querySelectorAll('.steel-gallery span')].map(s => s.textContent))")
-    end = time.monotonic() + 5
+    end = time.monotonic() + 30
     while (after := nb.page.evaluate(PICTURES))[1:] == before[1:]:
         assert time.monotonic() < end
     assert after[0] == before[0]
