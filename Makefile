@@ -3,6 +3,7 @@
 # make lab    JupyterLab on the tour
 # make app    the tuner as a page without code (RUN=path DATA=path for a run of your own)
 # make bench  every figure as a ratio to a named peer, in benchmarks/results.json
+# make catalyst  an environment of its own for nbs/58_catalyst.ipynb, and its kernel in JupyterLab
 # All of them build .venv on first use and find it built on the second.
 
 PYTHON ?= python3
@@ -13,7 +14,7 @@ export NO_ALBUMENTATIONS_UPDATE := 1
 # twenty times slower where other work shares the cores.
 export GOMP_SPINCOUNT ?= 20000
 
-.PHONY: demo test lab app export pictures bench bench-full bench-real
+.PHONY: demo test lab app export pictures catalyst bench bench-full bench-real
 .DEFAULT_GOAL := test
 
 # uv shares one copy of each package between environments, so that a second clone costs seconds and no disk.
@@ -50,6 +51,15 @@ export: .venv/ready
 # The README's pictures, from the demo's run.
 pictures: demo
 	$(BIN)/python nbs/images/make.py $(RUN)
+
+# Catalyst 22.4 goes with an accelerate and a torch of its time, which take the place of the kit's; pip refuses its metadata, uv does not.
+catalyst: .venv-catalyst/ready
+.venv-catalyst/ready: .venv/ready
+	test -x .venv-catalyst/bin/python || $(BIN)/uv venv -q -p $(BIN)/python .venv-catalyst
+	$(BIN)/uv pip install -q --python .venv-catalyst/bin/python -c constraints.txt -e . ipykernel
+	$(BIN)/uv pip install -q --python .venv-catalyst/bin/python "catalyst==22.4" "accelerate==0.34.2" "torch==2.6.0" "torchvision==0.21.0"
+	.venv-catalyst/bin/python -m ipykernel install --prefix .venv --name steel_seg_catalyst --display-name "steel_seg with Catalyst"
+	touch $@
 
 # The peers are installed for this alone; neither the kit nor its tests need them.
 .venv/bench: .venv/ready
