@@ -6,6 +6,7 @@
 __all__ = ['FLIPS', 'predict_both', 'predict_probs', 'predict_oof', 'count_oof', 'predict_test']
 
 # %% ../nbs/28_predict.ipynb #00ce1322
+import os, threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
@@ -64,11 +65,11 @@ def predict_probs(
 
 # %% ../nbs/28_predict.ipynb #4995d423
 class _Keeper:
-    "Where predictions go: levels by `write`, classes to a csv; for the first process to use."
+    "Where predictions go: levels by `write`, classes to a csv; for the first process to use, from any number of threads."
     def __init__(self, path, image_ids, n_classes, write, unwritten, has_classes):
         self.path, self.ids, self.columns, self.write, self.unwritten = path, image_ids, [f"class_{class_id(c)}" for c in range(n_classes)], write, set(unwritten)
         self.scores = self._read() if has_classes else None
-        self.since = 0
+        self.since, self.lock = 0, threading.Lock()
 
     def _read(self):
         rows = csv_rows(self.path)[0] if self.path.exists() else []
@@ -80,9 +81,10 @@ class _Keeper:
     def __call__(self, image_id, levels, classes):
         if image_id in self.unwritten: self.write(image_id, levels)
         if self.scores is None: return
-        self.scores[image_id] = [f"{p:.6f}" for p in classes]
-        self.since += 1
-        if self.since % 500 == 0: self.save()
+        with self.lock:
+            self.scores[image_id] = [f"{p:.6f}" for p in classes]
+            self.since += 1
+            if self.since % 500 == 0: self.save()
 
     def save(self):
         "The csv, whole; images that a kill took from it are predicted again."
@@ -91,14 +93,22 @@ class _Keeper:
         write_text(self.path, "".join(",".join(line) + "\n" for line in lines))
 
 # %% ../nbs/28_predict.ipynb #970199ff
-def _gathered(levels, classes, n, size, accelerator):
-    "What every process found, on the first: (levels, classes) of each in turn, from batches of n of at most `size` images."
-    if accelerator.num_processes == 1: return [(levels, classes)]
-    def whole_batch(x):
-        x = torch.from_numpy(x).to(accelerator.device)
+def _levels(probs):
+    "`to_level` where the probabilities are, a uint8 tensor: a fourth of the bytes leaves the device."
+    if not bool(((probs >= 0) & (probs <= 1)).all()): to_level(probs.cpu().numpy()) # says what is wrong
+    return (probs*255).round_().to(torch.uint8) # halves to the even level, as numpy does
+
+def _gathered(levels, classes, size, accelerator):
+    "What every process found, on the first: (levels, classes) of each in turn, from batches of at most `size` images."
+    def of_all(x):
+        if x is None: return [None]*accelerator.num_processes
+        if accelerator.num_processes == 1: return [x.cpu().numpy()]
         return accelerator.gather(torch.cat([x, x.new_zeros(size - len(x), *x.shape[1:])])).cpu().numpy().reshape(-1, size, *x.shape[1:])
-    levels = whole_batch(levels)
-    return list(zip(levels, [None]*len(levels) if classes is None else whole_batch(classes)))
+    return list(zip(of_all(levels), of_all(classes)))
+
+def _hands(device):
+    "Threads that read and keep images: beside a net on a CPU one, for the cores are its own; beside a GPU, which is done in a tenth of the time, several."
+    return ThreadPoolExecutor(1 if device.type == "cpu" else min(8, os.cpu_count()))
 
 def _fill(missing, keep, image_ids, read, both_of, batch_size, bar, accelerator):
     "Predict the missing images and keep what is found, in batches that do not depend on which those are; meanwhile the next batch is read and the last one kept."
@@ -107,19 +117,20 @@ def _fill(missing, keep, image_ids, read, both_of, batch_size, bar, accelerator)
     batches = [b for b in batches if missing.intersection(b)]
     rounds = [batches[i:i+world] for i in range(0, len(batches), world)]
     mine = [r[rank] if rank < len(r) else r[0] for r in rounds] # who has none left keeps the others company
-    def images_of(ids): return torch.from_numpy(np.stack([read(i) for i in ids])[:, None])
-    def keep_all(ids, levels, classes):
-        for k, image_id in enumerate(ids):
-            if image_id in missing: keep(image_id, levels[k], None if classes is None else classes[k]); bar.update()
-    with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as keeper:
-        ahead, behind = reader.submit(images_of, mine[0]) if mine else None, []
+    def keeping(ids, levels, classes):
+        return [keepers.submit(keep, i, levels[k], None if classes is None else classes[k]) for k, i in enumerate(ids) if i in missing]
+    def wait_for(kept):
+        for x in kept: x.result(); bar.update() # where keeping one failed, this raises
+    with _hands(accelerator.device) as readers, _hands(accelerator.device) as keepers:
+        ahead, behind = [readers.submit(read, i) for i in mine[0]] if mine else [], []
         for n, ids in enumerate(mine):
-            images, ahead = ahead.result(), reader.submit(images_of, mine[n + 1]) if n + 1 < len(mine) else None
+            images = torch.from_numpy(np.stack([x.result() for x in ahead])[:, None])
+            ahead = [readers.submit(read, i) for i in mine[n + 1]] if n + 1 < len(mine) else []
             probs, classes = both_of(images)
-            found = _gathered(to_level(probs.cpu().numpy()), None if classes is None else classes.cpu().numpy(), len(ids), batch_size, accelerator)
-            for x in behind: x.result() # no more than one round waits; where keeping it failed, this raises
-            if accelerator.is_main_process: behind = [keeper.submit(keep_all, *each) for each in zip(rounds[n], *zip(*found))]
-        for x in behind: x.result()
+            found = _gathered(_levels(probs), classes, batch_size, accelerator)
+            wait_for(behind) # no more than one round is in memory beside this one
+            behind = [x for each in zip(rounds[n], *zip(*found)) for x in keeping(*each)] if accelerator.is_main_process else []
+        wait_for(behind)
 
 def _from_first(accelerator, make):
     "What the first process makes, on all of them."

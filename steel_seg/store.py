@@ -6,7 +6,7 @@
 __all__ = ['to_level', 'ProbStore']
 
 # %% ../nbs/14_store.ipynb #f932f406
-import hashlib, json, operator, os, re, secrets, shutil, zlib
+import hashlib, json, operator, os, re, secrets, shutil, threading, zlib
 from pathlib import Path
 import numpy as np
 import zarr
@@ -37,7 +37,7 @@ class _Chunks:
     "The chunk files of an array of n images, each checked against the line that some writer's log has about it."
     def __init__(self, folder, n):
         self.folder, self.n = Path(folder), n
-        self.done, self._read_to, self._mine = {}, {}, None  # row -> {(crc, size)}; log -> bytes read; (pid, my log)
+        self.done, self._read_to, self._mine = {}, {}, {}  # row -> {(crc, size)}; log -> bytes read; (process, thread) -> its log
 
     def refresh(self):
         "Take in the lines that were added to any log since the last call."
@@ -68,14 +68,14 @@ class _Chunks:
         return data if (zlib.crc32(data), len(data)) in self.done[row] else None
 
     def _append(self, line):
-        "One line into this process's own log, synced. Nothing is ever appended to a torn line: a new process has a new log."
-        if self._mine is None or self._mine[0] != os.getpid(): self._mine = os.getpid(), self.folder/"finished"/f"{os.getpid()}-{secrets.token_hex(4)}.log"
-        log, self._mine = self._mine[1], None  # if this fails, half a line may be there, and the next goes elsewhere
+        "One line into this thread's own log, synced. Nothing is ever appended to a torn line: a new process has a new log."
+        me = os.getpid(), threading.get_ident()
+        log = self._mine.pop(me, None) or self.folder/"finished"/f"{me[0]}-{secrets.token_hex(4)}.log"  # if this fails, half a line may be there, and the next goes elsewhere
         with open(log, "ab", buffering=0) as f:
             if f.write(line) != len(line): raise OSError(f"{log}: a line was written in part; is the disk full?")
             os.fsync(f.fileno())
             if f.tell() == len(line): _sync(log.parent)  # a new log: its name too
-        self._mine = os.getpid(), log
+        self._mine[me] = log
 
 # %% ../nbs/14_store.ipynb #c2952637
 _FORMAT = "steel_seg probabilities 1"

@@ -1,5 +1,6 @@
 """Prediction: nobody is predicted by a model that saw him, a store is never a mixture, and stopping changes no level."""
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -7,10 +8,11 @@ import pandas as pd
 import pytest
 import torch
 
+from steel_seg.curves import curves_of
 from steel_seg.data import read_folder
 from steel_seg.folds import read_folds, write_folds
 from steel_seg.model import load_model
-from steel_seg.predict import predict_oof, predict_probs, predict_test
+from steel_seg.predict import _levels, count_oof, predict_oof, predict_probs, predict_test
 from steel_seg.store import ProbStore, to_level
 from steel_seg.synth import make_folder
 from steel_seg.config import TrainConfig
@@ -172,6 +174,30 @@ def test_unreadable_image_is_named(run, folder, tmp_path):
     victim.write_bytes(b"x" * len(data))
     with pytest.raises(ValueError, match=victim.name):
         predict_oof(run, copy, progress=False)
+
+
+def test_levels_are_made_on_the_device_as_to_level_makes_them():
+    halves = np.arange(511, dtype=np.float32) / 510
+    near = np.concatenate([np.nextafter(halves, x, dtype=np.float32) for x in (-1, 2)] + [halves, np.random.default_rng(0).random(9000, np.float32)])
+    near = near[(near >= 0) & (near <= 1)].reshape(1, 1, 1, -1)
+    assert np.array_equal(_levels(torch.from_numpy(near)).numpy(), to_level(near))
+    for bad in (np.nan, -1e-3, 1.001):
+        with pytest.raises(ValueError, match="outside 0..1"):
+            _levels(torch.tensor([[[[0.5, bad]]]]))
+
+
+def test_many_hands_keep_what_one_keeps(trained, folder, tmp_path, monkeypatch):
+    "As beside a GPU: images are read and kept by several threads, in any order."
+    kept = []
+    for n in (1, 6):
+        run = tmp_path / f"run{n}"
+        shutil.copytree(trained, run)
+        monkeypatch.setattr("steel_seg.predict._hands", lambda device: ThreadPoolExecutor(n))
+        store = predict_oof(run, folder, progress=False, batch_size=5)
+        kept.append({i: store.read(i) for i in store.image_ids})
+        counted = count_oof(run, folder, progress=False, batch_size=5)
+        assert np.array_equal(counted.area, curves_of(store, folder).area)
+    assert all(np.array_equal(kept[1][i], x) for i, x in kept[0].items())
 
 
 # ---- test images

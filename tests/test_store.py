@@ -1,5 +1,6 @@
 """The probs store: what its record calls finished is there and right, whatever happens to its writers; all else raises."""
-import json, multiprocessing, os, signal, time
+import json, multiprocessing, os, signal, threading, time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -211,6 +212,21 @@ def test_processes_write_into_one_store_each_with_its_own_log(tmp_path):
     store = ProbStore.open(tmp_path/"s")
     assert store.finished().all() and len(list((tmp_path/"s"/"probs"/"finished").iterdir())) == 3
     for i, image_id in enumerate(store.image_ids): assert np.array_equal(store.read(image_id), levels_of(i))
+
+
+def test_threads_write_into_one_store_each_with_its_own_log(tmp_path, monkeypatch):
+    store, together = make(tmp_path/"s", n=60), threading.Barrier(4)
+    fsync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda f: (time.sleep(.001), fsync(f)))  # so that they do meet in the middle of a line
+
+    def write(k):
+        together.wait()
+        for i in range(k, 60, 4): store.write(store.image_ids[i], levels_of(i))
+    with ThreadPoolExecutor(4) as threads: list(threads.map(write, range(4)))
+    again = ProbStore.open(tmp_path/"s")
+    assert store.finished().all() and again.finished().all() and store.fingerprint() == again.fingerprint()
+    assert len(list((tmp_path/"s"/"probs"/"finished").iterdir())) == 4
+    for i, image_id in enumerate(again.image_ids): assert np.array_equal(again.read(image_id), levels_of(i))
 
 
 def test_a_store_that_is_carried_into_a_forked_process_gets_its_own_log(tmp_path):
