@@ -1,4 +1,5 @@
 """A training item, from the file to the tensors that go to the device, against the item that public code for this competition makes; and a step."""
+import shutil
 import tempfile
 from contextlib import nullcontext
 from functools import cache
@@ -8,17 +9,23 @@ from types import SimpleNamespace
 import albumentations as A
 import cv2
 import numpy as np
+import pandas as pd
 import segmentation_models_pytorch as smp
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from steel_seg.augment import train_transform
 from steel_seg.cache import open_cache
+from steel_seg.config import TrainConfig
+from steel_seg.curves import curves_of
 from steel_seg.data import read_folder
 from steel_seg.dataset import StripDataset, epoch_batches, make_loader
 from steel_seg.loss import build_loss
-from steel_seg.model import build_model
+from steel_seg.model import build_model, load_model, save_model
+from steel_seg.predict import predict_oof, predict_probs
+from steel_seg.store import to_level
 from steel_seg.synth import make_folder
+from steel_seg.train import folds_of, start_run
 
 # 64 strips with the competition's mix of classes. As `make_folder` writes them they have 107 kB on average, the competition's 84 to 88:
 # a larger file is more work for both sides, and nothing else of an item depends on it.
@@ -150,6 +157,49 @@ def peak(steps):
     return torch.cuda.max_memory_allocated()
 
 
+class Predictions:
+    "A run of two untrained nets on many strips, and what is asked of it: every strip predicted out of fold with four flips, stored and counted."
+    def __init__(self, encoder, times, device="cpu", precision="no", batch_size=8):
+        self.home, self.size, self.device, self.precision = tempfile.TemporaryDirectory(), batch_size, device, precision
+        made_ = made().folder
+        (home := Path(self.home.name)/"strips/train_images").mkdir(parents=True)
+        for path in made_.images.path:
+            for k in range(times): (home/f"{k}_{path.name}").hardlink_to(path)
+        labels = pd.read_csv(made_.root/"train.csv", dtype=str)
+        pd.concat([labels.assign(ImageId=f"{k}_" + labels.ImageId) for k in range(times)]).to_csv(home.parent/"train.csv", index=False)
+        self.folder, self.run = read_folder(home.parent, n_classes=4), Path(self.home.name)/"run"
+        start_run(self.run, TrainConfig(arch="fpn", encoder=encoder, encoder_weights=None, folds=2, precision=precision), self.folder)
+        fold = folds_of(self.run, self.folder, 2)
+        for k in (0, 1):
+            torch.manual_seed(k)
+            net = build_model("fpn", encoder)
+            for kind in ("best", "last"): save_model(net, self.run/f"fold_{k}"/kind, {"fold": k, "train_ids": self.folder.images.image_id[fold != k].tolist()})
+        self.net = load_model(self.run/"fold_0/best", device).to(memory_format=torch.channels_last)
+        self.ready = torch.from_numpy(np.stack([self.folder.image(i) for i in self.folder.images.image_id[:batch_size]])[:, None]).to(device)
+
+    def stored_and_counted(self):
+        shutil.rmtree(self.run/"oof", ignore_errors=True)
+        return curves_of(predict_oof(self.run, self.folder, "flips", progress=False, batch_size=self.size), self.folder)
+
+    @torch.inference_mode()
+    def bare(self):
+        "As many forward passes, of one batch that is on the device."
+        half = {"bf16": torch.bfloat16}.get(self.precision)
+        for _ in range(len(self.folder)//self.size):
+            for _ in range(4):
+                with torch.autocast(self.device, half) if half else nullcontext(): out = self.net(self.ready)
+        return float(out.float().mean())  # waits for all of it
+
+    def check(self):
+        "The first strip's counts are those of the masks that the net of its fold gives."
+        curves, i = self.stored_and_counted(), self.folder.images.image_id[0]
+        net = load_model(self.run/f"fold_{folds_of(self.run, self.folder, 2)[0]}/best", self.device)
+        probs = predict_probs(net.to(memory_format=torch.channels_last), torch.from_numpy(self.folder.image(i))[None, None], "flips", self.precision)
+        near = np.array([(to_level(probs.cpu().numpy()[0]) >= t).sum((1, 2)) for t in (64, 128, 192)])
+        found = curves.area[0][:, [64 - curves.floor, 128 - curves.floor, 192 - curves.floor]].T
+        assert np.abs(near - found).max() <= 1e-3*SHAPE[0]*SHAPE[1], (near, found)  # another batch size, other last bits
+
+
 def step_rows():
     "On the CPU, and on a GPU where there is one."
     cpu = cache(lambda: Steps("resnet18", 2, 4))
@@ -159,11 +209,14 @@ def step_rows():
         encoder = "se_resnext50_32x4d"
         ours = cache(lambda: Steps(encoder, 8, 40, "cuda", torch.bfloat16, workers=8))
         plain = cache(lambda: PlainSteps(encoder, 8, 40, "cuda", workers=8))
+        predictions = cache(lambda: Predictions(encoder, 16, "cuda", "bf16"))
         name = torch.cuda.get_device_name()
         out += [dict(what=f"training step, FPN + se_resnext50, 8 of 256x1600, bf16, {name}", against="the same steps on one ready batch", goal=.95,
                      check=lambda: ours().check(), ours=lambda: ours().with_loader(), peer=lambda: ours().on_ready_batch()),
                 dict(what="images a second of it", against="a plain fp32 NCHW smp loop", goal=3, check=lambda: None, ours=lambda: ours().with_loader(), peer=lambda: plain().with_loader()),
-                dict(what="memory of it, batch 8", against="a plain fp32 NCHW smp loop", goal=1/.6, size=lambda: peak(plain())/peak(ours()))]
+                dict(what="memory of it, batch 8", against="a plain fp32 NCHW smp loop", goal=1/.6, size=lambda: peak(plain())/peak(ours())),
+                dict(what=f"prediction with four flips, store and curves, {16*N} strips, bf16", against="the bare forward passes of one batch", goal=.9,
+                     check=lambda: predictions().check(), ours=lambda: predictions().stored_and_counted(), peer=lambda: predictions().bare())]
     return out
 
 
