@@ -6,7 +6,7 @@
 __all__ = ['ARCHS', 'SegModel', 'load_encoder', 'build_model', 'checkpoint_encoder', 'save_model', 'verify_model', 'load_model']
 
 # %% ../nbs/22_model.ipynb #5e7dd444
-import difflib, hashlib, json, math, urllib.error, urllib.request
+import difflib, hashlib, json, math, re, urllib.error, urllib.request
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 import timm, torch
@@ -166,11 +166,22 @@ def _fitted(t, like):
     if t.ndim == 4 and t.shape != like.shape and t.shape[0] == like.shape[0] and {t.shape[1], like.shape[1]} == {1, 3}: return t.sum(1, keepdim=True) if t.shape[1] == 3 else t.expand(-1, 3, -1, -1)/3
     return t
 
+def _place(plain):
+    "Where in an encoder a weight is, by its name: `layer1_2_conv1_weight` is `('layer', [1, 2, 1])`."
+    words = re.findall(r"\d+|\D+", plain)
+    return words[0], [int(w) for w in words if w.isdigit()]
+
+def _of_a_longer_one(left, taken):
+    "One of the weights that were not taken but lie between those that were, as a block of a longer encoder does; later stages and a classifier lie behind them. None where there is none."
+    last = {}
+    for stage, at in map(_place, taken): last[stage] = max(last.get(stage, []), at)
+    return next((name for name in sorted(left) for stage, at in [_place(name)] if at and at < last.get(stage, [])), None)
+
 def load_encoder(
     net,           # an smp model
     path:str|Path, # a .safetensors, .pth or .bin file, or a folder with one
 ):
-    "Load weights into a net's encoder. Raises `ValueError` that names what is missing or of another shape; further weights, such as a classifier's last layer, are passed over."
+    "Load weights into a net's encoder. Raises `ValueError` that names what is missing, of another shape, or of a longer encoder; weights of later stages and of a classifier are passed over."
     path, own = _weights_file(Path(path)), net.encoder.state_dict()
     found = _read_weights(path)
     if any(name.startswith(("encoder.", "net.encoder.")) for name in found): found = {n: t for n, t in found.items() if n.startswith(("encoder.", "net.encoder."))}
@@ -179,6 +190,7 @@ def load_encoder(
     missing = [n for n in own if n not in new and not n.endswith("num_batches_tracked")]
     other = [f"{n} is {tuple(new[n].shape)} there, {tuple(own[n].shape)} here" for n in new if new[n].shape != own[n].shape]
     if missing or other: raise ValueError(f"{path} does not fit the encoder: " + "; ".join([*other[:3], *([f"{len(missing)} of its {len(own)} weights are missing, {missing[0]} for one"] if missing else [])]))
+    if more := _of_a_longer_one(found.keys() - {_plain(n) for n in new}, map(_plain, new)): raise ValueError(f"{path} does not fit the encoder, which has no {more}: these are the weights of a longer one")
     net.encoder.load_state_dict({**own, **new})
 
 # %% ../nbs/22_model.ipynb #a94a492b

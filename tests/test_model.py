@@ -437,6 +437,18 @@ def test_one_channel_into_three(tmp_path, no_network):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("depth", [3, 5])
+@pytest.mark.parametrize("arch, longer", [("resnet18", "resnet34"), ("se_resnet50", "se_resnet101")])
+def test_weights_of_a_longer_encoder_are_refused(arch, longer, depth, tmp_path, no_network):
+    "All that the encoder asks for is there, and yet it is another net; later stages alone are no such thing."
+    source = {arch: build_model("fpn", arch), longer: build_model("fpn", longer)}
+    for name, model in source.items(): save_file({n: t.contiguous() for n, t in encoder_of(model).items()}, tmp_path / f"{name}.safetensors")
+    with pytest.raises(ValueError, match=f"{longer}.safetensors does not fit the encoder, which has no layer[1-4]_.*longer"):
+        build_model("fpn", arch, encoder_depth=depth, encoder_weights=str(tmp_path / f"{longer}.safetensors"))
+    fits = encoder_of(build_model("fpn", arch, encoder_depth=depth, encoder_weights=str(tmp_path / f"{arch}.safetensors")))
+    assert all(torch.equal(t, encoder_of(source[arch])[n]) for n, t in fits.items())
+
+
 def test_files_that_do_not_fit_say_why(tmp_path, no_network):
     save_file({"conv1.weight": torch.zeros(1)}, tmp_path / "a.safetensors")
     (tmp_path / "empty").mkdir()
