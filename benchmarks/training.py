@@ -202,7 +202,7 @@ class Predictions:
 
 def step_rows():
     "On the CPU, and on a GPU where there is one."
-    cpu = cache(lambda: Steps("resnet18", 2, 4))
+    cpu = cache(lambda: Steps("resnet18", 2, 2))
     out = [dict(what="training step, FPN + resnet18, 2 of 256x1600, CPU, with the loader", against="the same steps on one ready batch", goal=.95,
                 check=lambda: cpu().check(), ours=lambda: cpu().with_loader(), peer=lambda: cpu().on_ready_batch())]
     if torch.cuda.is_available():

@@ -113,6 +113,13 @@ def _gone(news):
     except (OSError, IndexError): return False
 
 # %% ../nbs/45_monitor.ipynb #2d13fc1a
+def _planned(config):
+    "The epochs of a fold that a config.json asks for, over all stages; -1 where it does not say."
+    stages = config.get("stages") or [{}]
+    if not isinstance(stages, list) or not all(isinstance(s, dict) for s in stages): return -1
+    each = [_whole({**config, **s}.get("epochs")) for s in stages]
+    return sum(each) if min(each) > 0 else -1
+
 def _left(news, history, epochs):
     "Seconds to a fold's end: by its last epochs, or by the steps of the first one so far; NaN where nothing is known."
     epoch, step, steps, seconds = (_number(news.get(k)) for k in ("epoch", "step", "steps", "seconds"))
@@ -135,7 +142,8 @@ def _fold_progress(where, fold, epochs, history, now):
     epoch, step, steps = (_whole(news.get(k)) for k in ("epoch", "step", "steps"))
     by_class = news.get("all_empty_by_class")
     if by_class and isinstance(by_class, list): found["all_empty"] = tuple(float(_number(x)) for x in (news.get("all_empty"), *by_class))
-    if done >= epochs and (where/"last"/"steel_seg.json").is_file(): return FoldProgress(state="finished", **found)
+    early = doing == "finished" # it stopped early
+    if (done >= epochs or done and early) and (where/"last"/"steel_seg.json").is_file(): return FoldProgress(state="finished", **found)
     if not news: return FoldProgress(state="silent" if done else "waiting", epoch=done if done else -1, **found)
     if doing in ("training", "scoring") and epoch <= done < epochs: # an epoch has ended since it was told
         epoch, step, doing, news = done + 1, 0, "starting", {**news, "epoch": done + 1, "step": 0, "seconds": 0., "loss": None, "doing": "starting"}
@@ -158,7 +166,7 @@ def read_progress(
     if not run.is_dir(): return Progress(run, "there is no such folder yet: waiting for a training to make it")
     made = _object(run/"config.json")
     config = made.get("config") if isinstance(made.get("config"), dict) else {}
-    k, epochs, n, shape = _whole(config.get("folds")), _whole(config.get("epochs")), _whole(made.get("classes")), made.get("shape")
+    k, epochs, n, shape = _whole(config.get("folds")), _planned(config), _whole(made.get("classes")), made.get("shape")
     if min(k, epochs, n) < 1 or k > 1000: return Progress(run, "there is no config.json of a training in it yet: waiting")
     shape = tuple(map(_whole, shape)) if isinstance(shape, list) and len(shape) == 2 and min(map(_whole, shape)) > 0 else ()
     if history is None: history = _history(run, k)
@@ -178,7 +186,7 @@ def fold_line(
 ) -> str:
     "Where a fold stands, as one line of plain text."
     at = f"epoch {f.epoch} of {f.epochs}" + (f", step {f.step:,} of {f.steps:,}" if f.step >= 0 and f.steps > 0 else "") if f.epoch > 0 else f"{f.done} of {f.epochs} epochs"
-    says = {"waiting": "not begun", "starting": f"begins {at}", "training": f"trains, {at}", "scoring": f"scores its validation images, epoch {f.epoch} of {f.epochs}" + (f", batch {f.batch:,} of {f.batches:,}" if f.batch > 0 else ""), "finished": f"finished, {f.epochs} epoch{'s'*(f.epochs > 1)}",
+    says = {"waiting": "not begun", "starting": f"begins {at}", "training": f"trains, {at}", "scoring": f"scores its validation images, epoch {f.epoch} of {f.epochs}" + (f", batch {f.batch:,} of {f.batches:,}" if f.batch > 0 else ""), "finished": f"finished, {f.done} epoch{'s'*(f.done > 1)}" + (f" of {f.epochs}: stopped early" if f.done < f.epochs else ""),
             "stopped": f"stopped {_span(f.age)} ago in {at}", "silent": f"no news for {_span(f.age)}, last seen in {at}: stopped, or held up"}[f.state]
     parts = [says + (f" ({f.why})" if f.why else "")]
     if f.state == "stopped": parts.append("train again to go on")
@@ -195,7 +203,7 @@ def progress_lines(
     "Where a run stands: a line about all of it, then a line a fold."
     if progress.note: return [f"{progress.run}: {progress.note}"]
     folds, history = progress.folds, progress.history
-    done, total, at_work = sum(f.done for f in folds), sum(f.epochs for f in folds), [f for f in folds if f.state in ("starting", "training", "scoring")]
+    done, total, at_work = sum(f.done for f in folds), sum(f.done if f.state == "finished" else f.epochs for f in folds), [f for f in folds if f.state in ("starting", "training", "scoring")]
     head = f"{progress.run.name or progress.run}: " + ("finished" if progress.finished else f"{done} of {total} epochs")
     seconds = history.seconds.mean() if "seconds" in history and len(history) else math.nan
     rest = sum((f.epochs - f.done)*seconds for f in folds if f.state == "waiting") + sum(f.left for f in at_work)

@@ -6,7 +6,9 @@
 __all__ = ['transform_of', 'versions', 'what_happened', 'AugmentPreview']
 
 # %% ../nbs/44_preview.ipynb #74cac665
+from bisect import bisect_right
 from dataclasses import fields
+from itertools import accumulate
 from pathlib import Path
 
 import cv2
@@ -21,12 +23,18 @@ from .view import Gallery, Picker, StripView, control_row, legend_html, line_htm
 from .viz import class_colours, mask_layer, overlay
 
 # %% ../nbs/44_preview.ipynb #da888c2b
+def _stage_starts(config):
+    "The first epoch of each stage of a configuration, where no stage ends early."
+    return [0, *accumulate(c.epochs for c in config.plan())][:-1] if hasattr(config, "plan") else [0]
+
 def transform_of(
     config=None, # a `TrainConfig`, or something with its hflip, vflip, brightness and limit; what `train_transform` makes; an albumentations `Compose`; None: `train_transform()`
+    epoch:int=0, # from 0; where stages change the augmentation it is that of the stage
 ):
     "The augmentation that a training with this configuration uses. Raises `ValueError` for anything else."
     from steel_seg.augment import TrainTransform, train_transform # not above: albumentations loads torch where there is one
     if config is None: return train_transform()
+    if hasattr(config, "plan"): config = config.plan()[bisect_right(_stage_starts(config), epoch) - 1]
     if isinstance(config, TrainTransform) or callable(config) and hasattr(config, "set_random_state"): return config
     names = "hflip", "vflip", "brightness", "limit"
     lacks = [n for n in names if not hasattr(config, n)]
@@ -35,7 +43,7 @@ def transform_of(
 
 def versions(
     folder:StripFolder,
-    transform,      # as from `transform_of`
+    transform,      # as from `transform_of`, or a list with one for each epoch
     image_id:str,   # a train image
     seed:int,       # of the run
     epochs,         # numbers, from 0
@@ -44,7 +52,8 @@ def versions(
     from steel_seg.augment import augment, item_seed # as above
     image, mask = folder.image(image_id), folder.mask(image_id)
     index = folder.images.image_id.tolist().index(image_id)
-    return [augment(transform, image, mask, item_seed(seed, epoch, index)) for epoch in epochs]
+    each = transform if isinstance(transform, list) else [transform]*len(epochs)
+    return [augment(t, image, mask, item_seed(seed, epoch, index)) for t, epoch in zip(each, epochs)]
 
 _FLIPS = {"": lambda a: a, "left-right": lambda a: a[:, ::-1], "upside down": lambda a: a[::-1], "turned by 180°": lambda a: a[::-1, ::-1]}
 
@@ -107,6 +116,14 @@ def _thumb(image, mask, width):
     if w > width: rgb = cv2.resize(rgb, (width, max(1, round(h*width/w))), interpolation=cv2.INTER_AREA)
     return cv2.imencode(".jpg", rgb[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 88])[1].tobytes()
 
+def _onto(rgb, height, width):
+    "A picture on a light ground of this size, as large as it is or smaller, and never stretched."
+    part = min(1, height/len(rgb), width/rgb.shape[1])
+    if part < 1: rgb = cv2.resize(rgb, None, fx=part, fy=part, interpolation=cv2.INTER_AREA)
+    ground = np.full((height, width, 3), 238, np.uint8)
+    ground[:len(rgb), :rgb.shape[1]] = rgb[:height, :width]
+    return ground
+
 def _captions(shown, epoch):
     "A line for the image itself and for each version of it."
     if not shown: return []
@@ -131,7 +148,9 @@ class AugmentPreview(VBox):
     ):
         super().__init__()
         if not 1 <= count <= 31: raise ValueError(f"count {count}: 1 to 31 epochs at a time")
-        self.folder, self.transform, self.count = folder if isinstance(folder, StripFolder) else read_folder(folder), transform_of(config), count
+        self.folder, self.transform_at, self.count = folder if isinstance(folder, StripFolder) else read_folder(folder), lambda epoch: transform_of(config, epoch), count
+        self.transform_at(0) # raises for what is none
+        self._starts = _stage_starts(config)
         self.seed, self.versions = int(getattr(config, "seed", 0) or 0) if seed is None else seed, []
         self._ids, self._truth, self._stacked = self.folder.images.image_id.tolist(), self.folder.truth_area(), view_box(self.folder.shape, 1)[2]
         self._build()
@@ -173,7 +192,9 @@ class AugmentPreview(VBox):
     def _make(self, change=None):
         i, f, says = self.image_id, self.folder, f"seed {self.seed}, epochs {self.epoch} to {self.epoch + self.count - 1}"
         if not i: says = f"no image is {self.show}" if self.show == "clean" else f"no image has {self.show}"
-        try: self.versions = [(f.image(i), f.mask(i)), *versions(f, self.transform, i, self.seed, range(self.epoch, self.epoch + self.count))] if i else []
+        epochs = range(self.epoch, self.epoch + self.count)
+        if len(self._starts) > 1: says += "; " + ", ".join(f"stage {k} from epoch {start}" for k, start in enumerate(self._starts, 1))
+        try: self.versions = [(f.image(i), f.mask(i)), *versions(f, [self.transform_at(e) for e in epochs], i, self.seed, epochs)] if i else []
         except ValueError as e: self.versions, says = [], str(e)
         self.says.value = line_html(says)
         self.gallery.show([_thumb(*x, 560 if self._stacked else 275) for x in self.versions], _captions(self.versions, self.epoch))
@@ -188,8 +209,8 @@ class AugmentPreview(VBox):
     def picture(self) -> Picture:
         "The image itself and the first epochs shown, as one image."
         if not self.versions: return still({"": np.full(self.folder.shape, 238, np.uint8)}, [self.image_id, "nothing to show"], {})
-        h, w = self.versions[0][0].shape # all are brought to one shape
-        fit = {title: cv2.resize(overlay(*x), (w, h), interpolation=cv2.INTER_AREA) for title, x in list(zip(self.gallery.captions, self.versions))[:5 if self._stacked else 4]}
+        h, w = self.versions[0][0].shape
+        fit = {title: _onto(overlay(*x), h, w) for title, x in list(zip(self.gallery.captions, self.versions))[:5 if self._stacked else 4]}
         return still(fit, [f"{self.image_id} · seed {self.seed}"], class_colours(self.folder.n_classes))
 
     def __repr__(self): return f"AugmentPreview(seed={self.seed}, epochs {self.epoch} to {self.epoch + self.count - 1}, {self.image_id!r})"

@@ -262,23 +262,36 @@ def _over_epochs(ax, title):
     ax.grid(alpha=.3)
     ax.spines[["top", "right"]].set_visible(False)
 
+def _stages(h):
+    "A fold's history in parts: what was trained with one loss and one plan of rates."
+    return [part for _, part in h.groupby("stage")] if "stage" in h else [h]
+
+def _mark_stages(axes, history):
+    "An upright line between the stages of each fold; whether there is one."
+    between = {part.epoch.iloc[0] - .5 for _, h in history.groupby("fold") for part in _stages(h)[1:]}
+    for x in between:
+        for ax in axes: ax.axvline(x, lw=1.2, color=".7", zorder=0)
+    return len(between) > 0
+
 def plot_history(
-    history,        # DataFrame with columns fold, epoch, loss, val_loss, score, lr; a row an epoch
+    history,        # DataFrame with columns fold, epoch, loss, val_loss, score, lr, perhaps stage; a row an epoch
     reference=None, # fold to a score to compare with, as a dotted line: what predicting nothing scores
 ) -> Figure:
-    "Loss (training thin, validation thick), validation score and learning rate over the epochs, a colour a fold."
+    "Loss (training thin, validation thick), validation score and learning rate over the epochs, a colour a fold; an upright line where the next stage begins, whose loss may be another."
     missing = [k for k in ("fold", "epoch", "loss", "val_loss", "score", "lr") if k not in history.columns]
     if missing: raise ValueError(f"the history has no column {missing[0]!r}; it has {', '.join(map(str, history.columns))}")
     fig = _figure(10, 2.8, layout="constrained")
     axes = fig.subplots(1, 3)
     for fold, h in history.groupby("fold"):
         style = _fold_style(fold, len(h))
-        axes[0].plot(h.epoch, h.loss, lw=.8, ls="--", **{**style, "marker": "_" if len(h) == 1 else None}) # a line of one point is none
-        axes[0].plot(h.epoch, h.val_loss, lw=1.8, label=f"fold {fold}", **style)
+        for part in _stages(h):
+            axes[0].plot(part.epoch, part.loss, lw=.8, ls="--", **{**style, "marker": "_" if len(part) == 1 else None}) # a line of one point is none
+            axes[0].plot(part.epoch, part.val_loss, lw=1.8, **{**style, "marker": "o" if len(part) == 1 else style["marker"]})
         axes[1].plot(h.epoch, h.score, lw=1.8, label=f"fold {fold}", **style)
         axes[2].plot(h.epoch, h.lr, lw=1.8, **style)
         if fold in (reference or {}): axes[1].axhline(reference[fold], lw=1.2, ls=":", color=style["color"])
-    for ax, title in zip(axes, ("loss (dashed: training)", "mean Dice (dotted: nothing predicted)" if reference else "mean Dice on validation", "learning rate")): _over_epochs(ax, title)
+    rate = "learning rate (upright: the next stage)" if _mark_stages(axes, history) else "learning rate"
+    for ax, title in zip(axes, ("loss (dashed: training)", "mean Dice (dotted: nothing predicted)" if reference else "mean Dice on validation", rate)): _over_epochs(ax, title)
     if history.fold.nunique() <= 10 and len(history): axes[1].legend(fontsize=8, frameon=False)
     return fig
 
@@ -295,6 +308,7 @@ def plot_classes(
     fig = _figure(10, 2.1*rows, layout="constrained")
     axes = fig.subplots(rows, columns, squeeze=False).ravel()
     for ax, (column, title) in zip(axes, scores.items()):
+        _mark_stages([ax], history)
         for fold, h in history.groupby("fold"):
             style = _fold_style(fold, len(h))
             ax.plot(h.epoch, h[column], lw=1.5, **style)

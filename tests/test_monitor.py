@@ -87,6 +87,34 @@ def said(monitor):
 # --- what the files say
 
 
+def test_epochs_are_those_of_all_stages(run):
+    path = run / "config.json"
+    made = json.loads(path.read_text())
+    made["config"].update(epochs=20, stages=[{"epochs": 4, "crop": "32x32"}, {"epochs": 2, "lr": 1e-4}])
+    path.write_text(json.dumps(made))
+    first, second = read_progress(run).folds
+    assert (first.state, first.epochs, second.epochs) == ("finished", 6, 6) and second.part == pytest.approx((2 + 3 / 9) / 6)
+    made["config"]["stages"] = [{"crop": "32x32"}, {"epochs": 2}]  # the first takes the configuration's own
+    path.write_text(json.dumps(made))
+    assert read_progress(run).folds[1].epochs == 22
+    for strange in ("two", [1], [{"epochs": "x"}], [{"epochs": 0}]):
+        made["config"]["stages"] = strange
+        path.write_text(json.dumps(made))
+        assert "waiting" in read_progress(run).note
+
+
+def test_a_fold_that_stopped_early_is_finished(run):
+    where = run / "fold_1"
+    told = json.loads((where / "progress.json").read_text())
+    (where / "progress.json").write_text(json.dumps({**told, "doing": "finished"}))
+    assert read_progress(run).folds[1].state == "stopped"  # its last net is not there
+    (where / "last").mkdir()
+    (where / "last/steel_seg.json").write_text("{}")
+    progress = read_progress(run)
+    assert progress.finished and progress.folds[1].part == 1
+    assert progress_lines(progress)[0].endswith("finished") and "fold 1: finished, 2 epochs of 6: stopped early" in progress_lines(progress)[2]
+
+
 def test_numbers_are_those_of_the_files(whole):
     p = read_progress(whole)
     first, second = p.folds

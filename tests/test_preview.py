@@ -89,6 +89,24 @@ def test_the_button_goes_on_and_the_same_epoch_comes_back(folders):
     assert "seed 4, epochs 0 to 2" in preview.says.value
 
 
+def test_each_epoch_is_shown_as_its_stage_sees_it(folders):
+    from steel_seg.config import TrainConfig
+    from steel_seg.dataset import StripDataset
+
+    folder = folders["strips"]
+    config = TrainConfig(seed=3, stages=[{"crop": "32x64", "blackout": 1, "epochs": 2}, {"crop": "16x32", "epochs": 1}, {"epochs": 4}])
+    preview = AugmentPreview(folder, config)
+    assert "stage 1 from epoch 0, stage 2 from epoch 2, stage 3 from epoch 3" in preview.says.value
+    row = folder.images.image_id.tolist().index(preview.image_id)
+    for epoch, (image, mask) in enumerate(preview.versions[1:]):
+        stage = config.plan()[(0, 0, 1, 2, 2, 2, 2)[epoch]]
+        item = StripDataset(folder, stage.transform(), seed=3)[epoch, row]
+        assert np.array_equal(image, item["image"][0].numpy()) and np.array_equal(mask, item["mask"].numpy()), epoch
+    preview.epoch = 100
+    assert {x[0].shape for x in preview.versions[1:]} == {folder.shape}
+    assert "stage" not in AugmentPreview(folder, TrainConfig()).says.value
+
+
 def test_other_pipelines(folders):
     preview = AugmentPreview(folders["strips"], A.Compose([A.RandomCrop(32, 64)]))
     assert {x[0].shape for x in preview.versions[1:]} == {(32, 64)} and tuple(preview.large.view.size) == (64, 32) and preview.picture().data

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from matplotlib.colors import to_rgb
 
-from steel_seg.viz import (COMPARE, PALETTE, class_colours, compare, gallery, legend, overlay, plot_history, plot_scores,
+from steel_seg.viz import (COMPARE, PALETTE, class_colours, compare, gallery, legend, overlay, plot_classes, plot_history, plot_scores,
                            plot_surface, to_png)
 
 
@@ -164,6 +164,20 @@ def test_history_has_a_line_a_fold():
     assert score.lines[2].get_ydata().tolist() == pytest.approx([1., 1.01, 1.02, 1.03, 1.04])
     assert len({to_rgb(line.get_color()) for line in score.lines}) == 3
     assert len(plot_history(history(1, 1)).axes) == 3
+
+
+def test_stages_are_told_apart():
+    "Losses of two stages are not joined, for they may be of two kinds; an upright line stands between."
+    staged = history(2, 5).assign(stage=lambda h: 1 + (h.epoch >= 3))
+    loss, score, lr = plot_history(staged).axes
+    upright = lambda ax: [line.get_xdata() for line in ax.lines if list(line.get_xdata()) == [2.5, 2.5]]
+    assert all(len(upright(ax)) == 1 for ax in (loss, score, lr))
+    assert sorted(len(line.get_xdata()) for line in loss.lines if line.get_xdata()[0] != 2.5) == [2]*4 + [3]*4
+    assert len(score.lines) == 3 and len(plot_classes(staged, {"score": "all"}).axes[0].lines) == 3
+    early = staged.assign(stage=1 + (staged.epoch >= 3 - staged.fold))  # each fold at another time
+    assert len(plot_history(early).axes[1].lines) == 4
+    one = plot_history(history(1, 4).assign(stage=1)).axes
+    assert [len(ax.lines) for ax in one] == [2, 1, 1]
 
 
 def test_scores_have_bars_intervals_and_numbers():
