@@ -286,7 +286,12 @@ class StripFolder:
     def _rles(self):
         rles = {i: [] for i in self.images.image_id}
         for i, c, rle in zip(self.masks.image_id, self.masks.channel, self.masks.rle): rles[i].append((c, rle))
-        return rles
+        return {i: sorted(each) for i, each in rles.items()}
+
+    def labels(self, image_id:str) -> list: # of (channel, rle), by channel
+        "The marked classes of a train image; `ValueError` when there is no such train image."
+        if image_id not in self._rles: raise ValueError(f"{self.root}: no train image {image_id!r}")
+        return self._rles[image_id]
 
     def image(self, image_id:str) -> np.ndarray:
         "(H,W) uint8 grey of a train or test image; `ValueError` when there is none, when it is unreadable or of another size."
@@ -297,14 +302,13 @@ class StripFolder:
 
     def mask(self, image_id:str) -> np.ndarray:
         "(C,H,W) uint8 0/1 of a train image; all 0 for a clean one; `ValueError` when there is no such train image."
-        if image_id not in self._rles: raise ValueError(f"{self.root}: no train image {image_id!r}")
         mask = np.zeros((self.n_classes, *self.shape), np.uint8)
-        for c, rle in self._rles[image_id]: decode(rle, self.shape, out=mask[c])
+        for c, rle in self.labels(image_id): decode(rle, self.shape, out=mask[c])
         return mask
 
     def class_sets(self) -> pd.Series:
         "The classes of each image as ClassIds in one text: \"\" for a clean one, \"3\", \"3+4\"; in the order of `images`."
-        sets = (sorted(c for c, _ in self._rles[i]) for i in self.images.image_id)
+        sets = ([c for c, _ in self._rles[i]] for i in self.images.image_id)
         return pd.Series(["+".join(str(class_id(c)) for c in channels) for channels in sets], dtype=object)
 
     def truth_area(self) -> np.ndarray:

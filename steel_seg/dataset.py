@@ -57,10 +57,8 @@ class StripDataset(Dataset):
         ids = tuple(folder.images.image_id)
         if cache is not None and (cache.image_ids, tuple(cache.shape)) != (ids, self.shape):
             raise ValueError(f"{cache.path}: holds other images than {folder.root}; open it with open_cache(folder, ..)")
-        rles = defaultdict(list)
-        for i, c, rle in zip(folder.masks.image_id, folder.masks.channel, folder.masks.rle): rles[i].append((c, rle))
         self._read += [(cache.__getitem__, row) if cache is not None else (folder.image, i) for row, i in enumerate(ids)]
-        self._rles += [sorted(rles[i]) for i in ids]  # by channel, as `augment` would meet them in a whole mask
+        self._rles += [folder.labels(i) for i in ids]  # by channel, as `augment` would meet them in a whole mask
         self.image_ids += ids
 
     def __len__(self): return len(self.image_ids)

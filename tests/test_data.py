@@ -198,6 +198,8 @@ def test_class_sets_are_sorted_whatever_the_rows(today):
     with open(today / "train.csv", "a") as f: f.write(f"{clean},4,1 1\n{clean},1,9 1\n{clean},3,5 1\n")
     folder = read_folder(today)
     assert folder.class_sets()[folder.images.image_id == clean].item() == "1+3+4"
+    assert [c for c, _ in folder.labels(clean)] == [0, 2, 3]
+    with pytest.raises(ValueError, match="no train image 'none.jpg'"): folder.labels("none.jpg")
 
 
 def test_two_unknown_classes_are_two_faults(today):
