@@ -94,6 +94,21 @@ def test_one_line_says_it_all(folder, tmp_path, capsys):
     assert pd.read_csv(tmp_path / "run/history.csv").stage.tolist() == [1, 2, 2]
 
 
+def test_ten_folds_go_from_train_to_submit(tmp_path, capsys):
+    "Every image is predicted by the one net of ten that has not seen it, and what comes out is a submission without a fault."
+    data, run = tmp_path / "data", tmp_path / "run"
+    def says(*line):
+        assert cli.main([str(x) for x in line]) == 0
+        return capsys.readouterr().out
+    says("synth", data, "--n-train", 20, "--n-test", 2, "--shape", "32x64", "--seed", 10)
+    says("train", "--data", data, "--run", run, "--encoder", TINY.encoder, "--encoder-weights", "none", "--encoder-depth", 3, "--decoder", json.dumps(TINY.decoder), "--arch", TINY.arch,
+         "--folds", 10, "--batch-size", 16, "--num-workers", 0, "--class-head", 0.3, "--epochs", 1)
+    for command in ("predict", "decide", "submit"): says(command, "--data", data, "--run", run)
+    assert sorted(p.parent.name for p in run.glob("fold_*/last")) == [f"fold_{k}" for k in range(10)]
+    assert ProbStore.open(run / "oof").finished().all() and len(pd.read_csv(run / "oof_scores.csv")) == 20
+    assert "0 errors" in says("check", run / "submission.csv", "--sample", data / "sample_submission.csv")
+
+
 # ---- stages, rates, means
 
 def test_a_stage_goes_on_from_the_last_weights(folder, tmp_path):
