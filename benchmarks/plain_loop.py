@@ -3,7 +3,7 @@
     python benchmarks/plain_loop.py DATA OUT [--folds 0 1 2 3 4] [--epochs 20] [--only plain|ours]
 
 Each side is kept under OUT, fold by fold, so a stopped comparison goes on. DATA is a folder in the competition's layout; settings and epochs fit
-NEU-Seg: 564 hot-rolled strips of 200 x 200, 3 classes, of which a fold takes 560 steps and a quarter of an hour of two cores for each side.
+NEU-Seg: 564 hot-rolled strips of 200 x 200, 3 classes, of which a fold takes 560 steps, half an hour of one core for each side.
 """
 import argparse
 import math
