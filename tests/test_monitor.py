@@ -400,8 +400,9 @@ from steel_seg.data import read_folder
 from steel_seg.config import TrainConfig
 from steel_seg.train import train_run
 config = TrainConfig(arch="unet", encoder="tu-test_resnet.r160_in1k", encoder_weights=None, encoder_depth=3, epochs=3, batch_size=4, lr=1e-2, folds=2, num_workers=0)
-wait = float(sys.argv[3])
-train_run(sys.argv[1], read_folder(sys.argv[2], n_classes=4), config, only=0, progress=False, on_step=lambda *now: time.sleep(wait))
+def hold(epoch, step): # in the second epoch: long enough for news of its second step, then for good
+    if sys.argv[3] == "hold" and epoch == 1: time.sleep(600 if step else 1.5)
+train_run(sys.argv[1], read_folder(sys.argv[2], n_classes=4), config, only=0, progress=False, on_step=hold)
 """
 
 
@@ -417,11 +418,10 @@ def test_a_real_training_is_followed_killed_and_followed_again(tmp_path):
     data, run = make_folder(tmp_path / "mill", n_train=24, n_test=0, shape=(64, 128), seed=2), tmp_path / "run"
     monitor = Monitor(run, data)
     assert "no such folder yet" in said(monitor)
-    train = lambda wait: subprocess.Popen([sys.executable, "-c", TRAIN, str(run), str(data), str(wait)], env={**os.environ, "OMP_NUM_THREADS": "1"})
+    train = lambda how: subprocess.Popen([sys.executable, "-c", TRAIN, str(run), str(data), how], env={**os.environ, "OMP_NUM_THREADS": "1"})
     fold = lambda: monitor.progress.folds[0]
-    child = train(0.3)
-    until(monitor, lambda: monitor.progress.folds and fold().state == "training" and fold().step > 0)
-    until(monitor, lambda: fold().done >= 1 and fold().epoch == 2 and monitor.examples.all)
+    child = train("hold")
+    until(monitor, lambda: monitor.progress.folds and (fold().state, fold().done, fold().epoch, fold().step) == ("training", 1, 2, 2) and monitor.examples.all)
     before = {i: levels.tobytes() for i, (_, levels, *_) in monitor.examples.all.items()}
     assert fold().left > 0 and len(fold().all_empty) == 5 and "best so far" in said(monitor) and monitor.progress.folds[1].state == "waiting"
     assert class_columns(monitor.progress.history, 4).keys() == {"score_1", "score_2", "score_3", "score_4", "present", "empty"}
@@ -429,7 +429,7 @@ def test_a_real_training_is_followed_killed_and_followed_again(tmp_path):
     child.wait()
     monitor.refresh()
     assert fold().state == "stopped" and "its process is gone" in said(monitor) and "train again to go on" in said(monitor)
-    child = train(0)
+    child = train("through")
     until(monitor, lambda: fold().state != "stopped")
     until(monitor, lambda: fold().state == "finished")
     assert child.wait(300) == 0
