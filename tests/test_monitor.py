@@ -164,7 +164,7 @@ def test_stopped_is_told_from_silent(run, doing, age, dead, expected):
         if age < 1000:
             child.wait()  # else a zombie: dead, and nobody has asked
         else:
-            time.sleep(0.2)
+            os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # dead, and left as it is
     f = read_progress(run, now=path.stat().st_mtime + age).folds[1]
     child.kill(), child.wait(), child.stdin.close()
     assert f.state == expected and f.age == pytest.approx(age, abs=0.01)
