@@ -142,8 +142,7 @@ def _fold_progress(where, fold, epochs, history, now):
     epoch, step, steps = (_whole(news.get(k)) for k in ("epoch", "step", "steps"))
     by_class = news.get("all_empty_by_class")
     if by_class and isinstance(by_class, list): found["all_empty"] = tuple(float(_number(x)) for x in (news.get("all_empty"), *by_class))
-    early = doing == "finished" # it stopped early
-    if (done >= epochs or done and early) and (where/"last"/"steel_seg.json").is_file(): return FoldProgress(state="finished", **found)
+    if done and (done >= epochs or doing == "finished") and (where/"last"/"steel_seg.json").is_file(): return FoldProgress(state="finished", **found)
     if not news: return FoldProgress(state="silent" if done else "waiting", epoch=done if done else -1, **found)
     if doing in ("training", "scoring") and epoch <= done < epochs: # an epoch has ended since it was told
         epoch, step, doing, news = done + 1, 0, "starting", {**news, "epoch": done + 1, "step": 0, "seconds": 0., "loss": None, "doing": "starting"}

@@ -23,9 +23,10 @@ from .view import Gallery, Picker, StripView, control_row, legend_html, line_htm
 from .viz import class_colours, mask_layer, overlay
 
 # %% ../nbs/44_preview.ipynb #da888c2b
-def _stage_starts(config):
-    "The first epoch of each stage of a configuration, where no stage ends early."
-    return [0, *accumulate(c.epochs for c in config.plan())][:-1] if hasattr(config, "plan") else [0]
+def _stages(config):
+    "The configuration of each stage and the first epoch of each, where no stage ends early."
+    plan = config.plan() if hasattr(config, "plan") else (config,)
+    return plan, [0, *accumulate(c.epochs for c in plan[:-1])]
 
 def transform_of(
     config=None, # a `TrainConfig`, or something with its hflip, vflip, brightness and limit; what `train_transform` makes; an albumentations `Compose`; None: `train_transform()`
@@ -34,7 +35,8 @@ def transform_of(
     "The augmentation that a training with this configuration uses. Raises `ValueError` for anything else."
     from steel_seg.augment import TrainTransform, train_transform # not above: albumentations loads torch where there is one
     if config is None: return train_transform()
-    if hasattr(config, "plan"): config = config.plan()[bisect_right(_stage_starts(config), epoch) - 1]
+    plan, starts = _stages(config)
+    config = plan[bisect_right(starts, epoch) - 1]
     if isinstance(config, TrainTransform) or callable(config) and hasattr(config, "set_random_state"): return config
     names = "hflip", "vflip", "brightness", "limit"
     lacks = [n for n in names if not hasattr(config, n)]
@@ -150,7 +152,7 @@ class AugmentPreview(VBox):
         if not 1 <= count <= 31: raise ValueError(f"count {count}: 1 to 31 epochs at a time")
         self.folder, self.transform_at, self.count = folder if isinstance(folder, StripFolder) else read_folder(folder), lambda epoch: transform_of(config, epoch), count
         self.transform_at(0) # raises for what is none
-        self._starts = _stage_starts(config)
+        _, self._starts = _stages(config)
         self.seed, self.versions = int(getattr(config, "seed", 0) or 0) if seed is None else seed, []
         self._ids, self._truth, self._stacked = self.folder.images.image_id.tolist(), self.folder.truth_area(), view_box(self.folder.shape, 1)[2]
         self._build()
