@@ -1,4 +1,5 @@
 """Packaging, read from settings.ini so that nothing is said twice."""
+
 from configparser import ConfigParser
 from pathlib import Path
 

@@ -6,78 +6,98 @@
 __all__ = ['BLACK', 'window_of', 'TrainTransform', 'train_transform', 'item_seed', 'augment']
 
 # %% ../nbs/20_augment.ipynb #e7f11f10
-import hashlib, os, random, re, struct
+import hashlib
+import os
+import random
+import re
+import struct
 from dataclasses import dataclass, fields
+
 import cv2
 import numpy as np
+
 # else the next import asks a registry for a newer version, which takes 2 s without a network
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 # %% ../nbs/20_augment.ipynb #61c70b69
 BLACK = 16  # levels up to this are black: JPEG leaves a bar some noise
 
+
 def window_of(
-    crop, # (h, w), text such as "256x512", or None
-): # (h, w) or None
+    crop,  # (h, w), text such as "256x512", or None
+):  # (h, w) or None
     "The size of a crop. Raises `ValueError` where it is no size."
-    if crop is None: return None
+    if crop is None:
+        return None
     m = re.fullmatch(r"(\d+)x(\d+)", crop.lower()) if isinstance(crop, str) else None
     size = (int(m[1]), int(m[2])) if m else tuple(crop) if not isinstance(crop, str) else ()
-    if len(size) != 2 or not all(isinstance(n, (int, np.integer)) and n > 0 for n in size): raise ValueError(f"crop={crop!r} is no size: write height x width, such as 256x512")
+    if len(size) != 2 or not all(isinstance(n, (int, np.integer)) and n > 0 for n in size):
+        raise ValueError(f"crop={crop!r} is no size: write height x width, such as 256x512")
     return size
+
 
 @dataclass(frozen=True)
 class TrainTransform:
     "What `augment` does to an image; made and checked by `train_transform`. Called with an image, its mask and a generator."
-    hflip:float
-    vflip:float
-    brightness:float
-    limit:float
-    crop:tuple|None
-    crop_on_mask:float
-    crop_black:float
-    blackout:float
-    black_bars:float
+
+    hflip: float
+    vflip: float
+    brightness: float
+    limit: float
+    crop: tuple | None
+    crop_on_mask: float
+    crop_black: float
+    blackout: float
+    black_bars: float
 
     def __call__(self, image, mask, rng):
         "New arrays, or views of the given ones where nothing was done."
-        blackout, bar, on_mask, hflip, vflip, light = rng.random(6)  # always all six: one probability does not shift the others' draws
+        blackout, bar, on_mask, hflip, vflip, light = rng.random(
+            6
+        )  # always all six: one probability does not shift the others' draws
         shown = [c for c in range(len(mask)) if cv2.countNonZero(mask[c])]
         if shown and blackout < self.blackout:
             image = np.where(mask.any(0), np.uint8(0), image)
             mask, shown = np.zeros_like(mask), []
-        if bar < self.black_bars: image, mask = _with_bar(image, mask, rng)
+        if bar < self.black_bars:
+            image, mask = _with_bar(image, mask, rng)
         if self.crop is not None:
             y, x = _window(image, mask, shown if on_mask < self.crop_on_mask else [], self.crop, self.crop_black, rng)
             h, w = self.crop
-            image, mask = image[y:y+h, x:x+w], mask[:, y:y+h, x:x+w]
+            image, mask = image[y : y + h, x : x + w], mask[:, y : y + h, x : x + w]
         if (flip := _FLIP[hflip < self.hflip, vflip < self.vflip]) is not None:
             flipped = np.zeros(mask.shape, np.uint8)
-            for c in shown: cv2.flip(mask[c], flip, dst=flipped[c])
+            for c in shown:
+                cv2.flip(mask[c], flip, dst=flipped[c])
             image, mask = cv2.flip(image, flip), flipped
-        if light < self.brightness: image = cv2.LUT(image, _light(*rng.uniform(-self.limit, self.limit, 2)))
+        if light < self.brightness:
+            image = cv2.LUT(image, _light(*rng.uniform(-self.limit, self.limit, 2)))
         return image, mask
+
 
 _FLIP = {(False, False): None, (True, False): 1, (False, True): 0, (True, True): -1}  # as cv2.flip counts
 
+
 def _light(brightness, contrast):
     "The table of a change of light: level·(1 + contrast) + 255·brightness, cut to 0..255."
-    levels = np.arange(256, dtype=np.float32)*np.float32(1 + contrast) + np.float32(255*brightness)
+    levels = np.arange(256, dtype=np.float32) * np.float32(1 + contrast) + np.float32(255 * brightness)
     return np.clip(levels, 0, 255).astype(np.uint8)  # cut off, not rounded, as albumentations does
 
 # %% ../nbs/20_augment.ipynb #aa3a757e
 def _with_bar(image, mask, rng):
     "Image and mask with a black bar over one end, a twentieth to two fifths of the width."
     width = image.shape[1]
-    n, image, mask = max(1, int(width*rng.uniform(.05, .4))), image.copy(), mask.copy()
-    end = slice(0, n) if rng.random() < .5 else slice(width - n, width)
+    n, image, mask = max(1, int(width * rng.uniform(0.05, 0.4))), image.copy(), mask.copy()
+    end = slice(0, n) if rng.random() < 0.5 else slice(width - n, width)
     image[:, end], mask[..., end] = 0, 0
     return image, mask
+
 
 def _window(image, mask, shown, size, most_black, rng):
     "Where the crop begins, (y, x)."
     (height, width), (h, w) = image.shape, size
-    if h > height or w > width: raise ValueError(f"a crop of {h}x{w} does not fit into an image of {height}x{width}")
+    if h > height or w > width:
+        raise ValueError(f"a crop of {h}x{w} does not fit into an image of {height}x{width}")
     lowest, highest, left, right = 0, height - h, 0, width - w
     shown = [c for c in shown if cv2.countNonZero(mask[c])]  # a bar may have covered it
     if shown:
@@ -86,50 +106,55 @@ def _window(image, mask, shown, size, most_black, rng):
         lowest, highest, left, right = max(0, y - h + 1), min(y, height - h), max(0, x - w + 1), min(x, width - w)
     y, xs = int(rng.integers(lowest, highest + 1)), np.arange(left, right + 1)
     if most_black < 1:
-        columns = (image[y:y+h:4] <= BLACK).mean(0)  # bars run from edge to edge: every fourth row will do
-        share = np.diff(np.concatenate([[0], np.cumsum(columns)])[[xs, xs + w]], axis=0)[0]/w
-        if (share <= most_black + 1e-9).any(): xs = xs[share <= most_black + 1e-9]
+        columns = (image[y : y + h : 4] <= BLACK).mean(0)  # bars run from edge to edge: every fourth row will do
+        share = np.diff(np.concatenate([[0], np.cumsum(columns)])[[xs, xs + w]], axis=0)[0] / w
+        if (share <= most_black + 1e-9).any():
+            xs = xs[share <= most_black + 1e-9]
     return y, int(rng.choice(xs))
 
+
 def train_transform(
-    hflip:float=.5,      # probability of a left-right flip
-    vflip:float=.5,      # probability of an upside-down flip
-    brightness:float=.1, # probability of a change of brightness and contrast
-    limit:float=.1,      # how far they change: brightness by up to ±limit of 255, contrast by a factor 1±limit
-    crop=None,           # (h, w) or "256x512": the size that comes out; None: the whole image
-    crop_on_mask:float=.85,# probability that the window holds a labelled pixel, where the image has one
-    crop_black:float=.5, # greatest part of the window that may be black, where there is another
-    blackout:float=0.,   # probability that labelled pixels are painted black and their labels removed
-    black_bars:float=0., # probability of a black bar over one end
+    hflip: float = 0.5,  # probability of a left-right flip
+    vflip: float = 0.5,  # probability of an upside-down flip
+    brightness: float = 0.1,  # probability of a change of brightness and contrast
+    limit: float = 0.1,  # how far they change: brightness by up to ±limit of 255, contrast by a factor 1±limit
+    crop=None,  # (h, w) or "256x512": the size that comes out; None: the whole image
+    crop_on_mask: float = 0.85,  # probability that the window holds a labelled pixel, where the image has one
+    crop_black: float = 0.5,  # greatest part of the window that may be black, where there is another
+    blackout: float = 0.0,  # probability that labelled pixels are painted black and their labels removed
+    black_bars: float = 0.0,  # probability of a black bar over one end
 ) -> TrainTransform:
     """The training augmentation of the 31st-place recipe, and what others added to it, for grey `uint8` images of any size.
 
     Blackout and bar come first, then crop, flips and light. Raises `ValueError` for a probability outside 0..1 and a crop that is no size.
     Sources: HorizontalFlip, VerticalFlip and RandomBrightnessContrast of albumentations 2; blackout as the winners of the competition described it.
     """
-    made = TrainTransform(hflip, vflip, brightness, limit, window_of(crop), crop_on_mask, crop_black, blackout, black_bars)
+    made = TrainTransform(
+        hflip, vflip, brightness, limit, window_of(crop), crop_on_mask, crop_black, blackout, black_bars
+    )
     for f in fields(made):
-        if f.name != "crop" and not 0 <= getattr(made, f.name) <= 1: raise ValueError(f"{f.name}={getattr(made, f.name)!r} is not in 0 to 1")
+        if f.name != "crop" and not 0 <= getattr(made, f.name) <= 1:
+            raise ValueError(f"{f.name}={getattr(made, f.name)!r} is not in 0 to 1")
     return made
 
 # %% ../nbs/20_augment.ipynb #05e0ca99
 def item_seed(
-    seed:int,  # of the run
-    epoch:int, # from 0
-    index:int, # of the image, from 0
-    draw:int=0,# how often the image came before in this epoch
-) -> int: # 0..2**32-1
+    seed: int,  # of the run
+    epoch: int,  # from 0
+    index: int,  # of the image, from 0
+    draw: int = 0,  # how often the image came before in this epoch
+) -> int:  # 0..2**32-1
     "The random seed of one image in one epoch: BLAKE2b of the four numbers, the same on every machine."
     digest = hashlib.blake2b(struct.pack("<qqqq", seed, epoch, index, draw), digest_size=4).digest()
     return int.from_bytes(digest, "little")
 
 # %% ../nbs/20_augment.ipynb #e7449ef8
 def augment(
-    transform,        # from `train_transform`, or an albumentations `Compose` (2.0.5 or later)
-    image:np.ndarray, # (H,W) uint8, grey
-    mask:np.ndarray,  # (C,H,W) uint8 0/1
-    seed:int,         # e.g. from `item_seed`; not negative
-) -> tuple: # image (H,W) uint8, mask (C,H,W) uint8, both new arrays
+    transform,  # from `train_transform`, or an albumentations `Compose` (2.0.5 or later)
+    image: np.ndarray,  # (H,W) uint8, grey
+    mask: np.ndarray,  # (C,H,W) uint8 0/1
+    seed: int,  # e.g. from `item_seed`; not negative
+) -> tuple:  # image (H,W) uint8, mask (C,H,W) uint8, both new arrays
     """Apply `transform` to an image and its mask; the result is a function of the four arguments and nothing else.
 
     Sets a Compose's whole random state before the call, with one generator shared by its steps.
@@ -139,19 +164,27 @@ def augment(
     """
     _check(image, mask, "augment takes")
     rng = np.random.default_rng(seed)
-    if isinstance(transform, TrainTransform): new_image, new_mask = transform(image, mask, rng)
+    if isinstance(transform, TrainTransform):
+        new_image, new_mask = transform(image, mask, rng)
     else:
         transform.set_random_state(rng, random.Random(seed))
         out = transform(image=image, mask=mask.transpose(1, 2, 0))
         new_image, new_mask = out["image"], out["mask"]
-        if new_mask.ndim == 2: new_mask = new_mask[..., None]  # some steps drop a single channel
+        if new_mask.ndim == 2:
+            new_mask = new_mask[..., None]  # some steps drop a single channel
         new_mask = new_mask.transpose(2, 0, 1)
         _check(new_image, new_mask, "the transform must return")
-    def own(new, old): return new.copy() if np.may_share_memory(new, old) or not new.flags.c_contiguous else new
+
+    def own(new, old):
+        return new.copy() if np.may_share_memory(new, old) or not new.flags.c_contiguous else new
+
     return own(new_image, image), own(new_mask, mask)
+
 
 def _check(image, mask, who):
     sizes = image.ndim == 2 and mask.ndim == 3 and mask.shape[1:] == image.shape
     if not sizes or image.dtype != np.uint8 or mask.dtype != np.uint8:
-        raise ValueError(f"{who} an (H,W) uint8 image and a (C,H,W) uint8 mask of its size, got "
-                         f"{image.shape} {image.dtype} and {mask.shape} {mask.dtype}")
+        raise ValueError(
+            f"{who} an (H,W) uint8 image and a (C,H,W) uint8 mask of its size, got "
+            f"{image.shape} {image.dtype} and {mask.shape} {mask.dtype}"
+        )

@@ -10,9 +10,13 @@ __all__ = ['ONLY', 'PAINT', 'REASONS', 'KEYS', 'RISING', 'pair_counts', 'suspici
            'BrowserParts', 'Browser']
 
 # %% ../nbs/41_browse.ipynb #de269d3f
-import asyncio, csv, html, io, time
+import asyncio
+import csv
+import html
+import io
+import time
 from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from textwrap import wrap
 from typing import NamedTuple
@@ -23,7 +27,8 @@ import pandas as pd
 from IPython.display import Image as Picture
 from ipywidgets import HTML, Box, Button, Combobox, Dropdown, HBox, IntSlider, Layout, VBox
 from matplotlib import get_data_path
-from PIL import Image as PILImage, ImageDraw, ImageFont
+from PIL import Image as PILImage
+from PIL import ImageDraw, ImageFont
 from tqdm import tqdm
 from traitlets import Bool, Int, Tuple, Unicode, link, validate
 
@@ -33,85 +38,115 @@ from .files import write_text
 from .metric import dice, mask_counts
 from .predicted import Predicted, masks_of, read_run, run_rules
 from .score import counts_of
-from .view import Gallery, Later, Picker, StripView, control_row, legend_html, line_html, view_box, with_picture
+from steel_seg.view import (
+    Gallery,
+    Later,
+    Picker,
+    StripView,
+    control_row,
+    legend_html,
+    line_html,
+    view_box,
+    with_picture,
+)
 from .viz import COMPARE, PALETTE, class_colours, compare_layer, level_layer, mask_layer, overlay
 
 # %% ../nbs/41_browse.ipynb #2de656b3
 def pair_counts(
-    predicted:Predicted,
-    rules, # C of Rule
-) -> tuple: # area, hit: (N,C) int64, in the order of the store
+    predicted: Predicted,
+    rules,  # C of Rule
+) -> tuple:  # area, hit: (N,C) int64, in the order of the store
     "Predicted pixels and hits of every pair under the rules: from the curves at once; mask by mask, with a bar, where they were not counted for a rule's steps."
     curves, (n, c) = predicted.curves, predicted.curves.truth.shape
     area, hit = np.zeros((2, n, c), np.int64)
     if any(curves.lacks(r.fill_holes, r.min_component, r.connectivity) for r in rules):
         for row, i in enumerate(tqdm(curves.image_ids, desc="masks", delay=2, leave=False)):
-            area[row], hit[row] = (x[0] for x in mask_counts(masks_of(predicted, i, rules)[None], predicted.folder.mask(i)[None])[:2])
+            area[row], hit[row] = (
+                x[0] for x in mask_counts(masks_of(predicted, i, rules)[None], predicted.folder.mask(i)[None])[:2]
+            )
         return area, hit
-    for k, rule in enumerate(rules): area[:, k], hit[:, k] = counts_of(curves, k, rule, None if predicted.scores is None else predicted.scores[:, k])
+    for k, rule in enumerate(rules):
+        area[:, k], hit[:, k] = counts_of(curves, k, rule, None if predicted.scores is None else predicted.scores[:, k])
     return area, hit
 
 # %% ../nbs/41_browse.ipynb #190872de
 def suspicion(
-    curves:Curves, # of N images, C classes
-) -> np.ndarray: # (N,C) float64 0..1
+    curves: Curves,  # of N images, C classes
+) -> np.ndarray:  # (N,C) float64 0..1
     """How much the labels of each pair are at odds with its probabilities.
 
     With a label: 1 - 2*sum(p*y)/(sum(p) + sum(y)). Without: the mean p of the pixels with p >= .5 (at or above the floor, where that is higher), times
     min(1, their number / the median labelled area of the class); 0 where there are none, and the second factor is 1 where the class has no label at all.
     """
     truth, low = curves.truth, max(128, curves.floor)
-    whole = curves.area[:, :, 1:].sum(2, dtype=np.int64) # of levels; likewise below
+    whole = curves.area[:, :, 1:].sum(2, dtype=np.int64)  # of levels; likewise below
     on_label = curves.hit[:, :, 1:].sum(2, dtype=np.int64)
     sure = curves.area[:, :, low].astype(np.int64)
-    level = low*sure + curves.area[:, :, low + 1:].sum(2, dtype=np.int64)
+    level = low * sure + curves.area[:, :, low + 1 :].sum(2, dtype=np.int64)
     typical = np.array([np.median(t[t > 0]) if (t > 0).any() else 1 for t in truth.T]).reshape(1, -1)
-    labelled = 1 - 2*on_label/np.maximum(whole + 255*truth, 1)
-    empty = level/np.maximum(255*sure, 1)*np.minimum(1, sure/typical)
+    labelled = 1 - 2 * on_label / np.maximum(whole + 255 * truth, 1)
+    empty = level / np.maximum(255 * sure, 1) * np.minimum(1, sure / typical)
     return np.where(truth > 0, labelled, empty)
 
 # %% ../nbs/41_browse.ipynb #717a9360
 def find_twins(
-    folder:StripFolder,
-) -> pd.DataFrame: # index image_id; duplicate: int64, labels_differ: bool
+    folder: StripFolder,
+) -> pd.DataFrame:  # index image_id; duplicate: int64, labels_differ: bool
     "Images that are there more than once, byte for byte, in numbered groups (0: only once), groups with different labels first. Reads parts of the files."
     same, labels = same_bytes(folder.images.path), {i: [] for i in folder.images.image_id}
-    for i, c, rle in sorted(zip(folder.masks.image_id, folder.masks.channel, folder.masks.rle)): labels[i].append((c, *rle.split()))
+    for i, c, rle in sorted(zip(folder.masks.image_id, folder.masks.channel, folder.masks.rle)):
+        labels[i].append((c, *rle.split()))
     groups = {}
-    for i, n in zip(folder.images.image_id, same.tolist()): groups.setdefault(n, []).append(i)
+    for i, n in zip(folder.images.image_id, same.tolist()):
+        groups.setdefault(n, []).append(i)
     groups = [(len({tuple(labels[i]) for i in ids}) > 1, ids) for ids in groups.values() if len(ids) > 1]
     found = {i: (n + 1, differ) for n, (differ, ids) in enumerate(sorted(groups, key=lambda g: not g[0])) for i in ids}
-    return pd.DataFrame([found.get(i, (0, False)) for i in labels], index=pd.Index(labels, name="image_id"), columns=["duplicate", "labels_differ"])
+    return pd.DataFrame(
+        [found.get(i, (0, False)) for i in labels],
+        index=pd.Index(labels, name="image_id"),
+        columns=["duplicate", "labels_differ"],
+    )
 
 # %% ../nbs/41_browse.ipynb #24087850
 def least_disagreement(
-    area, hit,             # (N,C) of one run
-    other_area, other_hit, # (N,C) of another, for the same images
-) -> np.ndarray: # (N,C) float64 0..1
+    area,
+    hit,  # (N,C) of one run
+    other_area,
+    other_hit,  # (N,C) of another, for the same images
+) -> np.ndarray:  # (N,C) float64 0..1
     "The least that 1 - Dice of the two runs' masks can be, from their counts alone; 0 where both are empty."
     shared = np.minimum(hit, other_hit) + np.minimum(area - hit, other_area - other_hit)
     return 1 - dice(area, np.minimum(shared, np.minimum(area, other_area)), other_area)
 
+
 def mask_disagreement(
-    predicted:Predicted,
-    other:Predicted,  # of the same folder
-    rules=None,       # of each; None: as `run_rules` finds them
+    predicted: Predicted,
+    other: Predicted,  # of the same folder
+    rules=None,  # of each; None: as `run_rules` finds them
     other_rules=None,
-) -> pd.Series: # index image_id
+) -> pd.Series:  # index image_id
     "1 - Dice of one run's masks against the other's, the mean over classes, for images that both have. Reads every map; give it to `Browser` as a column."
     rules, other_rules = run_rules(predicted, rules), run_rules(other, other_rules)
     both = [i for i in predicted.store.image_ids if i in set(other.store.image_ids)]
-    pairs = ((masks_of(predicted, i, rules)[None], masks_of(other, i, other_rules)[None]) for i in tqdm(both, desc="masks", delay=2, leave=False))
-    return pd.Series([1 - dice(*mask_counts(a, b)).mean() for a, b in pairs], index=pd.Index(both, name="image_id"), name="mask disagreement", dtype=float)
+    pairs = (
+        (masks_of(predicted, i, rules)[None], masks_of(other, i, other_rules)[None])
+        for i in tqdm(both, desc="masks", delay=2, leave=False)
+    )
+    return pd.Series(
+        [1 - dice(*mask_counts(a, b)).mean() for a, b in pairs],
+        index=pd.Index(both, name="image_id"),
+        name="mask disagreement",
+        dtype=float,
+    )
 
 # %% ../nbs/41_browse.ipynb #495e8b72
 def image_table(
-    data:Predicted|StripFolder, # a run, or a folder alone
-    rules=None,                 # C of Rule; None: as `run_rules` finds them
-    other:Predicted|None=None,  # another run, by its own rules
-    columns:pd.DataFrame|None=None, # further columns, by image_id as index or column; what they lack is NaN
-    twins:pd.DataFrame|None=None,   # from `find_twins`
-) -> pd.DataFrame: # index image_id, a row for every image of the folder, in its order
+    data: Predicted | StripFolder,  # a run, or a folder alone
+    rules=None,  # C of Rule; None: as `run_rules` finds them
+    other: Predicted | None = None,  # another run, by its own rules
+    columns: pd.DataFrame | None = None,  # further columns, by image_id as index or column; what they lack is NaN
+    twins: pd.DataFrame | None = None,  # from `find_twins`
+) -> pd.DataFrame:  # index image_id, a row for every image of the folder, in its order
     """All there is to sort images by.
 
     fold (-1: none), classes ("1+3"), labelled (pixels). With a run: predicted (pixels), dice (mean over classes), loss (what the image takes from the score of all
@@ -122,106 +157,150 @@ def image_table(
     run = data if isinstance(data, Predicted) else None
     folder = run.folder if run else data
     ids, n_classes = folder.images.image_id, folder.n_classes
-    main, pairs = {"fold": np.full(len(ids), -1), "classes": folder.class_sets().to_numpy()}, {"labelled": folder.truth_area()}
+    main, pairs = (
+        {"fold": np.full(len(ids), -1), "classes": folder.class_sets().to_numpy()},
+        {"labelled": folder.truth_area()},
+    )
     main["labelled"] = pairs["labelled"].sum(1)
     if run:
         area, hit = pair_counts(run, run_rules(run, rules))
         wide, truth = _spread(ids, run.store.image_ids), run.curves.truth
         found = {"predicted": area, "dice": dice(area, hit, truth), "suspicion": suspicion(run.curves)}
-        if run.fold is not None: main["fold"] = wide(run.fold, -1)
-        main |= {"predicted": wide(area.sum(1)), "dice": wide(found["dice"].mean(1)) if n_classes else np.nan, "loss": wide((1 - found["dice"]).sum(1)/max(1, truth.size)),
-            "false_alarms": wide(((truth == 0) & (area > 0)).sum(1)), "missed": wide(((truth > 0) & (hit == 0)).sum(1)), "suspicion": wide(found["suspicion"].max(1, initial=0))}
+        if run.fold is not None:
+            main["fold"] = wide(run.fold, -1)
+        main |= {
+            "predicted": wide(area.sum(1)),
+            "dice": wide(found["dice"].mean(1)) if n_classes else np.nan,
+            "loss": wide((1 - found["dice"]).sum(1) / max(1, truth.size)),
+            "false_alarms": wide(((truth == 0) & (area > 0)).sum(1)),
+            "missed": wide(((truth > 0) & (hit == 0)).sum(1)),
+            "suspicion": wide(found["suspicion"].max(1, initial=0)),
+        }
         pairs |= {name: wide(x) for name, x in found.items()}
         if other:
             same = [i for i in run.store.image_ids if i in other.store._row]
             mine, theirs = [run.store._row[i] for i in same], [other.store._row[i] for i in same]
-            apart = least_disagreement(area[mine], hit[mine], *(x[theirs] for x in pair_counts(other, run_rules(other))))
+            apart = least_disagreement(
+                area[mine], hit[mine], *(x[theirs] for x in pair_counts(other, run_rules(other)))
+            )
             pairs["disagreement"] = _spread(ids, same)(apart)
             main["disagreement"] = pairs["disagreement"].mean(1) if n_classes else np.nan
     if twins is not None:
         main |= {name: twins[name].to_numpy() for name in twins}
-        if run: # first of all
+        if run:  # first of all
             main["suspicion"] = main["suspicion"] + main["labels_differ"]
             pairs["suspicion"] = pairs["suspicion"] + main["labels_differ"][:, None]
     by_class = {f"{name} {class_id(k)}": x[:, k] for name, x in pairs.items() for k in range(n_classes)}
     table = pd.DataFrame(main | by_class, index=pd.Index(ids, name="image_id"))
     return table if columns is None else table.join(_own_columns(columns, table))
 
+
 def _spread(ids, some):
     "A function that puts rows of some of the images where they belong among all; elsewhere NaN."
     row = {i: n for n, i in enumerate(ids)}
     at = [row[i] for i in some]
+
     def wide(x, fill=np.nan):
-        if len(at) == len(row) and at == list(range(len(row))): return x
+        if len(at) == len(row) and at == list(range(len(row))):
+            return x
         out = np.full((len(row), *x.shape[1:]), fill)
         out[at] = x
         return out
+
     return wide
+
 
 def _own_columns(columns, table):
     "The user's own columns, checked."
-    if "image_id" in columns: columns = columns.set_index("image_id")
+    if "image_id" in columns:
+        columns = columns.set_index("image_id")
     columns = columns.set_axis([str(c) for c in columns], axis=1)
     taken = [c for c in columns if c in (*table.columns, "id", "duplicate", "labels_differ")]
-    if taken or columns.columns.has_duplicates: raise ValueError(f"columns: {taken[0]!r} is a name of the browser's own; give it another" if taken else "columns: two have the same name")
-    if columns.index.has_duplicates: raise ValueError(f"columns: two rows for image {columns.index[columns.index.duplicated()][0]!r}")
-    if len(columns) and not columns.index.isin(table.index).any(): raise ValueError(f"columns: no row is of an image of this folder: {columns.index[0]!r} is none; give image ids as index, or in a column image_id")
+    if taken or columns.columns.has_duplicates:
+        raise ValueError(
+            f"columns: {taken[0]!r} is a name of the browser's own; give it another"
+            if taken
+            else "columns: two have the same name"
+        )
+    if columns.index.has_duplicates:
+        raise ValueError(f"columns: two rows for image {columns.index[columns.index.duplicated()][0]!r}")
+    if len(columns) and not columns.index.isin(table.index).any():
+        raise ValueError(
+            f"columns: no row is of an image of this folder: {columns.index[0]!r} is none; give image ids as index, or in a column image_id"
+        )
     return columns.loc[columns.index.isin(table.index)]
 
 # %% ../nbs/41_browse.ipynb #37b518ea
 ONLY = "all", "false alarm", "missed", "duplicates", "flagged"
 
+
 def worst_first(
-    scores:np.ndarray, # (n,) Dice, NaN where there is none
-    size:np.ndarray,   # (n,) pixels at stake
-) -> np.ndarray: # (n,) positions
+    scores: np.ndarray,  # (n,) Dice, NaN where there is none
+    size: np.ndarray,  # (n,) pixels at stake
+) -> np.ndarray:  # (n,) positions
     "The order from the lowest score up; where scores are equal the larger size first, then the order given; NaN last."
     return np.lexsort((-np.asarray(size), scores))
 
+
 def choose_rows(
-    table:pd.DataFrame,  # from `image_table`
-    n_classes:int,
-    show:str="all",      # "all", "clean" or "class 3"
-    fold:int=-1,         # -1: all
-    only:str="all",      # one of `ONLY`
-    flagged=(),          # image ids
-) -> np.ndarray: # rows, rising
+    table: pd.DataFrame,  # from `image_table`
+    n_classes: int,
+    show: str = "all",  # "all", "clean" or "class 3"
+    fold: int = -1,  # -1: all
+    only: str = "all",  # one of `ONLY`
+    flagged=(),  # image ids
+) -> np.ndarray:  # rows, rising
     """The images that fit all the choices. A class means a label of it, but with "false alarm" a prediction of it without a label.
 
     Raises `ValueError` for a choice that there is not.
     """
     names = list(class_colours(n_classes))
-    if show not in ("all", "clean", *names): raise ValueError(f"show {show!r}: give 'all', 'clean'" + (f" or a class from {names[0]!r} to {names[-1]!r}" if names else ""))
-    if only not in ONLY: raise ValueError(f"only {only!r}: give one of {', '.join(ONLY)}")
-    if only in ("false alarm", "missed") and "dice" not in table: raise ValueError(f"only {only!r}: there are no predictions; give a run")
-    if only == "duplicates" and "duplicate" not in table: raise ValueError("only 'duplicates': the table was made without twins")
+    if show not in ("all", "clean", *names):
+        raise ValueError(
+            f"show {show!r}: give 'all', 'clean'" + (f" or a class from {names[0]!r} to {names[-1]!r}" if names else "")
+        )
+    if only not in ONLY:
+        raise ValueError(f"only {only!r}: give one of {', '.join(ONLY)}")
+    if only in ("false alarm", "missed") and "dice" not in table:
+        raise ValueError(f"only {only!r}: there are no predictions; give a run")
+    if only == "duplicates" and "duplicate" not in table:
+        raise ValueError("only 'duplicates': the table was made without twins")
     channels = [names.index(show)] if show in names else range(n_classes)
     pair = lambda name: table[[f"{name} {class_id(k)}" for k in channels]].to_numpy(float)
     labelled = pair("labelled") > 0
     keep = ~labelled.any(1) if show == "clean" else labelled.any(1) | (show == "all") | (only == "false alarm")
-    if only == "false alarm": keep &= (~labelled & (pair("predicted") > 0)).any(1)
-    if only == "missed": keep &= (labelled & (pair("dice") == 0)).any(1)
-    if only == "duplicates": keep &= table.duplicate.to_numpy() > 0
-    if only == "flagged": keep &= table.index.isin(list(flagged))
-    if fold != -1: keep &= table.fold.to_numpy() == fold
+    if only == "false alarm":
+        keep &= (~labelled & (pair("predicted") > 0)).any(1)
+    if only == "missed":
+        keep &= (labelled & (pair("dice") == 0)).any(1)
+    if only == "duplicates":
+        keep &= table.duplicate.to_numpy() > 0
+    if only == "flagged":
+        keep &= table.index.isin(list(flagged))
+    if fold != -1:
+        keep &= table.fold.to_numpy() == fold
     return np.flatnonzero(keep)
 
+
 def order_rows(
-    table:pd.DataFrame, # from `image_table`
-    rows:np.ndarray,    # some of its rows
-    sort:str="id",      # "id" or a column
-    rising:bool=True,
-    show:str="all",     # of "class 3" the columns that are there for each class are those of class 3
-) -> np.ndarray: # the rows in order
+    table: pd.DataFrame,  # from `image_table`
+    rows: np.ndarray,  # some of its rows
+    sort: str = "id",  # "id" or a column
+    rising: bool = True,
+    show: str = "all",  # of "class 3" the columns that are there for each class are those of class 3
+) -> np.ndarray:  # the rows in order
     "Rows by a column; among equals the larger label comes first, and what has no value comes last either way."
-    if sort == "id": return rows if rising else rows[::-1]
-    if sort not in table: raise ValueError(f"sort {sort!r}: give 'id' or one of {', '.join(map(str, table.columns))}")
+    if sort == "id":
+        return rows if rising else rows[::-1]
+    if sort not in table:
+        raise ValueError(f"sort {sort!r}: give 'id' or one of {', '.join(map(str, table.columns))}")
     column = table[sort_column(table, sort, show)].iloc[rows]
-    if not pd.api.types.is_numeric_dtype(column): # text goes by the alphabet, whatever else by its text
+    if not pd.api.types.is_numeric_dtype(column):  # text goes by the alphabet, whatever else by its text
         codes, _ = pd.factorize(column.where(column.isna(), column.astype(str)), sort=True)
         column = pd.Series(np.where(codes < 0, np.nan, codes))
     values, size = column.to_numpy(float, na_value=np.nan), table[sort_column(table, "labelled", show)].to_numpy()[rows]
     return rows[worst_first(values if rising else -values, size)]
+
 
 def sort_column(table, sort, show):
     "The column that `sort` means while `show` is chosen."
@@ -230,97 +309,142 @@ def sort_column(table, sort, show):
 
 # %% ../nbs/41_browse.ipynb #98640d02
 def image_layers(
-    image:np.ndarray,       # (H,W) uint8
-    truth:np.ndarray,       # (C,H,W)
-    levels:np.ndarray=None, # (C,H,W) uint8, where there is a prediction
-    pred:np.ndarray=None,   # (C,H,W), likewise
-    other:np.ndarray=None,  # (C,H,W), what another run predicts
-    channel:int=-1,         # whose probabilities; -1: the largest of all classes
-    level:int=13,           # of probabilities, the least that is shown
-    only:int=-1,            # the class of which the difference is; -1: all
-) -> dict: # name to array or PNG bytes, as `StripView.show` takes them; None where there is nothing
+    image: np.ndarray,  # (H,W) uint8
+    truth: np.ndarray,  # (C,H,W)
+    levels: np.ndarray = None,  # (C,H,W) uint8, where there is a prediction
+    pred: np.ndarray = None,  # (C,H,W), likewise
+    other: np.ndarray = None,  # (C,H,W), what another run predicts
+    channel: int = -1,  # whose probabilities; -1: the largest of all classes
+    level: int = 13,  # of probabilities, the least that is shown
+    only: int = -1,  # the class of which the difference is; -1: all
+) -> dict:  # name to array or PNG bytes, as `StripView.show` takes them; None where there is nothing
     "What there is to see of one image, as layers that lie on it."
     some = lambda x, f: None if x is None else f(x)
     pick = slice(None) if only < 0 else only
-    return {"image": image, "labels": mask_layer(truth), "probability": some(levels, lambda x: probability_layer(x, channel, level)), "prediction": some(pred, mask_layer),
-        "difference": some(pred, lambda x: compare_layer(truth[pick], x[pick])) if len(truth) else None, "other run": some(other, mask_layer)}
+    return {
+        "image": image,
+        "labels": mask_layer(truth),
+        "probability": some(levels, lambda x: probability_layer(x, channel, level)),
+        "prediction": some(pred, mask_layer),
+        "difference": some(pred, lambda x: compare_layer(truth[pick], x[pick])) if len(truth) else None,
+        "other run": some(other, mask_layer),
+    }
+
 
 def probability_layer(
-    levels:np.ndarray, # (C,H,W) uint8
-    channel:int=-1,    # -1: the largest of all classes
-    level:int=13,      # the least that is shown
+    levels: np.ndarray,  # (C,H,W) uint8
+    channel: int = -1,  # -1: the largest of all classes
+    level: int = 13,  # the least that is shown
 ) -> bytes:
     "Probabilities of a class, or the largest of all, as a PNG to lie over the image."
     return level_layer(levels[channel] if channel >= 0 else levels.max(0, initial=0), level)
 
+
 def image_facts(
-    image_id:str,
-    truth:np.ndarray,     # (C,H,W)
-    pred:np.ndarray=None, # (C,H,W), where there is a prediction
+    image_id: str,
+    truth: np.ndarray,  # (C,H,W)
+    pred: np.ndarray = None,  # (C,H,W), where there is a prediction
 ) -> str:
     "The image's id, the pixels of each class in it, and its Dice: one line of plain text."
     area, hit, true = (x[0] for x in mask_counts((truth if pred is None else pred)[None], np.asarray(truth)[None]))
     parts = [] if pred is None or not len(true) else [f"mean Dice {dice(area, hit, true).mean():.3f}"]
     for name, a, h, t in zip(class_colours(len(true)), area, hit, true):
-        if pred is None: says = f"{t:,} px"
-        elif not t: says = f"false alarm, {a:,} px"
-        elif not h: says = f"missed, {t:,} px" + (f", {a:,} px predicted elsewhere" if a else "")
-        else: says = f"{t:,} px labelled, {a:,} px predicted, Dice {dice(a, h, t):.3f}"
-        if a or t: parts.append(f"{name}: {says}")
-    if not (area.any() or true.any()): parts.append("clean" if pred is None else "clean, and nothing predicted")
+        if pred is None:
+            says = f"{t:,} px"
+        elif not t:
+            says = f"false alarm, {a:,} px"
+        elif not h:
+            says = f"missed, {t:,} px" + (f", {a:,} px predicted elsewhere" if a else "")
+        else:
+            says = f"{t:,} px labelled, {a:,} px predicted, Dice {dice(a, h, t):.3f}"
+        if a or t:
+            parts.append(f"{name}: {says}")
+    if not (area.any() or true.any()):
+        parts.append("clean" if pred is None else "clean, and nothing predicted")
     return " · ".join([image_id, *parts])
 
 # %% ../nbs/41_browse.ipynb #2eff04c1
 PAINT = "image", "labels", "prediction", "difference"
 
+
 class Thumbs:
     "Draws and keeps thumbnails of a folder's images, painted with labels, prediction, or how these differ. Several threads may draw."
-    def __init__(self,
-        folder:StripFolder,
-        predicted:Predicted|None=None,
-        most:int=4000, # how many are kept: some 30 MB
+
+    def __init__(
+        self,
+        folder: StripFolder,
+        predicted: Predicted | None = None,
+        most: int = 4000,  # how many are kept: some 30 MB
     ):
-        (h, w), self.folder, self.predicted, self.most, self._kept, self._small = folder.shape, folder, predicted, most, {}, {}
-        scale = min(224/w, 160/h, 1) if w > 1.5*h else min(160/max(h, w), 1)
-        self.size = max(1, round(h*scale)), max(1, round(w*scale))
+        (h, w), self.folder, self.predicted, self.most, self._kept, self._small = (
+            folder.shape,
+            folder,
+            predicted,
+            most,
+            {},
+            {},
+        )
+        scale = min(224 / w, 160 / h, 1) if w > 1.5 * h else min(160 / max(h, w), 1)
+        self.size = max(1, round(h * scale)), max(1, round(w * scale))
         self._path = dict(zip(folder.images.image_id, folder.images.path))
 
-    def key(self,
-        image_id:str,
-        paint:str="difference", # one of `PAINT`
-        channel:int=-1,         # of one class; -1: all
+    def key(
+        self,
+        image_id: str,
+        paint: str = "difference",  # one of `PAINT`
+        channel: int = -1,  # of one class; -1: all
         rules=(),
-    ) -> tuple: # for `kept` and `draw`
+    ) -> tuple:  # for `kept` and `draw`
         "What a thumbnail shows, and nothing that does not matter for it."
         seen = self.predicted and image_id in self.predicted.store._row
-        if paint in ("prediction", "difference") and not seen: paint = "labels" if paint == "difference" else "image"
-        return image_id, paint, -1 if paint == "image" else channel, tuple(rules) if paint in ("prediction", "difference") else ()
+        if paint in ("prediction", "difference") and not seen:
+            paint = "labels" if paint == "difference" else "image"
+        return (
+            image_id,
+            paint,
+            -1 if paint == "image" else channel,
+            tuple(rules) if paint in ("prediction", "difference") else (),
+        )
 
-    def kept(self, key:tuple) -> bytes|None:
+    def kept(self, key: tuple) -> bytes | None:
         "A thumbnail that was drawn before."
         return self._kept.get(key)
 
-    def draw(self, key:tuple) -> bytes:
+    def draw(self, key: tuple) -> bytes:
         "A JPEG; of an image that cannot be read, a grey one."
-        if key in self._kept: return self._kept[key]
+        if key in self._kept:
+            return self._kept[key]
         image_id, paint, channel, rules = key
         rgb = self._steel(image_id).copy()
         masks = self._masks(image_id, paint, channel, rules) if paint != "image" else []
         for mask, colour in masks:
-            if not mask.any(): continue
+            if not mask.any():
+                continue
             small = self._shrink(mask)
-            rgb[small] = np.rint(.35*rgb[small] + .65*np.array(colour))
-        if rgb.shape[0] > rgb.shape[1]: rgb = np.pad(rgb, ((0, 0), (0, rgb.shape[0] - rgb.shape[1]), (0, 0)), constant_values=236)
+            rgb[small] = np.rint(0.35 * rgb[small] + 0.65 * np.array(colour))
+        if rgb.shape[0] > rgb.shape[1]:
+            rgb = np.pad(rgb, ((0, 0), (0, rgb.shape[0] - rgb.shape[1]), (0, 0)), constant_values=236)
         data = io.BytesIO()
-        PILImage.fromarray(rgb).save(data, "jpeg", quality=80, subsampling=0) # or thin masks lose their colour
+        PILImage.fromarray(rgb).save(data, "jpeg", quality=80, subsampling=0)  # or thin masks lose their colour
         return _keep(self._kept, self.most, key, data.getvalue())
 
     def _steel(self, image_id):
-        if image_id in self._small: return self._small[image_id]
-        (h, w), by = self.size, self.folder.shape[0]//self.size[0]
-        flag = cv2.IMREAD_REDUCED_GRAYSCALE_8 if by >= 8 else cv2.IMREAD_REDUCED_GRAYSCALE_4 if by >= 4 else cv2.IMREAD_REDUCED_GRAYSCALE_2 if by >= 2 else cv2.IMREAD_GRAYSCALE
-        try: grey = cv2.resize(_decode(self._path[image_id], flag), (w, h), interpolation=cv2.INTER_AREA)
-        except ValueError: grey = np.full((h, w), 128, np.uint8) # the large view says what is wrong
+        if image_id in self._small:
+            return self._small[image_id]
+        (h, w), by = self.size, self.folder.shape[0] // self.size[0]
+        flag = (
+            cv2.IMREAD_REDUCED_GRAYSCALE_8
+            if by >= 8
+            else cv2.IMREAD_REDUCED_GRAYSCALE_4
+            if by >= 4
+            else cv2.IMREAD_REDUCED_GRAYSCALE_2
+            if by >= 2
+            else cv2.IMREAD_GRAYSCALE
+        )
+        try:
+            grey = cv2.resize(_decode(self._path[image_id], flag), (w, h), interpolation=cv2.INTER_AREA)
+        except ValueError:
+            grey = np.full((h, w), 128, np.uint8)  # the large view says what is wrong
         return _keep(self._small, self.most, image_id, np.repeat(grey[..., None], 3, 2))
 
     def _masks(self, image_id, paint, channel, rules):
@@ -328,7 +452,8 @@ class Thumbs:
         classes = range(self.folder.n_classes) if channel < 0 else [channel]
         truth = self.folder.mask(image_id) > 0 if paint != "prediction" else None
         pred = np.asarray(masks_of(self.predicted, image_id, rules)) > 0 if paint != "labels" else None
-        if paint != "difference": return [((truth if pred is None else pred)[k], PALETTE[k % len(PALETTE)]) for k in classes]
+        if paint != "difference":
+            return [((truth if pred is None else pred)[k], PALETTE[k % len(PALETTE)]) for k in classes]
         hit, missed, false = np.zeros((3, *self.folder.shape), bool)
         for k in classes:
             if truth[k].any() or pred[k].any():
@@ -337,53 +462,80 @@ class Thumbs:
                 false |= pred[k] & ~truth[k]
         return list(zip((hit, missed, false), COMPARE.values()))
 
-    def _shrink(self, mask): # a pixel of the mask is 1/255 or more of what it falls into, unless the image is larger than some 3000 x 3000
-        return cv2.resize(mask.view(np.uint8)*255, self.size[::-1], interpolation=cv2.INTER_AREA) > 0
+    def _shrink(
+        self, mask
+    ):  # a pixel of the mask is 1/255 or more of what it falls into, unless the image is larger than some 3000 x 3000
+        return cv2.resize(mask.view(np.uint8) * 255, self.size[::-1], interpolation=cv2.INTER_AREA) > 0
+
 
 def _keep(kept, most, key, value):
     "Put a value into a dict of at most so many; the oldest goes."
-    while len(kept) >= most: kept.pop(next(iter(kept)), None)
+    while len(kept) >= most:
+        kept.pop(next(iter(kept)), None)
     kept[key] = value
     return value
 
 # %% ../nbs/41_browse.ipynb #8483c701
 REASONS = "look again", "label missing", "label too loose", "wrong class", "not a defect", "duplicate with other label"
 
+
 class Flag(NamedTuple):
     "One entry of the list of what is to be labelled again."
-    image_id:str
-    class_id:str     # "" for the whole image
-    reason:str
-    suspicion:float  # and Dice, of the class or of the image, when it was flagged; NaN without a run
-    dice:float
-    when:str         # UTC, ISO 8601
+
+    image_id: str
+    class_id: str  # "" for the whole image
+    reason: str
+    suspicion: float  # and Dice, of the class or of the image, when it was flagged; NaN without a run
+    dice: float
+    when: str  # UTC, ISO 8601
+
 
 _FORMULA = tuple("=+-@\t\r\n'＝＋－＠")
 
+
 def write_queue(
-    path:str|Path, # a csv, written whole or not at all
-    queue,         # of `Flag`, or a DataFrame of the same columns
+    path: str | Path,  # a csv, written whole or not at all
+    queue,  # of `Flag`, or a DataFrame of the same columns
 ) -> Path:
     "Write what is to be labelled again; returns the path."
-    if isinstance(queue, pd.DataFrame): queue = [Flag(*row) for row in queue[list(Flag._fields)].itertuples(index=False)]
+    if isinstance(queue, pd.DataFrame):
+        queue = [Flag(*row) for row in queue[list(Flag._fields)].itertuples(index=False)]
     text = io.StringIO()
-    writer = csv.writer(text, quoting=csv.QUOTE_ALL) # or a spreadsheet might take "3+4" for a date
+    writer = csv.writer(text, quoting=csv.QUOTE_ALL)  # or a spreadsheet might take "3+4" for a date
     writer.writerow(Flag._fields)
-    for flag in queue: writer.writerow(["" if isinstance(x, float) and np.isnan(x) else repr(float(x)) if isinstance(x, float) else "'" + x if x.startswith(_FORMULA) else x for x in flag])
-    return write_text(path, "\ufeff" + text.getvalue()) # the mark tells spreadsheets that it is UTF-8
+    for flag in queue:
+        writer.writerow(
+            [
+                ""
+                if isinstance(x, float) and np.isnan(x)
+                else repr(float(x))
+                if isinstance(x, float)
+                else "'" + x
+                if x.startswith(_FORMULA)
+                else x
+                for x in flag
+            ]
+        )
+    return write_text(path, "\ufeff" + text.getvalue())  # the mark tells spreadsheets that it is UTF-8
+
 
 def read_queue(
-    path:str|Path, # as `write_queue` wrote it
+    path: str | Path,  # as `write_queue` wrote it
 ) -> pd.DataFrame:
     "Read what is to be labelled again. Raises `ValueError` that names the file and the row."
     rows, problems = csv_rows(path)
-    if problems: raise ValueError(f"{path} row {problems[0][0]}: {problems[0][1]}")
-    if rows[0][1] != list(Flag._fields): raise ValueError(f"{path}: not a list of flags: its header must be {','.join(Flag._fields)}")
+    if problems:
+        raise ValueError(f"{path} row {problems[0][0]}: {problems[0][1]}")
+    if rows[0][1] != list(Flag._fields):
+        raise ValueError(f"{path}: not a list of flags: its header must be {','.join(Flag._fields)}")
     flags = []
     for row, fields in rows[1:]:
-        if len(fields) != len(Flag._fields): raise ValueError(f"{path} row {row}: {len(fields)} fields, not {len(Flag._fields)}")
-        try: numbers = [float(x) if x else np.nan for x in fields[3:5]]
-        except ValueError as e: raise ValueError(f"{path} row {row}: {e}") from None
+        if len(fields) != len(Flag._fields):
+            raise ValueError(f"{path} row {row}: {len(fields)} fields, not {len(Flag._fields)}")
+        try:
+            numbers = [float(x) if x else np.nan for x in fields[3:5]]
+        except ValueError as e:
+            raise ValueError(f"{path} row {row}: {e}") from None
         image_id, class_id, reason, when = (x.removeprefix("'") for x in (*fields[:3], fields[5]))
         flags.append(Flag(image_id, class_id, reason, *numbers, when))
     return pd.DataFrame(flags, columns=Flag._fields)
@@ -392,23 +544,37 @@ def read_queue(
 _DRAWERS = ThreadPoolExecutor(4, thread_name_prefix="thumbnails")
 KEYS = "n", "ArrowRight", "p", "ArrowLeft", "f"
 
+
 class Pages(VBox):
     """Thumbnails of a list of images, a page at a time. Traits: `ids`, the list, and `image_id`, the one that is chosen; its page is the one shown.
 
     `look` tells of one image its key for `Thumbs`, its caption, and whether it is marked.
     """
+
     ids, image_id = Tuple(), Unicode()
     each = 50
 
-    def __init__(self,
-        thumbs:Thumbs,
-        look,        # image_id -> (key, caption, marked)
-        columns:int, # thumbnails side by side
-        height:int,  # of the part of the page that is seen, in screen pixels
+    def __init__(
+        self,
+        thumbs: Thumbs,
+        look,  # image_id -> (key, caption, marked)
+        columns: int,  # thumbnails side by side
+        height: int,  # of the part of the page that is seen, in screen pixels
     ):
-        self.thumbs, self.look, self.page, self._turn, self.waits, auto = thumbs, look, -1, 0, False, Layout(width="auto")
+        self.thumbs, self.look, self.page, self._turn, self.waits, auto = (
+            thumbs,
+            look,
+            -1,
+            0,
+            False,
+            Layout(width="auto"),
+        )
         self.gallery, self.drawn = Gallery(columns, KEYS, height), None
-        self.back, self.on, self.said = Button(description="Previous page", icon="angle-double-left", layout=auto), Button(description="Next page", icon="angle-double-right", layout=auto), HTML(layout=Layout(margin="2px 14px 2px 2px"))
+        self.back, self.on, self.said = (
+            Button(description="Previous page", icon="angle-double-left", layout=auto),
+            Button(description="Next page", icon="angle-double-right", layout=auto),
+            HTML(layout=Layout(margin="2px 14px 2px 2px")),
+        )
         super().__init__([control_row(self.back, self.on, self.said), self.gallery])
         self.back.on_click(lambda _: self.turn(self.page - 1))
         self.on.on_click(lambda _: self.turn(self.page + 1))
@@ -418,52 +584,72 @@ class Pages(VBox):
     @property
     def here(self) -> tuple:
         "The ids on the page."
-        return self.ids[self.page*self.each:(self.page + 1)*self.each]
+        return self.ids[self.page * self.each : (self.page + 1) * self.each]
 
-    def turn(self,
-        page:int, # from 0; the ends are as far as it goes
+    def turn(
+        self,
+        page: int,  # from 0; the ends are as far as it goes
     ):
         "Go to the first image of a page."
-        if self.ids: self.image_id = self.ids[self.each*min(max(page, 0), (len(self.ids) - 1)//self.each)]
+        if self.ids:
+            self.image_id = self.ids[self.each * min(max(page, 0), (len(self.ids) - 1) // self.each)]
 
     def _clicked(self, change):
-        if 0 <= change.new < len(self.here): self.image_id = self.here[change.new]
+        if 0 <= change.new < len(self.here):
+            self.image_id = self.here[change.new]
 
     def _choose(self):
         "Mark the chosen one; turn the page where it is on another."
-        if self.waits: return # for `refresh`
-        if self.image_id in self.here: self.gallery.chosen = self.here.index(self.image_id)
-        elif self.image_id in self.ids: self.refresh()
-        else: self.gallery.chosen = -1
+        if self.waits:
+            return  # for `refresh`
+        if self.image_id in self.here:
+            self.gallery.chosen = self.here.index(self.image_id)
+        elif self.image_id in self.ids:
+            self.refresh()
+        else:
+            self.gallery.chosen = -1
 
     def refresh(self):
         "Show the page of the chosen image anew, or the first: the list, its captions or what is painted have changed."
-        self.page, self._turn = self.ids.index(self.image_id)//self.each if self.image_id in self.ids else 0, self._turn + 1
+        self.page, self._turn = (
+            self.ids.index(self.image_id) // self.each if self.image_id in self.ids else 0,
+            self._turn + 1,
+        )
         keys, captions, marks = zip(*map(self.look, self.here)) if self.here else ((), (), ())
-        last = max(0, len(self.ids) - 1)//self.each
+        last = max(0, len(self.ids) - 1) // self.each
         self.back.disabled, self.on.disabled = self.page <= 0, self.page >= last
         self.said.value = f"Page {self.page + 1} of {last + 1}" if self.ids else ""
-        try: loop = asyncio.get_running_loop()
-        except RuntimeError: pictures, loop = list(_DRAWERS.map(self.thumbs.draw, keys)), None
-        else: pictures = [self.thumbs.kept(key) or b"" for key in keys]
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            pictures, loop = list(_DRAWERS.map(self.thumbs.draw, keys)), None
+        else:
+            pictures = [self.thumbs.kept(key) or b"" for key in keys]
         self.gallery.show(pictures, captions, marks)
         self._choose()
-        if loop and not all(pictures): self.drawn = loop.create_task(self._draw(keys, self._turn)) # kept here, or it might be collected
+        if loop and not all(pictures):
+            self.drawn = loop.create_task(self._draw(keys, self._turn))  # kept here, or it might be collected
 
     def mark(self):
         "Show anew which images are marked."
         self.gallery.mark([self.look(i)[2] for i in self.here])
 
     async def _draw(self, keys, turn):
-        waiting = [asyncio.wrap_future(_DRAWERS.submit(self.thumbs.draw, key)) for key in keys if not self.thumbs.kept(key)]
-        while turn == self._turn: # at least once: all may have been drawn meanwhile, for the still picture
+        waiting = [
+            asyncio.wrap_future(_DRAWERS.submit(self.thumbs.draw, key)) for key in keys if not self.thumbs.kept(key)
+        ]
+        while turn == self._turn:  # at least once: all may have been drawn meanwhile, for the still picture
             self.gallery.paint([self.thumbs.kept(key) or b"" for key in keys])
-            if not waiting: break
-            done, waiting = await asyncio.wait(waiting, timeout=.25)
-            for one in done: one.result()
-        for one in waiting: one.cancel() # another page is wanted
-        for i in self.ids[(self.page + 1)*self.each:(self.page + 2)*self.each]: # most likely the next
-            if turn == self._turn: await asyncio.wrap_future(_DRAWERS.submit(self.thumbs.draw, self.look(i)[0]))
+            if not waiting:
+                break
+            done, waiting = await asyncio.wait(waiting, timeout=0.25)
+            for one in done:
+                one.result()
+        for one in waiting:
+            one.cancel()  # another page is wanted
+        for i in self.ids[(self.page + 1) * self.each : (self.page + 2) * self.each]:  # most likely the next
+            if turn == self._turn:
+                await asyncio.wrap_future(_DRAWERS.submit(self.thumbs.draw, self.look(i)[0]))
 
 # %% ../nbs/41_browse.ipynb #5239c4fa
 class FlagBox(VBox):
@@ -471,34 +657,52 @@ class FlagBox(VBox):
 
     With a path the list is read from there and saved whenever it changes. `values` tells of an image and channel the suspicion and the Dice to write down.
     """
+
     flags, reason, channel, image_id = Tuple(), Unicode(REASONS[0]), Int(-1), Unicode()
 
-    def __init__(self,
-        n_classes:int,
-        values,                  # (image_id, channel) -> (suspicion, dice)
-        path:str|Path|None=None, # of a csv
+    def __init__(
+        self,
+        n_classes: int,
+        values,  # (image_id, channel) -> (suspicion, dice)
+        path: str | Path | None = None,  # of a csv
     ):
         self.values, self.path = values, path and Path(path)
-        names, auto = [("whole image", -1), *((name, k) for k, name in enumerate(class_colours(n_classes)))], Layout(width="auto")
-        self.why = Combobox(options=REASONS, description="Reason", continuous_update=False, layout=Layout(width="320px"))
+        names, auto = (
+            [("whole image", -1), *((name, k) for k, name in enumerate(class_colours(n_classes)))],
+            Layout(width="auto"),
+        )
+        self.why = Combobox(
+            options=REASONS, description="Reason", continuous_update=False, layout=Layout(width="320px")
+        )
         self.which, self.said = Dropdown(options=names, description="Concerns", layout=Layout(width="190px")), HTML()
-        self.on, self.off = Button(description="Flag", icon="flag", tooltip="key f", layout=auto), Button(description="Take flag off", tooltip="key f", layout=auto)
+        self.on, self.off = (
+            Button(description="Flag", icon="flag", tooltip="key f", layout=auto),
+            Button(description="Take flag off", tooltip="key f", layout=auto),
+        )
         super().__init__([control_row(self.why, self.which, self.on, self.off, self.said)])
         self.on.on_click(lambda _: self.flag())
         self.off.on_click(lambda _: self.unflag())
-        if self.path and self.path.exists(): self.flags = tuple(Flag(*row) for row in read_queue(self.path).itertuples(index=False))
+        if self.path and self.path.exists():
+            self.flags = tuple(Flag(*row) for row in read_queue(self.path).itertuples(index=False))
         link((self, "reason"), (self.why, "value")), link((self, "channel"), (self.which, "value"))
         self.observe(self._changed, ["flags", "image_id"])
         self._tell()
 
     def check(self, name, value):
         "The value of a trait, or a `ValueError` that says what is possible."
-        if name == "channel" and not -1 <= value < len(self.which.options) - 1: raise ValueError(f"channel {value}: there are {len(self.which.options) - 1} classes, 0 to {len(self.which.options) - 2}, and -1 for the whole image")
-        if name == "flags" and (odd := [f for f in value if not isinstance(f, Flag)]): raise ValueError(f"{odd[0]!r} is not a Flag")
-        return tuple(value) if name == "flags" else value.encode(errors="replace").decode() if name == "reason" else value # half a character cannot be saved
+        if name == "channel" and not -1 <= value < len(self.which.options) - 1:
+            raise ValueError(
+                f"channel {value}: there are {len(self.which.options) - 1} classes, 0 to {len(self.which.options) - 2}, and -1 for the whole image"
+            )
+        if name == "flags" and (odd := [f for f in value if not isinstance(f, Flag)]):
+            raise ValueError(f"{odd[0]!r} is not a Flag")
+        return (
+            tuple(value) if name == "flags" else value.encode(errors="replace").decode() if name == "reason" else value
+        )  # half a character cannot be saved
 
     @validate("flags", "reason", "channel")
-    def _fits(self, proposal): return self.check(proposal.trait.name, proposal.value)
+    def _fits(self, proposal):
+        return self.check(proposal.trait.name, proposal.value)
 
     @property
     def of(self) -> dict:
@@ -507,10 +711,19 @@ class FlagBox(VBox):
 
     def flag(self):
         "Flag the image, or change its flag, by what `reason` and `channel` say."
-        if not self.image_id: return
-        if not self.reason.strip(): self.said.value = "<b>give a reason first</b>"; return
+        if not self.image_id:
+            return
+        if not self.reason.strip():
+            self.said.value = "<b>give a reason first</b>"
+            return
         numbers = map(float, self.values(self.image_id, self.channel))
-        new = Flag(self.image_id, "" if self.channel < 0 else str(class_id(self.channel)), self.reason, *numbers, datetime.now(timezone.utc).isoformat(timespec="seconds"))
+        new = Flag(
+            self.image_id,
+            "" if self.channel < 0 else str(class_id(self.channel)),
+            self.reason,
+            *numbers,
+            datetime.now(UTC).isoformat(timespec="seconds"),
+        )
         self.flags = tuple({**self.of, new.image_id: new}.values())
 
     def unflag(self):
@@ -524,110 +737,184 @@ class FlagBox(VBox):
     def _changed(self, change):
         problem = ""
         if change.name == "flags" and self.path:
-            try: write_queue(self.path, self.flags)
-            except OSError as e: problem = f"not saved: {self.path.name} cannot be written ({e.strerror})"
+            try:
+                write_queue(self.path, self.flags)
+            except OSError as e:
+                problem = f"not saved: {self.path.name} cannot be written ({e.strerror})"
         self._tell(problem)
 
     def _tell(self, problem=""):
         here = self.of.get(self.image_id)
         says = [f"flagged: {here.reason}" + (f" (class {here.class_id})" if here.class_id else "")] if here else []
-        says += [f"{len(self.flags):,} flagged" + (f", saved in {self.path.name}" if self.path and self.path.exists() and not problem else "")]
+        says += [
+            f"{len(self.flags):,} flagged"
+            + (f", saved in {self.path.name}" if self.path and self.path.exists() and not problem else "")
+        ]
         self.off.disabled, self.on.disabled = not here, not self.image_id
         self.said.value = line_html(" · ".join(says)) + (f"<b>{html.escape(problem)}</b>" if problem else "")
 
 # %% ../nbs/41_browse.ipynb #693a4c48
 def in_words(
-    value,   # of a cell of the table
-    name="", # of its column
+    value,  # of a cell of the table
+    name="",  # of its column
 ) -> str:
     "A number or text as a caption shows it."
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.number)): return str(value)
-    if np.isnan(value): return "–"
-    if name == "loss": return f"{value:.5f}"
-    return f"{value:,.0f}" if name in ("fold", "labelled", "predicted", "false_alarms", "missed", "duplicate") or isinstance(value, (int, np.integer)) else f"{value:,.3f}"
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.number)):
+        return str(value)
+    if np.isnan(value):
+        return "–"
+    if name == "loss":
+        return f"{value:.5f}"
+    return (
+        f"{value:,.0f}"
+        if name in ("fold", "labelled", "predicted", "false_alarms", "missed", "duplicate")
+        or isinstance(value, (int, np.integer))
+        else f"{value:,.3f}"
+    )
+
 
 def caption(
-    table:pd.DataFrame, # from `image_table`
-    image_id:str,
-    sort:str="id",
-    show:str="all",
+    table: pd.DataFrame,  # from `image_table`
+    image_id: str,
+    sort: str = "id",
+    show: str = "all",
 ) -> str:
     "What the list is sorted by, and the id: the number first, where a long id cannot hide it."
-    return image_id if sort == "id" else f"{in_words(table.at[image_id, sort_column(table, sort, show)], sort)} · {image_id}"
+    return (
+        image_id
+        if sort == "id"
+        else f"{in_words(table.at[image_id, sort_column(table, sort, show)], sort)} · {image_id}"
+    )
+
 
 def note(
-    table:pd.DataFrame, # from `image_table`
-    image_id:str,
+    table: pd.DataFrame,  # from `image_table`
+    image_id: str,
 ) -> str:
     "What the table knows of an image beyond its areas and Dice, as plain text."
     row, says = table.loc[image_id], []
-    if row.fold >= 0: says.append(f"fold {int(row.fold)}")
-    says += [f"{name} {row[name]:.3f}" for name in ("suspicion", "disagreement") if name in row and not pd.isna(row[name])]
+    if row.fold >= 0:
+        says.append(f"fold {int(row.fold)}")
+    says += [
+        f"{name} {row[name]:.3f}" for name in ("suspicion", "disagreement") if name in row and not pd.isna(row[name])
+    ]
     if row.get("duplicate", 0):
         same = [i for i in table.index[table.duplicate == row.duplicate] if i != image_id]
-        says.append(f"the same file as {', '.join(same[:3])}" + f" and {len(same) - 3} more"*(len(same) > 3) + ", labels differ"*bool(row.labels_differ))
+        says.append(
+            f"the same file as {', '.join(same[:3])}"
+            + f" and {len(same) - 3} more" * (len(same) > 3)
+            + ", labels differ" * bool(row.labels_differ)
+        )
     return " · ".join(says)
 
 # %% ../nbs/41_browse.ipynb #349af9cc
-RISING = "id", "fold", "classes", "dice", "duplicate" # what is sorted from the lowest up unless it is said otherwise
+RISING = "id", "fold", "classes", "dice", "duplicate"  # what is sorted from the lowest up unless it is said otherwise
+
 
 class ImageList(Box):
     """Menus that choose images and their order. Traits: `show`, `fold`, `only`, `sort`, `rising`, `rules`, `flagged` (ids); they end in `ids`, and `made` counts how often.
 
     `table` has all that is known of every image.
     """
-    show, fold, only, sort, rising, rules, flagged, ids, made = Unicode("all"), Int(-1), Unicode("all"), Unicode("id"), Bool(True), Tuple(), Tuple(), Tuple(), Int(0)
 
-    def __init__(self,
-        folder:StripFolder,
-        predicted:Predicted|None=None,
-        rules=(),                  # of the run
-        other:Predicted|None=None, # a run to compare with
-        columns:pd.DataFrame|None=None,
+    show, fold, only, sort, rising, rules, flagged, ids, made = (
+        Unicode("all"),
+        Int(-1),
+        Unicode("all"),
+        Unicode("id"),
+        Bool(True),
+        Tuple(),
+        Tuple(),
+        Tuple(),
+        Int(0),
+    )
+
+    def __init__(
+        self,
+        folder: StripFolder,
+        predicted: Predicted | None = None,
+        rules=(),  # of the run
+        other: Predicted | None = None,  # a run to compare with
+        columns: pd.DataFrame | None = None,
     ):
-        self.folder, self.predicted, self.other, self.columns, self.twins, run = folder, predicted, other, columns, None, predicted is not None
+        self.folder, self.predicted, self.other, self.columns, self.twins, run = (
+            folder,
+            predicted,
+            other,
+            columns,
+            None,
+            predicted is not None,
+        )
         self.set_trait("rules", tuple(rules))
         self._make_table()
-        said = {"dice": "Dice", "labelled": "labelled area", "predicted": "predicted area", "false_alarms": "false alarms"}
+        said = {
+            "dice": "Dice",
+            "labelled": "labelled area",
+            "predicted": "predicted area",
+            "false_alarms": "false alarms",
+        }
         folds = sorted(set(self.table.fold.dropna().astype(int)) - {-1})
-        menu = lambda text, options, width, there=True: Dropdown(options=options, description=text, layout=Layout(width=f"{width}px", display=None if there else "none"))
-        self.menus = dict(show=menu("Show", ["all", "clean", *class_colours(folder.n_classes)], 140), fold=menu("Fold", [("all", -1), *((str(k), k) for k in folds)], 110, folds),
-            only=menu("Only", [o for o in ONLY if run or o not in ("false alarm", "missed")], 165), sort=menu("Sort by", [(said.get(n, n), n) for n in ("id", *self.table.columns, "duplicate")], 225),
-            rising=menu("Order", [("lowest first", True), ("highest first", False)], 175))
+        menu = lambda text, options, width, there=True: Dropdown(
+            options=options, description=text, layout=Layout(width=f"{width}px", display=None if there else "none")
+        )
+        self.menus = dict(
+            show=menu("Show", ["all", "clean", *class_colours(folder.n_classes)], 140),
+            fold=menu("Fold", [("all", -1), *((str(k), k) for k in folds)], 110, folds),
+            only=menu("Only", [o for o in ONLY if run or o not in ("false alarm", "missed")], 165),
+            sort=menu("Sort by", [(said.get(n, n), n) for n in ("id", *self.table.columns, "duplicate")], 225),
+            rising=menu("Order", [("lowest first", True), ("highest first", False)], 175),
+        )
         self.said = HTML()
         super().__init__([control_row(*self.menus.values(), self.said)])
-        if run: self.sort = "dice"
-        for name, there in self.menus.items(): link((self, name), (there, "value"))
+        if run:
+            self.sort = "dice"
+        for name, there in self.menus.items():
+            link((self, name), (there, "value"))
         self.observe(self._choose, ["show", "fold", "only", "sort", "rising", "rules", "flagged"])
         self._choose()
 
     def check(self, name, value):
         "The value of a trait, or a `ValueError` that says what is possible."
         if name == "rules":
-            if self.predicted is None and value: raise ValueError("rules: there are no predictions; give a run as well")
+            if self.predicted is None and value:
+                raise ValueError("rules: there are no predictions; give a run as well")
             return run_rules(self.predicted, value) if self.predicted else ()
         there = [o[1] if isinstance(o, tuple) else o for o in self.menus[name].options]
-        if value not in there: raise ValueError(f"{name} {value!r}: " + "there are no predictions; give a run as well, or "*(self.predicted is None) + f"give one of {', '.join(map(repr, there))}")
+        if value not in there:
+            raise ValueError(
+                f"{name} {value!r}: "
+                + "there are no predictions; give a run as well, or " * (self.predicted is None)
+                + f"give one of {', '.join(map(repr, there))}"
+            )
         return value
 
     @validate("show", "fold", "only", "sort", "rules")
-    def _fits(self, proposal): return self.check(proposal.trait.name, proposal.value) if hasattr(self, "menus") else proposal.value
+    def _fits(self, proposal):
+        return self.check(proposal.trait.name, proposal.value) if hasattr(self, "menus") else proposal.value
 
-    def _make_table(self): self.table = image_table(self.predicted or self.folder, self.rules if self.predicted else None, self.other, self.columns, self.twins)
+    def _make_table(self):
+        self.table = image_table(
+            self.predicted or self.folder, self.rules if self.predicted else None, self.other, self.columns, self.twins
+        )
 
     def _choose(self, change=None):
         what = self.why = change and change.name
-        if what == "flagged" and self.only != "flagged": return
+        if what == "flagged" and self.only != "flagged":
+            return
         if what == "sort" and self.rising != (self.sort in RISING):
-            self.rising = self.sort in RISING # which comes back here
+            self.rising = self.sort in RISING  # which comes back here
             return
         new_twins = self.twins is None and (self.only == "duplicates" or self.sort in ("suspicion", "duplicate"))
         if new_twins:
             self.said.value = "comparing files …"
             self.twins, self.said.value = find_twins(self.folder), ""
-        if new_twins or what == "rules": self._make_table()
+        if new_twins or what == "rules":
+            self._make_table()
         rows = choose_rows(self.table, self.folder.n_classes, self.show, self.fold, self.only, self.flagged)
-        self.ids, self.made = tuple(self.table.index[order_rows(self.table, rows, self.sort, self.rising, self.show)]), self.made + 1
+        self.ids, self.made = (
+            tuple(self.table.index[order_rows(self.table, rows, self.sort, self.rising, self.show)]),
+            self.made + 1,
+        )
 
     @property
     def channel(self) -> int:
@@ -635,117 +922,196 @@ class ImageList(Box):
         return int(self.show.removeprefix("class ")) - 1 if self.show.startswith("class ") else -1
 
 # %% ../nbs/41_browse.ipynb #83859c95
-_DIFFERENCE = {"difference: hit": COMPARE["hit"], "missed": COMPARE["missed"], "false": COMPARE["false"]} # some classes have the same colours
+_DIFFERENCE = {
+    "difference: hit": COMPARE["hit"],
+    "missed": COMPARE["missed"],
+    "false": COMPARE["false"],
+}  # some classes have the same colours
+
 
 class LargeView(VBox):
     "One image in layers with a line about it. Traits: `image_id`, `channel` (-1: any) and `level`, which probabilities are shown; `draw` shows it."
+
     image_id, channel, level = Unicode(), Int(-1), Int(13)
 
-    def __init__(self,
-        folder:StripFolder,
-        predicted:Predicted|None=None,
-        other:Predicted|None=None,
-        width:int|None=None, # screen pixels; None: as `view_box` says
+    def __init__(
+        self,
+        folder: StripFolder,
+        predicted: Predicted | None = None,
+        other: Predicted | None = None,
+        width: int | None = None,  # screen pixels; None: as `view_box` says
     ):
-        self.folder, self.predicted, self.other, self.rules, self.only, self.note, self.plain, self._levels = folder, predicted, other, (), -1, "", "", None
+        self.folder, self.predicted, self.other, self.rules, self.only, self.note, self.plain, self._levels = (
+            folder,
+            predicted,
+            other,
+            (),
+            -1,
+            "",
+            "",
+            None,
+        )
         classes, run = class_colours(folder.n_classes), predicted is not None
         self.colours = classes | (_DIFFERENCE if run else {})
-        names = ["image", "labels", *["probability", "prediction", "difference"][:3*run], *["other run"][:other is not None]]
-        self.view, self.text, self.legend = StripView(folder.shape, names, ["image", "difference" if run else "labels"], width), HTML(), HTML(legend_html(self.colours))
-        self.menu = Dropdown(options=[("any class", -1), *((name, k) for k, name in enumerate(classes))], description="Probability of", layout=Layout(width="200px"))
+        names = [
+            "image",
+            "labels",
+            *["probability", "prediction", "difference"][: 3 * run],
+            *["other run"][: other is not None],
+        ]
+        self.view, self.text, self.legend = (
+            StripView(folder.shape, names, ["image", "difference" if run else "labels"], width),
+            HTML(),
+            HTML(legend_html(self.colours)),
+        )
+        self.menu = Dropdown(
+            options=[("any class", -1), *((name, k) for k, name in enumerate(classes))],
+            description="Probability of",
+            layout=Layout(width="200px"),
+        )
         self.slider = IntSlider(min=1, max=255, description="from level", layout=Layout(width="320px"))
         self.chance = control_row(self.menu, self.slider)
         self.chance.layout.display = None if run else "none"
-        if run: self.level = max(13, predicted.store.floor)
+        if run:
+            self.level = max(13, predicted.store.floor)
         super().__init__([self.text, self.view, self.chance, self.legend])
         link((self, "channel"), (self.menu, "value")), link((self, "level"), (self.slider, "value"))
-        self.observe(lambda change: self._levels is None or self.view.show({"probability": probability_layer(self._levels, self.channel, self.level)}), ["channel", "level"])
+        self.observe(
+            lambda change: (
+                self._levels is None
+                or self.view.show({"probability": probability_layer(self._levels, self.channel, self.level)})
+            ),
+            ["channel", "level"],
+        )
 
     def check(self, name, value):
         "The value of a trait, or a `ValueError` that says what is possible."
         n = self.folder.n_classes
-        if name == "channel" and not -1 <= value < n: raise ValueError(f"channel {value}: there are {n} classes, 0 to {n - 1}, and -1 for any")
-        if name == "level" and not 1 <= value <= 255: raise ValueError(f"level {value} is outside 1..255")
+        if name == "channel" and not -1 <= value < n:
+            raise ValueError(f"channel {value}: there are {n} classes, 0 to {n - 1}, and -1 for any")
+        if name == "level" and not 1 <= value <= 255:
+            raise ValueError(f"level {value} is outside 1..255")
         return value
 
     @validate("channel", "level")
-    def _fits(self, proposal): return self.check(proposal.trait.name, proposal.value)
+    def _fits(self, proposal):
+        return self.check(proposal.trait.name, proposal.value)
 
-    def look(self) -> dict: # image, truth, levels, pred, other: arrays, or None where there is none
+    def look(self) -> dict:  # image, truth, levels, pred, other: arrays, or None where there is none
         "All that is to be seen of the image."
         i, run, other = self.image_id, self.predicted, self.other
         known, seen = run is not None and i in run.store.image_ids, other is not None and i in other.store.image_ids
-        return dict(image=self.folder.image(i), truth=self.folder.mask(i), levels=run.store.read(i) if known else None, pred=masks_of(run, i, self.rules) if known else None,
-            other=masks_of(other, i, run_rules(other)) if seen else None)
+        return dict(
+            image=self.folder.image(i),
+            truth=self.folder.mask(i),
+            levels=run.store.read(i) if known else None,
+            pred=masks_of(run, i, self.rules) if known else None,
+            other=masks_of(other, i, run_rules(other)) if seen else None,
+        )
 
     def draw(self):
         "Show the image; where it cannot be read, why."
-        try: seen, problem = self.look() if self.image_id else None, ""
-        except ValueError as e: seen, problem = None, str(e)
+        try:
+            seen, problem = self.look() if self.image_id else None, ""
+        except ValueError as e:
+            seen, problem = None, str(e)
         self._levels = seen and seen["levels"]
-        for part in (self.view, self.legend): part.layout.display = None if seen else "none"
+        for part in (self.view, self.legend):
+            part.layout.display = None if seen else "none"
         self.chance.layout.display = None if self._levels is not None else "none"
         self.plain = self.facts(seen) if seen else problem or self.note
         self.text.value = line_html(self.plain)
-        if seen: self.view.show({name: layer for name, layer in image_layers(**seen, channel=self.channel, level=self.level, only=self.only).items() if name in self.view.names})
+        if seen:
+            self.view.show(
+                {
+                    name: layer
+                    for name, layer in image_layers(
+                        **seen, channel=self.channel, level=self.level, only=self.only
+                    ).items()
+                    if name in self.view.names
+                }
+            )
 
-    def facts(self, seen:dict) -> str:
+    def facts(self, seen: dict) -> str:
         "One line of plain text about what `look` gave."
         unknown = ["not predicted"] if self.predicted is not None and seen["pred"] is None else []
-        return " · ".join([image_facts(self.image_id, seen["truth"], seen["pred"]), *unknown, *[self.note][:bool(self.note)]])
+        return " · ".join(
+            [image_facts(self.image_id, seen["truth"], seen["pred"]), *unknown, *[self.note][: bool(self.note)]]
+        )
 
-    def pictures(self) -> dict: # name to (H,W,3) uint8
+    def pictures(self) -> dict:  # name to (H,W,3) uint8
         "The image as the view shows it at first, painted: for where there is no view."
-        try: seen = self.look() if self.image_id else None
-        except ValueError: seen = None
-        if not seen: return {}
+        try:
+            seen = self.look() if self.image_id else None
+        except ValueError:
+            seen = None
+        if not seen:
+            return {}
         painted = {"labels": overlay(seen["image"], seen["truth"])}
-        if seen["pred"] is None: return painted
+        if seen["pred"] is None:
+            return painted
         over = image_layers(**seen, only=self.only)["difference"]
         difference = PILImage.fromarray(seen["image"]).convert("RGBA")
-        if over: difference.alpha_composite(PILImage.open(io.BytesIO(over)).convert("RGBA"))
-        return painted | {"prediction": overlay(seen["image"], seen["pred"]), "difference": np.array(difference.convert("RGB"))}
+        if over:
+            difference.alpha_composite(PILImage.open(io.BytesIO(over)).convert("RGBA"))
+        return painted | {
+            "prediction": overlay(seen["image"], seen["pred"]),
+            "difference": np.array(difference.convert("RGB")),
+        }
 
 # %% ../nbs/41_browse.ipynb #b50bb334
 def open_data(
-    data:str|Path|Predicted|StripFolder, # a run or a data folder
-    folder=None, # of a run, as for `read_run`
-    scores=None, # likewise
-) -> tuple: # StripFolder; Predicted or None
+    data: str | Path | Predicted | StripFolder,  # a run or a data folder
+    folder=None,  # of a run, as for `read_run`
+    scores=None,  # likewise
+) -> tuple:  # StripFolder; Predicted or None
     "Open a run with its data, or a data folder alone. Raises `ValueError` where there is neither."
-    is_run = isinstance(data, Predicted) or not isinstance(data, StripFolder) and (Path(data)/"oof").is_dir()
-    if is_run: return (predicted := read_run(data, folder, scores)).folder, predicted
-    if folder is not None: raise ValueError(f"{data}: no run (there is no oof/ in it); give the run first, then its data folder")
+    is_run = isinstance(data, Predicted) or not isinstance(data, StripFolder) and (Path(data) / "oof").is_dir()
+    if is_run:
+        return (predicted := read_run(data, folder, scores)).folder, predicted
+    if folder is not None:
+        raise ValueError(f"{data}: no run (there is no oof/ in it); give the run first, then its data folder")
     return data if isinstance(data, StripFolder) else read_folder(data), None
 
 # %% ../nbs/41_browse.ipynb #520b1fdf
 def page_picture(
-    thumbs:list,    # JPEG bytes
-    captions:list,  # of as many
-    layers:dict,    # name to (H,W,3) uint8, all of one shape
-    text:str,       # about the image, plain
-    colours:dict,   # a legend: name to RGB
-    width:int=1000, # pixels
+    thumbs: list,  # JPEG bytes
+    captions: list,  # of as many
+    layers: dict,  # name to (H,W,3) uint8, all of one shape
+    text: str,  # about the image, plain
+    colours: dict,  # a legend: name to RGB
+    width: int = 1000,  # pixels
 ) -> Picture:
     "Thumbnails above one image large, with text and legend, as one JPEG."
-    font, shape = ImageFont.truetype(f"{get_data_path()}/fonts/ttf/DejaVuSans.ttf", 12), next(iter(layers.values())).shape if layers else (1, 6)
-    stacked, parts = shape[1] > 1.5*shape[0], []
+    font, shape = (
+        ImageFont.truetype(f"{get_data_path()}/fonts/ttf/DejaVuSans.ttf", 12),
+        next(iter(layers.values())).shape if layers else (1, 6),
+    )
+    stacked, parts = shape[1] > 1.5 * shape[0], []
 
-    def row(images, titles, each): # titled pictures side by side
-        images = [i.resize((each, max(1, round(i.height*each/i.width)))) for i in images]
+    def row(images, titles, each):  # titled pictures side by side
+        images = [i.resize((each, max(1, round(i.height * each / i.width)))) for i in images]
         part = PILImage.new("RGB", (width, 21 + max(i.height for i in images)), "white")
         for k, (image, title) in enumerate(zip(images, titles)):
-            while font.getlength(title) > each: title = title[:-2 - len(title)//20] + "…"
-            ImageDraw.Draw(part).text((k*(each + 8), 2), title, "black", font)
-            part.paste(image, (k*(each + 8), 18))
+            while font.getlength(title) > each:
+                title = title[: -2 - len(title) // 20] + "…"
+            ImageDraw.Draw(part).text((k * (each + 8), 2), title, "black", font)
+            part.paste(image, (k * (each + 8), 18))
         parts.append(part)
 
     across = 5 if stacked else 10
-    for k in range(0, len(thumbs), across): row([PILImage.open(io.BytesIO(t)).convert("RGB") for t in thumbs[k:k + across]], captions[k:k + across], width//across - 8)
+    for k in range(0, len(thumbs), across):
+        row(
+            [PILImage.open(io.BytesIO(t)).convert("RGB") for t in thumbs[k : k + across]],
+            captions[k : k + across],
+            width // across - 8,
+        )
     parts.append(PILImage.new("RGB", (width, 4), "white"))
-    for line in wrap(text, 140)[:5]: row([PILImage.new("RGB", (width, 1), "white")], [line], width)
+    for line in wrap(text, 140)[:5]:
+        row([PILImage.new("RGB", (width, 1), "white")], [line], width)
     shown = [(PILImage.fromarray(x), name) for name, x in layers.items()]
-    for group in ([[x] for x in shown] if stacked else [shown]): row(*zip(*group), width if stacked else min(400, width//len(shown) - 8)) if group else None
+    for group in [[x] for x in shown] if stacked else [shown]:
+        row(*zip(*group), width if stacked else min(400, width // len(shown) - 8)) if group else None
     legend, at = PILImage.new("RGB", (width, 22), "white"), 0
     for name, rgb in colours.items():
         ImageDraw.Draw(legend).rectangle((at, 6, at + 14, 18), tuple(map(int, rgb)), "gray")
@@ -761,62 +1127,89 @@ def page_picture(
 # %% ../nbs/41_browse.ipynb #2c8d28d1
 class BrowserParts(VBox):
     "What a `Browser` consists of, in its place: `list` with its menus, `paint`, `pages`, `picker`, `large`, `box` of flags."
-    def __init__(self,
-        folder:StripFolder,
-        predicted:Predicted|None=None,
+
+    def __init__(
+        self,
+        folder: StripFolder,
+        predicted: Predicted | None = None,
         rules=(),
-        other:Predicted|None=None,
-        columns:pd.DataFrame|None=None,
-        queue:str|Path|None=None,
+        other: Predicted | None = None,
+        columns: pd.DataFrame | None = None,
+        queue: str | Path | None = None,
     ):
         wide, self.thumbs = view_box(folder.shape, 1)[2], Thumbs(folder, predicted)
         self.list, self.picker = ImageList(folder, predicted, rules, other, columns), Picker(folder.images.image_id)
-        self.paint = Dropdown(options=PAINT if predicted else PAINT[:2], value="difference" if predicted else "labels", description="Thumbnails show", layout=Layout(width="235px"))
-        self.pages, self.large = Pages(self.thumbs, self.look, 5, 290 if wide else 560), LargeView(folder, predicted, other, None if wide else min(480, view_box(folder.shape, 1)[0]))
+        self.paint = Dropdown(
+            options=PAINT if predicted else PAINT[:2],
+            value="difference" if predicted else "labels",
+            description="Thumbnails show",
+            layout=Layout(width="235px"),
+        )
+        self.pages, self.large = (
+            Pages(self.thumbs, self.look, 5, 290 if wide else 560),
+            LargeView(folder, predicted, other, None if wide else min(480, view_box(folder.shape, 1)[0])),
+        )
         self.box, self.large.view.hears = FlagBox(folder.n_classes, self.values, queue), KEYS
         side = dict(min_width="0", flex=None if wide else "1 1 0")
         self.pages.layout, right = Layout(**side), VBox([self.picker, self.large, self.box], layout=Layout(**side))
         self.pages.children[0].children += control_row(self.paint).children
         self.picker.back.tooltip, self.picker.on.tooltip = "key p or left", "key n or right"
-        for part in (self.pages.gallery, self.large.view): part.on_key(self.press)
-        keys = HTML("<small>Keys, once the thumbnails or the picture were clicked: n or right next, p or left previous, f flag or take it off; in the picture 1 to 6 layers, + - 0 zoom</small>")
+        for part in (self.pages.gallery, self.large.view):
+            part.on_key(self.press)
+        keys = HTML(
+            "<small>Keys, once the thumbnails or the picture were clicked: n or right next, p or left previous, f flag or take it off; in the picture 1 to 6 layers, + - 0 zoom</small>"
+        )
         super().__init__([self.list, (VBox if wide else HBox)([self.pages, right], layout=Layout(width="100%")), keys])
 
-    def look(self,
-        image_id:str,
-    ) -> tuple: # key, caption, marked
+    def look(
+        self,
+        image_id: str,
+    ) -> tuple:  # key, caption, marked
         "What the page shows of an image."
-        return self.thumbs.key(image_id, self.paint.value, self.list.channel, self.list.rules), caption(self.list.table, image_id, self.list.sort, self.list.show), image_id in self.box.of
+        return (
+            self.thumbs.key(image_id, self.paint.value, self.list.channel, self.list.rules),
+            caption(self.list.table, image_id, self.list.sort, self.list.show),
+            image_id in self.box.of,
+        )
 
-    def press(self,
-        key:str, # one of `KEYS`
+    def press(
+        self,
+        key: str,  # one of `KEYS`
     ):
         "Next image, previous image, or flag the image or take its flag off."
-        if key == "f": self.box.toggle()
-        else: self.picker.go(self.picker.at + (1 if key in KEYS[:2] else -1))
+        if key == "f":
+            self.box.toggle()
+        else:
+            self.picker.go(self.picker.at + (1 if key in KEYS[:2] else -1))
 
-    def values(self,
-        image_id:str,
-        channel:int, # -1: the image
-    ) -> tuple: # suspicion, Dice
+    def values(
+        self,
+        image_id: str,
+        channel: int,  # -1: the image
+    ) -> tuple:  # suspicion, Dice
         "What a flag writes down."
         names = [name if channel < 0 else f"{name} {class_id(channel)}" for name in ("suspicion", "dice")]
         return tuple(self.list.table.at[image_id, n] if n in self.list.table else np.nan for n in names)
 
     def check(self, name, value):
         "The value of a trait of the part that has it, or a `ValueError` that says what is possible."
-        if name == "image_id" and value and value not in self.list.table.index: raise ValueError(f"no image {value!r} in {self.list.folder.root}")
-        if name == "paint" and value not in self.paint.options: raise ValueError(f"paint {value!r}: give one of {', '.join(self.paint.options)}")
-        if name in ("image_id", "paint"): return value
+        if name == "image_id" and value and value not in self.list.table.index:
+            raise ValueError(f"no image {value!r} in {self.list.folder.root}")
+        if name == "paint" and value not in self.paint.options:
+            raise ValueError(f"paint {value!r}: give one of {', '.join(self.paint.options)}")
+        if name in ("image_id", "paint"):
+            return value
         return {"channel": self.large, "level": self.large, "flags": self.box}.get(name, self.list).check(name, value)
 
     def picture(self) -> Picture:
         "Ten thumbnails, and the image in layers."
         pages, large = self.pages, self.large
         first = max(0, min(pages.gallery.chosen - 4, len(pages.here) - 10))
-        keys, captions, marks = zip(*map(self.look, pages.here[first:first + 10])) if pages.here else ((), (), ())
-        captions = ["▸ "*(i == large.image_id) + "⚑ "*m + c for i, c, m in zip(pages.here[first:], captions, marks)]
-        return page_picture([self.thumbs.draw(key) for key in keys], captions, large.pictures(), large.plain, large.colours)
+        keys, captions, marks = zip(*map(self.look, pages.here[first : first + 10])) if pages.here else ((), (), ())
+        captions = ["▸ " * (i == large.image_id) + "⚑ " * m + c for i, c, m in zip(pages.here[first:], captions, marks)]
+        return page_picture(
+            [self.thumbs.draw(key) for key in keys], captions, large.pictures(), large.plain, large.colours
+        )
 
 # %% ../nbs/41_browse.ipynb #43866fa9
 class Browser(VBox):
@@ -827,28 +1220,43 @@ class Browser(VBox):
     probabilities are shown; `flags`. `queue` is the list of flags, `save` writes it, `table` has all that is known of every image, `picture()` is the view
     as one image. Keys on thumbnails and view: n or right, p or left, f. Raises `ValueError` for what does not fit.
     """
+
     show, fold, only, sort, rising, rules = Unicode("all"), Int(-1), Unicode("all"), Unicode("id"), Bool(True), Tuple()
     paint, image_id, ids, channel, level, flags = Unicode("labels"), Unicode(), Tuple(), Int(-1), Int(13), Tuple()
 
-    def __init__(self,
-        data:str|Path|Predicted|StripFolder, # a run folder (with oof/), or a data folder
-        folder:str|Path|StripFolder|None=None, # a run's data; None: data/ in the run folder
-        rules=None,        # a Rule per class; None: as `run_rules` finds them
-        other:str|Path|Predicted|None=None, # another run on the same data, to compare with, under its own rules
-        columns:pd.DataFrame|pd.Series|None=None, # to sort by as well, by image_id
-        queue:str|Path|None=None, # a csv: flags that are there are taken up, and every change is saved at once
-        scores=None,       # of a classifier, as for `read_run`
+    def __init__(
+        self,
+        data: str | Path | Predicted | StripFolder,  # a run folder (with oof/), or a data folder
+        folder: str | Path | StripFolder | None = None,  # a run's data; None: data/ in the run folder
+        rules=None,  # a Rule per class; None: as `run_rules` finds them
+        other: str
+        | Path
+        | Predicted
+        | None = None,  # another run on the same data, to compare with, under its own rules
+        columns: pd.DataFrame | pd.Series | None = None,  # to sort by as well, by image_id
+        queue: str | Path | None = None,  # a csv: flags that are there are taken up, and every change is saved at once
+        scores=None,  # of a classifier, as for `read_run`
     ):
         self.folder, self.predicted = folder, predicted = open_data(data, folder, scores)
-        if predicted is None and not (rules is other is None): raise ValueError("rules, other: there are no predictions; give a run as well")
-        self.parts = BrowserParts(folder, predicted, () if predicted is None else run_rules(predicted, rules), None if other is None else read_run(other, folder),
-            columns.to_frame() if isinstance(columns, pd.Series) else columns, queue)
+        if predicted is None and not (rules is other is None):
+            raise ValueError("rules, other: there are no predictions; give a run as well")
+        self.parts = BrowserParts(
+            folder,
+            predicted,
+            () if predicted is None else run_rules(predicted, rules),
+            None if other is None else read_run(other, folder),
+            columns.to_frame() if isinstance(columns, pd.Series) else columns,
+            queue,
+        )
         super().__init__([self.parts])
-        parts, self._drawn, self._later = self.parts, 0., Later(self._draw_now, .1)
-        for name in ("show", "fold", "only", "sort", "rising", "rules"): link((parts.list, name), (self, name))
-        for name in ("channel", "level"): link((parts.large, name), (self, name))
+        parts, self._drawn, self._later = self.parts, 0.0, Later(self._draw_now, 0.1)
+        for name in ("show", "fold", "only", "sort", "rising", "rules"):
+            link((parts.list, name), (self, name))
+        for name in ("channel", "level"):
+            link((parts.large, name), (self, name))
         link((parts.paint, "value"), (self, "paint")), link((parts.box, "flags"), (self, "flags"))
-        for part in (parts.picker, parts.pages, parts.box): link((self, "image_id"), (part, "image_id"))
+        for part in (parts.picker, parts.pages, parts.box):
+            link((self, "image_id"), (part, "image_id"))
         parts.list.observe(self._listed, "made")
         self.observe(lambda change: parts.pages.refresh(), "paint")
         self.observe(self._flagged, "flags")
@@ -856,18 +1264,23 @@ class Browser(VBox):
         self._flagged(), self._listed()
 
     @validate("show", "fold", "only", "sort", "rules", "channel", "level", "flags", "paint", "image_id")
-    def _fits(self, proposal): return self.parts.check(proposal.trait.name, proposal.value)
+    def _fits(self, proposal):
+        return self.parts.check(proposal.trait.name, proposal.value)
 
     table = property(lambda self: self.parts.list.table, doc="All that is known of every image, as `image_table` says.")
-    queue = property(lambda self: pd.DataFrame(self.flags, columns=Flag._fields), doc="What is to be labelled again, the columns as in `Flag`.")
+    queue = property(
+        lambda self: pd.DataFrame(self.flags, columns=Flag._fields),
+        doc="What is to be labelled again, the columns as in `Flag`.",
+    )
 
-    def save(self,
-        path:str|Path, # a csv, replaced in one step
+    def save(
+        self,
+        path: str | Path,  # a csv, replaced in one step
     ) -> Path:
         "Write the flags; returns the path. `read_queue` reads them."
         return write_queue(path, self.flags)
 
-    def press(self, key:str):
+    def press(self, key: str):
         "What a key does, one of `KEYS`: next image, previous image, flag or take the flag off."
         self.parts.press(key)
 
@@ -878,9 +1291,11 @@ class Browser(VBox):
         goal = now if why in ("rules", "flagged") and now in ids else ids[place] if ids else ""
         self.ids = parts.picker.ids = parts.pages.ids = ids
         parts.large.rules, parts.large.only, parts.pages.waits = self.rules, parts.list.channel, True
-        self._drawn = 0.
-        if goal == now: self._later.now()
-        else: self.image_id = goal
+        self._drawn = 0.0
+        if goal == now:
+            self._later.now()
+        else:
+            self.image_id = goal
         parts.pages.waits = False
         parts.pages.refresh()
 
@@ -890,11 +1305,16 @@ class Browser(VBox):
 
     def _draw(self, change=None):
         "At once, but a key that is held down moves faster than can be drawn: then now and again, and when it rests."
-        if time.monotonic() - self._drawn > .2: self._later.now()
-        else: self._later()
+        if time.monotonic() - self._drawn > 0.2:
+            self._later.now()
+        else:
+            self._later()
 
     def _draw_now(self):
-        self.parts.large.image_id, self.parts.large.note = self.image_id, note(self.table, self.image_id) if self.image_id else "no image fits these choices"
+        self.parts.large.image_id, self.parts.large.note = (
+            self.image_id,
+            note(self.table, self.image_id) if self.image_id else "no image fits these choices",
+        )
         self.parts.large.draw()
         self._drawn = time.monotonic()
 
@@ -902,6 +1322,8 @@ class Browser(VBox):
         "What the widget shows now, as one image: ten thumbnails, and the image in layers."
         return self.parts.picture()
 
-    def __repr__(self): return f"Browser(show={self.show!r}, only={self.only!r}, sort={self.sort!r}, {self.parts.picker.at + 1} of {len(self.ids)}: {self.image_id!r})"
+    def __repr__(self):
+        return f"Browser(show={self.show!r}, only={self.only!r}, sort={self.sort!r}, {self.parts.picker.at + 1} of {len(self.ids)}: {self.image_id!r})"
 
-    def _repr_mimebundle_(self, **kwargs): return with_picture(super()._repr_mimebundle_(**kwargs), self.picture())
+    def _repr_mimebundle_(self, **kwargs):
+        return with_picture(super()._repr_mimebundle_(**kwargs), self.picture())

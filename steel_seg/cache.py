@@ -6,47 +6,67 @@
 __all__ = ['FORMAT', 'ImageCache', 'open_cache']
 
 # %% ../nbs/17_cache.ipynb #3aa1a371
-import hashlib, json, os, shutil
+import hashlib
+import json
+import os
+import shutil
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
 import numpy as np
 from tqdm import tqdm
-from .files import whole
+
 from .data import StripFolder
+from .files import whole
 
 # %% ../nbs/17_cache.ipynb #3695bef7
 FORMAT = "steel_seg images 1"
 _PAGE, _LONGEST = 4096, 10**8  # bytes; the second is safetensors' own limit for a header
 
+
 def _head(image_ids, shape, digest):
     "The bytes before the pixels: the length of the header, and the header, padded to whole pages."
-    n, size = len(image_ids), len(image_ids)*shape[0]*shape[1]
-    about = {"format": FORMAT, "sha256": digest, "image_ids": json.dumps(list(image_ids))}  # safetensors takes text only
-    text = json.dumps({"__metadata__": about, "images": {"dtype": "U8", "shape": [n, *shape], "data_offsets": [0, size]}}).encode()
-    text = text.ljust((len(text) + 8 + _PAGE - 1)//_PAGE*_PAGE - 8)
+    n, size = len(image_ids), len(image_ids) * shape[0] * shape[1]
+    about = {
+        "format": FORMAT,
+        "sha256": digest,
+        "image_ids": json.dumps(list(image_ids)),
+    }  # safetensors takes text only
+    text = json.dumps(
+        {"__metadata__": about, "images": {"dtype": "U8", "shape": [n, *shape], "data_offsets": [0, size]}}
+    ).encode()
+    text = text.ljust((len(text) + 8 + _PAGE - 1) // _PAGE * _PAGE - 8)
     return len(text).to_bytes(8, "little") + text
+
 
 def _read_head(path):
     "Image ids, shape, digest, and the place of the first pixel; raises `ValueError` that says what is wrong with the file."
     path = Path(path)
-    if not path.is_file(): raise ValueError(f"{path}: no such file")
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file")
     with open(path, "rb") as f:
         length = int.from_bytes(f.read(8), "little")
         text = f.read(length) if length <= _LONGEST else b""
     try:
         header = json.loads(text)
         about, images = header["__metadata__"], header["images"]
-        if about["format"] != FORMAT or images["dtype"] != "U8": raise ValueError
+        if about["format"] != FORMAT or images["dtype"] != "U8":
+            raise ValueError
         ids, (n, h, w) = tuple(json.loads(about["image_ids"])), images["shape"]
-        if len(ids) != n or images["data_offsets"] != [0, n*h*w]: raise ValueError
+        if len(ids) != n or images["data_offsets"] != [0, n * h * w]:
+            raise ValueError
         digest = about["sha256"]
-    except (ValueError, KeyError, TypeError): raise ValueError(_damaged(path, f"the header is not that of {FORMAT!r}")) from None
-    found, wanted = path.stat().st_size, 8 + length + n*h*w
-    if found != wanted: raise ValueError(_damaged(path, f"has {found:,} bytes, its header tells of {wanted:,}"))
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(_damaged(path, f"the header is not that of {FORMAT!r}")) from None
+    found, wanted = path.stat().st_size, 8 + length + n * h * w
+    if found != wanted:
+        raise ValueError(_damaged(path, f"has {found:,} bytes, its header tells of {wanted:,}"))
     return ids, (h, w), digest, 8 + length
 
-def _damaged(path, why): return f"{path}: {why}. Remove this file: it is made anew when the cache is opened next."
+
+def _damaged(path, why):
+    return f"{path}: {why}. Remove this file: it is made anew when the cache is opened next."
 
 # %% ../nbs/17_cache.ipynb #eb642915
 class ImageCache:
@@ -55,43 +75,58 @@ class ImageCache:
     Has `path`, `image_ids`, `shape` (H,W) and `sha256` of the pixels. Raises `ValueError` that names the file and says what to do,
     where it is absent or damaged, and `IndexError` for a row outside 0..len-1. Use `open_cache` to open the one of a folder.
     """
-    def __init__(self,
-        path:str|Path,       # as made by `open_cache`
-        verify:bool=True,    # read every byte and compare the SHA-256: about 0.6 s a GB once the file is in memory (2 s without SHA instructions)
-        progress:bool=False, # a bar while it is read, if that takes longer than 2 s
+
+    def __init__(
+        self,
+        path: str | Path,  # as made by `open_cache`
+        verify: bool = True,  # read every byte and compare the SHA-256: about 0.6 s a GB once the file is in memory (2 s without SHA instructions)
+        progress: bool = False,  # a bar while it is read, if that takes longer than 2 s
     ):
         self.path = Path(path).absolute()  # a worker may stand in another folder
         self.image_ids, self.shape, self.sha256, start = _read_head(self.path)
         self._images = np.asarray(np.memmap(self.path, np.uint8, "r", start, (len(self), *self.shape)))
-        if verify: self._verify(progress)
+        if verify:
+            self._verify(progress)
 
     def _verify(self, progress):
         found = hashlib.sha256()
-        for k in tqdm(range(0, len(self), 64), desc="check the cache", delay=2, leave=False, disable=not progress): found.update(self._images[k:k + 64])
-        if found.hexdigest() != self.sha256: raise ValueError(_damaged(self.path, "the pixels are not those that were written (their SHA-256 differs)"))
+        for k in tqdm(range(0, len(self), 64), desc="check the cache", delay=2, leave=False, disable=not progress):
+            found.update(self._images[k : k + 64])
+        if found.hexdigest() != self.sha256:
+            raise ValueError(_damaged(self.path, "the pixels are not those that were written (their SHA-256 differs)"))
 
-    def __len__(self): return len(self.image_ids)
+    def __len__(self):
+        return len(self.image_ids)
 
     def __getitem__(self, i):
-        if not 0 <= i < len(self): raise IndexError(f"image {i} of {len(self)}")
+        if not 0 <= i < len(self):
+            raise IndexError(f"image {i} of {len(self)}")
         return self._images[i]
 
-    def __repr__(self): return f"ImageCache({self.path.name}: {len(self)} images of {self.shape[0]}x{self.shape[1]}, {self._images.nbytes/1e6:,.1f} MB)"
+    def __repr__(self):
+        return f"ImageCache({self.path.name}: {len(self)} images of {self.shape[0]}x{self.shape[1]}, {self._images.nbytes / 1e6:,.1f} MB)"
 
-    def __reduce__(self): return _reopen, (self.path, self.sha256)
+    def __reduce__(self):
+        return _reopen, (self.path, self.sha256)
+
 
 def _reopen(path, sha256):
     "An unpickled cache: the same file, its pixels not read again."
     cache = ImageCache(path, verify=False)
-    if cache.sha256 != sha256: raise ValueError(f"{path}: was replaced by another one in the meantime. Start again, so that all processes read the same images.")
+    if cache.sha256 != sha256:
+        raise ValueError(
+            f"{path}: was replaced by another one in the meantime. Start again, so that all processes read the same images."
+        )
     return cache
 
 # %% ../nbs/17_cache.ipynb #ef75721b
 def _key(folder):
     "A hash of names and sizes of the images, and the shape."
     digest = hashlib.sha256(repr((FORMAT, folder.shape)).encode())
-    for i, path in zip(folder.images.image_id, folder.images.path): digest.update(f"\0{i}\0{path.stat().st_size}".encode())
+    for i, path in zip(folder.images.image_id, folder.images.path):
+        digest.update(f"\0{i}\0{path.stat().st_size}".encode())
     return digest.hexdigest()
+
 
 def _decoded(folder):
     "The images in order, decoded by threads; at most 64 are waiting."
@@ -99,22 +134,30 @@ def _decoded(folder):
         waiting = deque()
         for i in folder.images.image_id:
             waiting.append(pool.submit(folder.image, i))
-            if len(waiting) == 64: yield waiting.popleft().result()
-        while waiting: yield waiting.popleft().result()
+            if len(waiting) == 64:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
 
 def _need_room(path, size):
     "Raise `ValueError` where the disk has not `size` bytes left; a tenth of a GB stays free."
     free = shutil.disk_usage(path.parent).free
-    if free >= size + 10**8: return
+    if free >= size + 10**8:
+        return
     torn = sorted(p.name for p in path.parent.glob(f".{path.name}.*.tmp"))
-    raise ValueError(f"{path.parent}: the decoded images need {size/1e9:.2f} GB and {free/1e9:.2f} GB are free. Make room or name another folder"
-                     + (f"; a build that was killed may have left {', '.join(torn)}" if torn else "") + ".")
+    raise ValueError(
+        f"{path.parent}: the decoded images need {size / 1e9:.2f} GB and {free / 1e9:.2f} GB are free. Make room or name another folder"
+        + (f"; a build that was killed may have left {', '.join(torn)}" if torn else "")
+        + "."
+    )
+
 
 def _build(folder, path, progress):
     ids = tuple(folder.images.image_id)
     path.parent.mkdir(parents=True, exist_ok=True)
-    head = _head(ids, folder.shape, "0"*64)
-    _need_room(path, len(head) + len(ids)*folder.shape[0]*folder.shape[1])
+    head = _head(ids, folder.shape, "0" * 64)
+    _need_room(path, len(head) + len(ids) * folder.shape[0] * folder.shape[1])
     digest = hashlib.sha256()
     with whole(path) as temp, open(temp, "wb") as f:
         f.write(head)
@@ -126,18 +169,20 @@ def _build(folder, path, progress):
 
 # %% ../nbs/17_cache.ipynb #2dda76b0
 def open_cache(
-    folder:StripFolder,  # its train images; those of the test set are not needed
-    where:str|Path,      # the folder of the cache file; made where it does not exist
-    progress:bool=True,  # a bar while images are decoded, or a large file is checked
-    verify:bool=True,    # of a file that is there: read it whole, as for `ImageCache`
+    folder: StripFolder,  # its train images; those of the test set are not needed
+    where: str | Path,  # the folder of the cache file; made where it does not exist
+    progress: bool = True,  # a bar while images are decoded, or a large file is checked
+    verify: bool = True,  # of a file that is there: read it whole, as for `ImageCache`
 ) -> ImageCache:
     """The decoded train images of a folder; the file is made on first use, whole or not at all.
 
     Raises `ValueError` where the disk has too little room (it says how much is needed), an image cannot be read or has another size, or
     the file is damaged or of other images (it names the file, and says to remove it).
     """
-    path = Path(where)/f"images-{_key(folder)[:16]}.safetensors"
-    if built := not path.exists(): _build(folder, path, progress)
+    path = Path(where) / f"images-{_key(folder)[:16]}.safetensors"
+    if built := not path.exists():
+        _build(folder, path, progress)
     cache = ImageCache(path, verify and not built, progress)
-    if cache.image_ids != tuple(folder.images.image_id) or cache.shape != folder.shape: raise ValueError(_damaged(path, f"holds other images than {folder.root}"))
+    if cache.image_ids != tuple(folder.images.image_id) or cache.shape != folder.shape:
+        raise ValueError(_damaged(path, f"holds other images than {folder.root}"))
     return cache

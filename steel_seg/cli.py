@@ -6,7 +6,9 @@
 __all__ = ['DEMO_PIXELS', 'demo_config', 'main']
 
 # %% ../nbs/60_cli.ipynb #a22ace5c
-import argparse, os, sys
+import argparse
+import os
+import sys
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -15,32 +17,54 @@ from .files import to_json
 # %% ../nbs/60_cli.ipynb #a816d6cb
 class _Parser(argparse.ArgumentParser):
     "A parser whose complaint is one line."
+
     def error(self, message):
         self.exit(2, f"{self.prog}: {message} ({self.prog} --help lists the options)\n")
+
 
 def _shape(text):
     "'256x1600' to (256, 1600)."
     try:
         h, w = (int(part) for part in text.lower().split("x"))
-        if h < 1 or w < 1: raise ValueError
-    except ValueError: raise argparse.ArgumentTypeError(f"{text!r} is not a shape; write height x width, for example 256x1600") from None
+        if h < 1 or w < 1:
+            raise ValueError
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a shape; write height x width, for example 256x1600"
+        ) from None
     return h, w
+
 
 def _size_near(*paths):
     "Height and width of an image beside one of these csv files, or None: a submission alone does not say how large its images are."
     from steel_seg.data import read_image
+
     for path in paths:
-        if path is None: continue
+        if path is None:
+            continue
         for name in ("test_images", "train_images"):
-            found = sorted((Path(path).resolve().parent/name).glob("*.[jJpP]*[gG]"))
-            if found: return read_image(found[0]).shape
+            found = sorted((Path(path).resolve().parent / name).glob("*.[jJpP]*[gG]"))
+            if found:
+                return read_image(found[0]).shape
 
 # %% ../nbs/60_cli.ipynb #96957920
 def _synth(args):
     from steel_seg.synth import make_folder
-    root = make_folder(args.out, n_train=args.n_train, n_test=args.n_test, shape=args.shape, layout=args.layout, seed=args.seed, progress=True)
+
+    root = make_folder(
+        args.out,
+        n_train=args.n_train,
+        n_test=args.n_test,
+        shape=args.shape,
+        layout=args.layout,
+        seed=args.seed,
+        progress=True,
+    )
     print(f"{root}: {args.n_train} train and {args.n_test} test images of {args.shape[0]} x {args.shape[1]}")
-    return dict(data=root, n_train=args.n_train, n_test=args.n_test, shape=args.shape, layout=args.layout, seed=args.seed)
+    return dict(
+        data=root, n_train=args.n_train, n_test=args.n_test, shape=args.shape, layout=args.layout, seed=args.seed
+    )
+
 
 def _say_faults(faults, most):
     "Print the first `most` faults, a line each, and count what was found."
@@ -48,13 +72,17 @@ def _say_faults(faults, most):
         where = f"{f.file}:{f.row}" if f.row else f.file
         what = " ".join(str(x) for x in (f.image_id, f.class_id) if str(x))
         print(f"{f.severity:7} {where}  {what}{': ' if what else ''}{f.problem}")
-    if len(faults) > most: print(f"... and {len(faults) - most} more (--most shows more)")
+    if len(faults) > most:
+        print(f"... and {len(faults) - most} more (--most shows more)")
     errors = int((faults.severity == "error").sum())
     return dict(errors=errors, warnings=len(faults) - errors, faults=faults.head(most).to_dict("records"))
 
+
 def _check_data(args):
     from steel_seg.data import check_folder
-    if not Path(args.data).is_dir(): raise ValueError(f"{args.data}: no such folder; give the one that holds train.csv and train_images/")
+
+    if not Path(args.data).is_dir():
+        raise ValueError(f"{args.data}: no such folder; give the one that holds train.csv and train_images/")
     found = _say_faults(check_folder(args.data, n_classes=args.classes, read_images=not args.headers_only), args.most)
     print(f"{args.data}: {found['errors']} errors, {found['warnings']} warnings")
     return dict(data=args.data, exit=int(found["errors"] > 0), **found)
@@ -64,96 +92,155 @@ def _switch(text):
     "'none' to None, for options that may be switched off."
     return None if text.lower() == "none" else text
 
+
 def _add_config(parser):
     "An option for every field of TrainConfig, in the words that stand beside it; what is not given stays out of the namespace."
     from steel_seg.config import TrainConfig, field_help
+
     words = field_help()
     for f in fields(TrainConfig):
         kind = type(f.default) if f.default is not None else str
-        how = dict(action=argparse.BooleanOptionalAction) if kind is bool else dict(type=_switch if kind is str else kind, metavar=kind.__name__.upper())
-        parser.add_argument("--" + f.name.replace("_", "-"), dest="config_" + f.name, default=argparse.SUPPRESS, help=f"{words[f.name]} (default {f.default})".replace("%", "%%"), **how)
+        how = (
+            dict(action=argparse.BooleanOptionalAction)
+            if kind is bool
+            else dict(type=_switch if kind is str else kind, metavar=kind.__name__.upper())
+        )
+        parser.add_argument(
+            "--" + f.name.replace("_", "-"),
+            dest="config_" + f.name,
+            default=argparse.SUPPRESS,
+            help=f"{words[f.name]} (default {f.default})".replace("%", "%%"),
+            **how,
+        )
+
 
 def _train(args):
+    from steel_seg.config import TrainConfig
     from steel_seg.data import read_folder
     from steel_seg.files import read_json
-    from steel_seg.config import TrainConfig
     from steel_seg.train import train_run
+
     given = {k.removeprefix("config_"): v for k, v in vars(args).items() if k.startswith("config_")}
     config = replace(TrainConfig.from_json(read_json(args.config)) if args.config else TrainConfig(), **given)
     folder = read_folder(args.data, n_classes=args.classes)
     history = train_run(args.run, folder, config, only=args.fold)
     best, under = history.groupby("fold").score.max(), f"under {config.rule}" if config.rule else "at level 128"
-    for fold, score in best.items(): print(f"fold {fold}: best score {score:.4f} {under}")
+    for fold, score in best.items():
+        print(f"fold {fold}: best score {score:.4f} {under}")
     return dict(run=args.run, best={int(k): v for k, v in best.items()})
+
 
 def _predict(args):
     from steel_seg.data import read_folder
     from steel_seg.predict import count_oof, predict_oof, predict_test
+
     folder, done = read_folder(args.data, n_classes=args.classes), dict(run=args.run)
     if args.count_only:
         count_oof(args.run, folder, args.tta, **_counted(_template(args)))
-        done["curves"] = Path(args.run)/"curves.npz"
-    else: done["oof"] = predict_oof(args.run, folder, tta=args.tta).path
-    if len(folder.test): done["test"] = predict_test(args.run, folder, tta=args.tta).path
+        done["curves"] = Path(args.run) / "curves.npz"
+    else:
+        done["oof"] = predict_oof(args.run, folder, tta=args.tta).path
+    if len(folder.test):
+        done["test"] = predict_test(args.run, folder, tta=args.tta).path
     for name in ("oof", "test"):
-        if (scores := _there(Path(args.run)/f"{name}_scores.csv")): done[f"{name}_scores"] = scores
+        if scores := _there(Path(args.run) / f"{name}_scores.csv"):
+            done[f"{name}_scores"] = scores
     for name in ("oof", "curves", "test", "oof_scores", "test_scores"):
-        if name in done: print(f"{name}: {done[name]}")
+        if name in done:
+            print(f"{name}: {done[name]}")
     return done
+
 
 def _template(args):
     "What the options say of a rule beside its threshold and minimum area."
     from steel_seg.post import Rule
+
     return Rule(fill_holes=args.fill_holes, min_component=args.min_component, connectivity=args.connectivity)
+
 
 def _counted(template):
     "What must be counted for rules like this one."
-    return dict(connectivity=template.connectivity if template.min_component > 1 else None, fill_holes=template.fill_holes, smallest=max(1, template.min_component))
+    return dict(
+        connectivity=template.connectivity if template.min_component > 1 else None,
+        fill_holes=template.fill_holes,
+        smallest=max(1, template.min_component),
+    )
+
 
 def _curves(run, folder, template):
     "Counts of the out-of-fold predictions: of the store, or those that were kept where there is none."
     from steel_seg.curves import curves_of, read_curves, write_curves
     from steel_seg.store import ProbStore
-    if (run/"oof").exists() or not (run/"curves.npz").exists():
-        curves = curves_of(ProbStore.open(run/"oof"), folder, **_counted(template), progress=True)
-        write_curves(run/"curves.npz", curves)
+
+    if (run / "oof").exists() or not (run / "curves.npz").exists():
+        curves = curves_of(ProbStore.open(run / "oof"), folder, **_counted(template), progress=True)
+        write_curves(run / "curves.npz", curves)
         return curves
-    curves, truth = read_curves(run/"curves.npz"), dict(zip(folder.images.image_id, folder.truth_area().tolist()))
-    if [truth.get(i) for i in curves.image_ids] != curves.truth.tolist(): raise ValueError(f"{run}/curves.npz was counted with other labels than those in {folder.root}: predict again")
+    curves, truth = read_curves(run / "curves.npz"), dict(zip(folder.images.image_id, folder.truth_area().tolist()))
+    if [truth.get(i) for i in curves.image_ids] != curves.truth.tolist():
+        raise ValueError(f"{run}/curves.npz was counted with other labels than those in {folder.root}: predict again")
     return curves
 
-def _there(path): return path if path.exists() else None
+
+def _there(path):
+    return path if path.exists() else None
+
 
 def _scores(args, image_ids, n_classes):
     "Levels of a classifier from a csv, or None where none is given. A net with a class head has written its own beside its predictions."
     from steel_seg.gates import read_scores
+
     return None if args.scores is None else read_scores(args.scores, image_ids, n_classes, args.scores_prefix)
+
 
 def _decide(args):
     import numpy as np
+
     from steel_seg.data import read_folder
     from steel_seg.decide import decide
     from steel_seg.files import sha256_file, write_text
     from steel_seg.folds import read_folds
     from steel_seg.gates import compare_gates, decide_gate
     from steel_seg.report import write_report
+
     run, folder, template = Path(args.run), read_folder(args.data, n_classes=args.classes), _template(args)
     curves = _curves(run, folder, template)
-    args.scores = args.scores or _there(run/"oof_scores.csv")
+    args.scores = args.scores or _there(run / "oof_scores.csv")
     scores = _scores(args, curves.image_ids, folder.n_classes)
-    fold, rng = read_folds(run/"folds.csv", curves.image_ids).fold.to_numpy(), np.random.default_rng(args.seed)
+    fold, rng = read_folds(run / "folds.csv", curves.image_ids).fold.to_numpy(), np.random.default_rng(args.seed)
     table = None
     if scores is not None or args.compare_gates:
         table = compare_gates(curves, fold, scores, rng, template)
-        print(table.xs("all", level="row")[["optimistic", "nested", "difference", "low", "high"]].round(4).to_string(), "\n")
-        write_text(run/"gates.csv", table.to_csv())
-    if args.gate == "none": decision = decide(curves, fold, rng, args.how, template)
-    else: decision = decide_gate(curves, fold, rng, args.gate, scores, template)
-    facts = {} if scores is None else {"classifier": {"file": Path(args.scores).name, "sha256": sha256_file(args.scores), "prefix": args.scores_prefix}}
-    decision.save(run/"rule.json", data_sha256=folder.sha256, seed=args.seed, **facts)
-    report = write_report(run/"report.html", run, folder, curves, decision, scores, table)
+        print(
+            table.xs("all", level="row")[["optimistic", "nested", "difference", "low", "high"]].round(4).to_string(),
+            "\n",
+        )
+        write_text(run / "gates.csv", table.to_csv())
+    if args.gate == "none":
+        decision = decide(curves, fold, rng, args.how, template)
+    else:
+        decision = decide_gate(curves, fold, rng, args.gate, scores, template)
+    facts = (
+        {}
+        if scores is None
+        else {
+            "classifier": {
+                "file": Path(args.scores).name,
+                "sha256": sha256_file(args.scores),
+                "prefix": args.scores_prefix,
+            }
+        }
+    )
+    decision.save(run / "rule.json", data_sha256=folder.sha256, seed=args.seed, **facts)
+    report = write_report(run / "report.html", run, folder, curves, decision, scores, table)
     print(decision)
-    return dict(rule=run/"rule.json", report=report, nested=decision.nested, optimistic=decision.optimistic, all_empty=decision.all_empty)
+    return dict(
+        rule=run / "rule.json",
+        report=report,
+        nested=decision.nested,
+        optimistic=decision.optimistic,
+        all_empty=decision.all_empty,
+    )
 
 # %% ../nbs/60_cli.ipynb #3a4e0cf3
 def _submit(args):
@@ -161,73 +248,108 @@ def _submit(args):
     from steel_seg.post import apply_rules, gates_of_classifier, read_rules
     from steel_seg.store import ProbStore
     from steel_seg.submit import check_submission, write_sample, write_submission
+
     run, folder = Path(args.run), read_folder(args.data, n_classes=args.classes)
-    rules, _ = read_rules(run/"rule.json")
+    rules, _ = read_rules(run / "rule.json")
     asks = gates_of_classifier(rules)
     # A folder with no test images still shows the whole way: its own out-of-fold predictions go through the same checks.
     oof = not len(folder.test)
-    args.scores = args.scores or _there(run/("oof_scores.csv" if oof else "test_scores.csv"))
-    if asks and args.scores is None: raise ValueError(f"{run}/rule.json asks a classifier (gate by {', '.join(asks)}): give its probabilities for these images with --scores")
-    store = ProbStore.open(run/("oof" if oof else "test"))
-    sample = args.sample or (None if oof else Path(args.data)/"sample_submission.csv")
+    args.scores = args.scores or _there(run / ("oof_scores.csv" if oof else "test_scores.csv"))
+    if asks and args.scores is None:
+        raise ValueError(
+            f"{run}/rule.json asks a classifier (gate by {', '.join(asks)}): give its probabilities for these images with --scores"
+        )
+    store = ProbStore.open(run / ("oof" if oof else "test"))
+    sample = args.sample or (None if oof else Path(args.data) / "sample_submission.csv")
     if sample is None or not Path(sample).exists():
-        if args.sample: raise ValueError(f"{args.sample}: no such file")
-        sample = write_sample(run/"sample_submission.csv", store.image_ids, folder.n_classes, folder.layout)
+        if args.sample:
+            raise ValueError(f"{args.sample}: no such file")
+        sample = write_sample(run / "sample_submission.csv", store.image_ids, folder.n_classes, folder.layout)
     scores = _scores(args, store.image_ids, folder.n_classes)
     score_of = {} if scores is None else dict(zip(store.image_ids, scores))
-    out = write_submission(args.out or run/"submission.csv", sample, lambda image_id: apply_rules(store.read(image_id), rules, score_of.get(image_id)))
+    out = write_submission(
+        args.out or run / "submission.csv",
+        sample,
+        lambda image_id: apply_rules(store.read(image_id), rules, score_of.get(image_id)),
+    )
     found = _say_faults(check_submission(out, sample, folder.shape, folder.n_classes), 20)
-    print(f"{out}: from {'out-of-fold' if oof else 'test'} predictions, {found['errors']} errors, {found['warnings']} warnings")
+    print(
+        f"{out}: from {'out-of-fold' if oof else 'test'} predictions, {found['errors']} errors, {found['warnings']} warnings"
+    )
     return dict(submission=out, sample=sample, oof=oof, exit=int(found["errors"] > 0), **found)
+
 
 def _check(args):
     from steel_seg.submit import check_submission
+
     shape = args.shape or _size_near(args.sample, args.submission) or (256, 1600)
     found = _say_faults(check_submission(args.submission, args.sample, shape, args.classes), args.most)
-    print(f"{args.submission}: {found['errors']} errors, {found['warnings']} warnings (images of {shape[0]} x {shape[1]})")
+    print(
+        f"{args.submission}: {found['errors']} errors, {found['warnings']} warnings (images of {shape[0]} x {shape[1]})"
+    )
     return dict(submission=args.submission, shape=shape, exit=int(found["errors"] > 0), **found)
+
 
 def _score(args):
     from steel_seg.submit import score_submission
+
     found = score_submission(args.submission, args.truth, args.shape)
     print(found["table"].round(5).to_string())
     print(f"score {found['score']:.5f}")
     return dict(score=found["score"], per_class=found["per_class"], pairs=found["pairs"])
 
 # %% ../nbs/60_cli.ipynb #18807cc7
-DEMO_PIXELS = 170e6 # pixels that each fold's net is trained on: some two minutes of one core
+DEMO_PIXELS = 170e6  # pixels that each fold's net is trained on: some two minutes of one core
+
 
 def demo_config(
-    folder,   # a StripFolder
-    seed:int, # for folds, weights and order
+    folder,  # a StripFolder
+    seed: int,  # for folds, weights and order
 ):
     "A `TrainConfig` for two folds of a tiny net whose number of epochs fits `folder` into minutes on two cores."
     from steel_seg.config import TrainConfig
-    seen = len(folder.images)/2*folder.shape[0]*folder.shape[1]  # pixels of one epoch
+
+    seen = len(folder.images) / 2 * folder.shape[0] * folder.shape[1]  # pixels of one epoch
     # Small batches where there are few images: a net that takes ten steps learns nothing.
-    batch = int(min(8, max(2, len(folder.images)//16)))
-    return TrainConfig(arch="fpn", encoder="tu-test_resnet.r160_in1k", encoder_weights=None, decoder={"decoder_pyramid_channels": 64, "decoder_segmentation_channels": 32},
-                       epochs=int(min(60, max(4, DEMO_PIXELS // seen))), batch_size=batch, lr=4e-3, folds=2, num_workers=0, seed=seed)
+    batch = int(min(8, max(2, len(folder.images) // 16)))
+    return TrainConfig(
+        arch="fpn",
+        encoder="tu-test_resnet.r160_in1k",
+        encoder_weights=None,
+        decoder={"decoder_pyramid_channels": 64, "decoder_segmentation_channels": 32},
+        epochs=int(min(60, max(4, DEMO_PIXELS // seen))),
+        batch_size=batch,
+        lr=4e-3,
+        folds=2,
+        num_workers=0,
+        seed=seed,
+    )
+
 
 def _demo(args):
     run = Path(args.run)
-    data = Path(args.data) if args.data else run/"data"
-    if not args.data and not (data/"train.csv").exists():
+    data = Path(args.data) if args.data else run / "data"
+    if not args.data and not (data / "train.csv").exists():
         from steel_seg.synth import make_folder
+
         make_folder(data, n_train=720, n_test=60, shape=(64, 400), seed=args.seed, progress=True)
     from steel_seg.data import read_folder
     from steel_seg.train import train_run
+
     folder = read_folder(data)
     train_run(run, folder, demo_config(folder, args.seed))
     result = {}
     for step in (["predict", "--tta", "flips"], ["decide", "--seed", str(args.seed)], ["submit"]):
         options = _parser().parse_args([*step, "--run", str(run), "--data", str(data)])
         result.update(options.do(options))
-    truth = data/("train.csv" if result["oof"] else "test_truth.csv")
+    truth = data / ("train.csv" if result["oof"] else "test_truth.csv")
     if truth.exists():
         from steel_seg.submit import score_submission
+
         result["submission_score"] = score_submission(result["submission"], truth, folder.shape)["score"]
-        print(f"the submission's own score:        {result['submission_score']:.4f} ({'the images that chose the rule' if result['oof'] else 'fresh images'})")
+        print(
+            f"the submission's own score:        {result['submission_score']:.4f} ({'the images that chose the rule' if result['oof'] else 'fresh images'})"
+        )
     print(f"report: {result['report']}")
     return result
 
@@ -236,66 +358,134 @@ def _demo(args):
 _HOW = "pooled", "plateau", "best", "middle", "bagged"
 _GATES = "peak", "score", "sum", "core", "product", "area"
 
+
 def _parser(command=None):
     "The parser; the options of `train` come from TrainConfig, so they are added only where `command` asks for them."
-    top = _Parser(prog="steel_seg", description="Find and classify defects on steel strips: from train.csv to a checked submission.")
+    top = _Parser(
+        prog="steel_seg",
+        description="Find and classify defects on steel strips: from train.csv to a checked submission.",
+    )
     sub = top.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
+
     def add(name, do, text):
         p = sub.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
         p.set_defaults(do=do)
         p.add_argument("--json", action="store_true", help="print the result as one JSON object on the last line")
         return p
+
     def chain(p, seed=False):
         p.add_argument("--data", required=True, type=Path, help="the folder that holds train.csv and train_images/")
         p.add_argument("--run", required=True, type=Path, help="the run folder")
         p.add_argument("--classes", type=int, help="number of classes (default: as the data say)")
+
     def rule(p):
-        p.add_argument("--fill-holes", action="store_true", help="fill the holes of every mask"); p.add_argument("--min-component", type=int, default=0, help="drop components of fewer pixels")
+        p.add_argument("--fill-holes", action="store_true", help="fill the holes of every mask")
+        p.add_argument("--min-component", type=int, default=0, help="drop components of fewer pixels")
         p.add_argument("--connectivity", type=int, choices=(4, 8), default=8, help="what touches, for components")
+
     def classifier(p):
-        p.add_argument("--scores", type=Path, help="a csv with a classifier's probability for each image and class (default: what a net with a class head wrote into the run)"); p.add_argument("--scores-prefix", help="what its columns begin with, where the file holds several classifiers")
+        p.add_argument(
+            "--scores",
+            type=Path,
+            help="a csv with a classifier's probability for each image and class (default: what a net with a class head wrote into the run)",
+        )
+        p.add_argument("--scores-prefix", help="what its columns begin with, where the file holds several classifiers")
+
     p = add("synth", _synth, "make a synthetic competition folder")
     p.add_argument("out", type=Path, help="the folder to make")
-    p.add_argument("--n-train", type=int, default=100); p.add_argument("--n-test", type=int, default=20)
-    p.add_argument("--shape", type=_shape, default=(256, 1600), metavar="HxW"); p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--layout", choices=("today", "2019"), default="today", help="of train.csv and sample_submission.csv")
+    p.add_argument("--n-train", type=int, default=100)
+    p.add_argument("--n-test", type=int, default=20)
+    p.add_argument("--shape", type=_shape, default=(256, 1600), metavar="HxW")
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument(
+        "--layout", choices=("today", "2019"), default="today", help="of train.csv and sample_submission.csv"
+    )
     p = add("check-data", _check_data, "list everything that is wrong with a data folder")
-    p.add_argument("data", type=Path); p.add_argument("--classes", type=int, help="number of classes (default: as the data say)")
-    p.add_argument("--headers-only", action="store_true", help="look at the images' headers and do not decode them"); p.add_argument("--most", type=int, default=50, help="how many faults to print")
-    p = add("train", _train, "train the folds of a run, or go on with it"); chain(p)
-    p.add_argument("--config", type=Path, help="a JSON file with TrainConfig fields"); p.add_argument("--fold", type=int, nargs="+", help="only these folds")
-    if command == "train": _add_config(p)
-    p = add("predict", _predict, "predict out of fold, and the test images where there are any"); chain(p)
+    p.add_argument("data", type=Path)
+    p.add_argument("--classes", type=int, help="number of classes (default: as the data say)")
+    p.add_argument("--headers-only", action="store_true", help="look at the images' headers and do not decode them")
+    p.add_argument("--most", type=int, default=50, help="how many faults to print")
+    p = add("train", _train, "train the folds of a run, or go on with it")
+    chain(p)
+    p.add_argument("--config", type=Path, help="a JSON file with TrainConfig fields")
+    p.add_argument("--fold", type=int, nargs="+", help="only these folds")
+    if command == "train":
+        _add_config(p)
+    p = add("predict", _predict, "predict out of fold, and the test images where there are any")
+    chain(p)
     p.add_argument("--tta", choices=("none", "hflip", "flips"), default="hflip", help="flips to average over")
-    p.add_argument("--count-only", action="store_true", help="count the out-of-fold predictions as they are made (curves.npz) and keep no store of them"); rule(p)
-    p = add("decide", _decide, "choose the rule of each class from the out-of-fold predictions; writes rule.json and report.html"); chain(p)
-    p.add_argument("--seed", type=int, default=0, help="of the bootstrap"); rule(p); classifier(p)
-    p.add_argument("--how", choices=_HOW, default=_HOW[0], help="how threshold and minimum area are chosen (default: %(default)s)")
-    p.add_argument("--gate", choices=("none", *_GATES), default="none", help="what may empty a mask; those but peak and core need --scores (default: %(default)s)")
-    p.add_argument("--compare-gates", action="store_true", help="print what every gate would score; with --scores this is done in any case")
-    p = add("submit", _submit, "write a submission and check it"); chain(p); classifier(p)
-    p.add_argument("--sample", type=Path, help="sample_submission.csv to follow (default: the data folder's)"); p.add_argument("--out", type=Path, help="default: RUN/submission.csv")
+    p.add_argument(
+        "--count-only",
+        action="store_true",
+        help="count the out-of-fold predictions as they are made (curves.npz) and keep no store of them",
+    )
+    rule(p)
+    p = add(
+        "decide",
+        _decide,
+        "choose the rule of each class from the out-of-fold predictions; writes rule.json and report.html",
+    )
+    chain(p)
+    p.add_argument("--seed", type=int, default=0, help="of the bootstrap")
+    rule(p)
+    classifier(p)
+    p.add_argument(
+        "--how", choices=_HOW, default=_HOW[0], help="how threshold and minimum area are chosen (default: %(default)s)"
+    )
+    p.add_argument(
+        "--gate",
+        choices=("none", *_GATES),
+        default="none",
+        help="what may empty a mask; those but peak and core need --scores (default: %(default)s)",
+    )
+    p.add_argument(
+        "--compare-gates",
+        action="store_true",
+        help="print what every gate would score; with --scores this is done in any case",
+    )
+    p = add("submit", _submit, "write a submission and check it")
+    chain(p)
+    classifier(p)
+    p.add_argument("--sample", type=Path, help="sample_submission.csv to follow (default: the data folder's)")
+    p.add_argument("--out", type=Path, help="default: RUN/submission.csv")
     p = add("check", _check, "list every fault of a submission by row")
-    p.add_argument("submission", type=Path); p.add_argument("--sample", type=Path, help="the sample_submission.csv it must match"); p.add_argument("--classes", type=int)
-    p.add_argument("--shape", type=_shape, metavar="HxW", help="of the images (default: of an image folder beside the csv, or 256x1600)"); p.add_argument("--most", type=int, default=50, help="how many faults to print")
+    p.add_argument("submission", type=Path)
+    p.add_argument("--sample", type=Path, help="the sample_submission.csv it must match")
+    p.add_argument("--classes", type=int)
+    p.add_argument(
+        "--shape",
+        type=_shape,
+        metavar="HxW",
+        help="of the images (default: of an image folder beside the csv, or 256x1600)",
+    )
+    p.add_argument("--most", type=int, default=50, help="how many faults to print")
     p = add("score", _score, "the competition's score of a submission, per class and overall")
-    p.add_argument("submission", type=Path); p.add_argument("truth", type=Path, help="a train.csv in either layout"); p.add_argument("--shape", type=_shape, metavar="HxW", help="of the images, to check that no run leaves them")
+    p.add_argument("submission", type=Path)
+    p.add_argument("truth", type=Path, help="a train.csv in either layout")
+    p.add_argument("--shape", type=_shape, metavar="HxW", help="of the images, to check that no run leaves them")
     p = add("demo", _demo, "the whole chain in minutes, on a synthetic folder or on --data")
-    p.add_argument("--run", type=Path, default=Path("runs/demo")); p.add_argument("--data", type=Path); p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--run", type=Path, default=Path("runs/demo"))
+    p.add_argument("--data", type=Path)
+    p.add_argument("--seed", type=int, default=0)
     return top
 
+
 def main(
-    argv=None, # list of arguments; None reads the command line
+    argv=None,  # list of arguments; None reads the command line
 ) -> int:
     "Run one command and return its exit code: 0 done, 1 faults found, 2 the caller's mistake."
     argv = sys.argv[1:] if argv is None else list(argv)
     args = _parser(argv[0] if argv else None).parse_args(argv)
-    if int(os.environ.get("RANK", 0)): sys.stdout = open(os.devnull, "w") # of several processes the first one speaks
-    try: result = args.do(args)
+    if int(os.environ.get("RANK", 0)):
+        sys.stdout = open(os.devnull, "w")  # of several processes the first one speaks
+    try:
+        result = args.do(args)
     except (ValueError, OSError) as e:
-        if os.environ.get("STEEL_SEG_TRACE"): raise
+        if os.environ.get("STEEL_SEG_TRACE"):
+            raise
         print(f"steel_seg {args.command}: {'; '.join(str(e).split(chr(10)))}", file=sys.stderr)
         return 2
     code = result.pop("exit", 0)
-    if args.json: print(to_json(result))
+    if args.json:
+        print(to_json(result))
     return code

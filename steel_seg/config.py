@@ -6,27 +6,60 @@
 __all__ = ['STAGE_FIELDS', 'TrainConfig', 'field_help']
 
 # %% ../nbs/25_config.ipynb #5718c9e2
-import inspect, json, math, re
+import inspect
+import json
+import math
+import re
 from dataclasses import asdict, dataclass, fields, replace
 
 import torch
 
 from .augment import TrainTransform, train_transform
 from .dataset import SAMPLERS
-from .model import ARCHS
 from .loss import build_loss
+from .model import ARCHS
 from .optim import OPTIMISERS, SCHEDULES
 
 # %% ../nbs/25_config.ipynb #acb8051c
 def _parsed(what, text):
-    try: return json.loads(text)
-    except json.JSONDecodeError as e: raise ValueError(f"{what} is not valid JSON ({e})") from None
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as e:
+        raise ValueError(f"{what} is not valid JSON ({e})") from None
 
-_RANGES = (("encoder_depth", 1, 5), ("class_head", 0, None), ("encoder_lr", 0, None), ("weight_decay", 0, None), ("lookahead", 0, None), ("warmup", 0, 1), ("flat", 0, 1),
-           ("patience", 0, None), ("epochs", 1, None), ("batch_size", 1, None), ("accumulate", 1, None), ("clip", 0, None), ("pseudo_share", 0, 1),
-           ("hflip", 0, 1), ("vflip", 0, 1), ("brightness", 0, 1), ("limit", 0, 1), ("crop_on_mask", 0, 1), ("crop_black", 0, 1), ("blackout", 0, 1), ("black_bars", 0, 1),
-           ("ema", 0, 1), ("average", 0, None), ("early_stop", 0, None), ("folds", 2, None), ("seed", 0, 2**32 - 1), ("num_workers", 0, None), ("save_every", 0, None))
+
+_RANGES = (
+    ("encoder_depth", 1, 5),
+    ("class_head", 0, None),
+    ("encoder_lr", 0, None),
+    ("weight_decay", 0, None),
+    ("lookahead", 0, None),
+    ("warmup", 0, 1),
+    ("flat", 0, 1),
+    ("patience", 0, None),
+    ("epochs", 1, None),
+    ("batch_size", 1, None),
+    ("accumulate", 1, None),
+    ("clip", 0, None),
+    ("pseudo_share", 0, 1),
+    ("hflip", 0, 1),
+    ("vflip", 0, 1),
+    ("brightness", 0, 1),
+    ("limit", 0, 1),
+    ("crop_on_mask", 0, 1),
+    ("crop_black", 0, 1),
+    ("blackout", 0, 1),
+    ("black_bars", 0, 1),
+    ("ema", 0, 1),
+    ("average", 0, None),
+    ("early_stop", 0, None),
+    ("folds", 2, None),
+    ("seed", 0, 2**32 - 1),
+    ("num_workers", 0, None),
+    ("save_every", 0, None),
+)
 _JSON = "decoder", "loss_args", "stages"  # fields whose text is read as JSON
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -35,136 +68,205 @@ class TrainConfig:
     `num_workers`, `cache` and `save_every` change how a run is made, not what comes out: they may differ when a run is
     resumed, the others may not. Raises `ValueError` that names the field.
     """
+
     # the net
-    arch:str = "fpn"                       # unet, unetplusplus, fpn, pspnet, deeplabv3plus or manet
-    encoder:str = "se_resnext50_32x4d"     # any encoder that smp knows, or tu- and a name of timm
-    encoder_weights:str|None = "imagenet"  # imagenet, a local file or folder of weights, or none: untrained, needs no network
-    encoder_depth:int = 5                  # halvings of the image, 1 to 5 (fpn from 3)
-    in_channels:int = 1                    # 1: grey; 3: grey repeated
-    attention:str|None = None              # scse: attention in the decoder of unet and unetplusplus
-    class_head:float = 0.                  # weight in the loss of a head that says which classes an image shows; 0: no head
-    decoder:dict|None = None               # further arguments of build_model as JSON, such as {"decoder_channels": [64, 32, 16]}
+    arch: str = "fpn"  # unet, unetplusplus, fpn, pspnet, deeplabv3plus or manet
+    encoder: str = "se_resnext50_32x4d"  # any encoder that smp knows, or tu- and a name of timm
+    encoder_weights: str | None = "imagenet"  # imagenet, a local file or folder of weights, or none: untrained
+    encoder_depth: int = 5  # halvings of the image, 1 to 5 (fpn from 3)
+    in_channels: int = 1  # 1: grey; 3: grey repeated
+    attention: str | None = None  # scse: attention in the decoder of unet and unetplusplus
+    class_head: float = 0.0  # weight in the loss of a head that says which classes an image shows; 0: no head
+    decoder: dict | None = None  # further arguments of build_model as JSON, such as {"decoder_channels": [64, 32, 16]}
     # what it minimises
-    loss:str = "bce_dice"                  # bce, weighted_bce, dice, lovasz, symmetric_lovasz, focal, or a sum such as "bce + .5*lovasz"
-    loss_args:dict|None = None             # arguments of the loss as JSON, such as {"per": "class"} or {"gamma": 3}
-    optimizer:str = "adamw"                # adam, adamw, radam, ralamb or over9000
-    lr:float = 3e-4                        # the rate at its highest
-    encoder_lr:float = 1.                  # the encoder's rate as a part of lr
-    weight_decay:float = 1e-2              # of weights; biases and norms are not decayed
-    lookahead:int = 0                      # steps between the slow weights' moves; 0: no lookahead
-    schedule:str = "cosine"                # cosine, flat_cosine, one_cycle, plateau or constant
-    warmup:float = .05                     # part of the steps in which the rate rises to lr
-    flat:float = .72                       # part of the steps before a flat_cosine falls
-    patience:int = 3                       # plateau: epochs without a better score before the rate falls
-    factor:float = .9                      # plateau: what the rate is then multiplied by
-    clip:float = 1.                        # greatest norm of the gradient; 0: not clipped
+    loss: str = "bce_dice"  # bce, weighted_bce, dice, lovasz, symmetric_lovasz, focal, or a sum: "bce + .5*lovasz"
+    loss_args: dict | None = None  # arguments of the loss as JSON, such as {"per": "class"} or {"gamma": 3}
+    optimizer: str = "adamw"  # adam, adamw, radam, ralamb or over9000
+    lr: float = 3e-4  # the rate at its highest
+    encoder_lr: float = 1.0  # the encoder's rate as a part of lr
+    weight_decay: float = 1e-2  # of weights; biases and norms are not decayed
+    lookahead: int = 0  # steps between the slow weights' moves; 0: no lookahead
+    schedule: str = "cosine"  # cosine, flat_cosine, one_cycle, plateau or constant
+    warmup: float = 0.05  # part of the steps in which the rate rises to lr
+    flat: float = 0.72  # part of the steps before a flat_cosine falls
+    patience: int = 3  # plateau: epochs without a better score before the rate falls
+    factor: float = 0.9  # plateau: what the rate is then multiplied by
+    clip: float = 1.0  # greatest norm of the gradient; 0: not clipped
     # how long, and on which images
-    epochs:int = 20                        # passes over the fold's training images
-    batch_size:int = 8                     # images of one forward pass, on each process
-    accumulate:int = 1                     # forward passes to one step of the optimiser
-    sampler:str = "as_is"                  # as_is, upsample, downsample, balanced or pseudo
-    pseudo:str|None = None                 # a data folder whose train.csv holds pseudo labels; they are trained on and never scored
-    pseudo_share:float = .3                # pseudo sampler: part of an epoch's images that comes from it
+    epochs: int = 20  # passes over the fold's training images
+    batch_size: int = 8  # images of one forward pass, on each process
+    accumulate: int = 1  # forward passes to one step of the optimiser
+    sampler: str = "as_is"  # as_is, upsample, downsample, balanced or pseudo
+    pseudo: str | None = None  # a data folder whose train.csv holds pseudo labels; they are trained on and never scored
+    pseudo_share: float = 0.3  # pseudo sampler: part of an epoch's images that comes from it
     # what is done to an image
-    hflip:float = .5                       # probability of a left-right flip
-    vflip:float = .5                       # probability of an upside-down flip
-    brightness:float = .1                  # probability of a change of brightness and contrast
-    limit:float = .1                       # and its greatest size
-    crop:str|None = None                   # height x width of a window to train on, such as 256x512; none: the whole image
-    crop_on_mask:float = .85               # probability that the window holds a labelled pixel, where the image has one
-    crop_black:float = .5                  # greatest part of the window that may be black, where there is another
-    blackout:float = 0.                    # probability that an image's defects are painted over and their labels removed
-    black_bars:float = 0.                  # probability of a black bar over one end
+    hflip: float = 0.5  # probability of a left-right flip
+    vflip: float = 0.5  # probability of an upside-down flip
+    brightness: float = 0.1  # probability of a change of brightness and contrast
+    limit: float = 0.1  # and its greatest size
+    crop: str | None = None  # height x width of a window to train on, such as 256x512; none: the whole image
+    crop_on_mask: float = 0.85  # probability that the window holds a labelled pixel, where the image has one
+    crop_black: float = 0.5  # greatest part of the window that may be black, where there is another
+    blackout: float = 0.0  # probability that an image's defects are painted over and their labels removed
+    black_bars: float = 0.0  # probability of a black bar over one end
     # in stages, and which net is kept
-    stages:list|None = None                # JSON: one object per stage with the fields that change, such as [{"crop": "256x512"}, {"epochs": 5, "lr": 1e-4}]
-    ema:float = 0.                         # decay of a running mean of the weights, which is then scored and kept; 0: none
-    average:int = 0                        # the mean of the weights of so many best epochs is scored in the end, and kept if it is better
-    early_stop:int = 0                     # epochs without a better score that end a stage; 0: never
-    rule:str|None = None                   # a rule.json under which epochs are scored; none: level 128, any area
+    stages: list | None = (
+        None  # JSON: per stage the fields that change: [{"crop": "256x512"}, {"epochs": 5, "lr": 1e-4}]
+    )
+    ema: float = 0.0  # decay of a running mean of the weights, which is then scored and kept; 0: none
+    average: int = 0  # the mean of the weights of so many best epochs is scored in the end, and kept if it is better
+    early_stop: int = 0  # epochs without a better score that end a stage; 0: never
+    rule: str | None = None  # a rule.json under which epochs are scored; none: level 128, any area
     # on what
-    precision:str = "no"                   # no (float32), bf16 or fp16 (on a CPU float32)
-    compile:str = "no"                     # a backend of torch.compile such as inductor, or no
-    checkpointing:bool = False             # compute the encoder again in the backward pass: less memory, more time
-    fit_batch:bool = False                 # where batch_size does not fit into memory, make each step in smaller parts
+    precision: str = "no"  # no (float32), bf16 or fp16 (on a CPU float32)
+    compile: str = "no"  # a backend of torch.compile such as inductor, or no
+    checkpointing: bool = False  # compute the encoder again in the backward pass: less memory, more time
+    fit_batch: bool = False  # where batch_size does not fit into memory, make each step in smaller parts
     # folds, and how the run is made
-    folds:int = 5                          # k; each fold's model is trained on the other k-1
-    seed:int = 0                           # of folds, weights, order, augmentation and dropout
-    num_workers:int = 2                    # processes that read and augment images; 0: none
-    cache:str|None = None                  # a folder for decoded images (made on first use); none: decode them every time
-    save_every:int = 0                     # steps between saves inside an epoch; 0: only at each epoch's end
+    folds: int = 5  # k; each fold's model is trained on the other k-1
+    seed: int = 0  # of folds, weights, order, augmentation and dropout
+    num_workers: int = 2  # processes that read and augment images; 0: none
+    cache: str | None = None  # a folder for decoded images (made on first use); none: decode them every time
+    save_every: int = 0  # steps between saves inside an epoch; 0: only at each epoch's end
 
     def __post_init__(self):
-        for name in _JSON: object.__setattr__(self, name, _as_json(name, getattr(self, name)))
-        for f in fields(self): object.__setattr__(self, f.name, _typed(f.name, getattr(self, f.name), f.type))
-        for name, low, high in _RANGES: _in_range(name, getattr(self, name), low, high)
-        for name, known in (("arch", ARCHS), ("precision", ("no", "bf16", "fp16")), ("in_channels", (1, 3)), ("optimizer", OPTIMISERS), ("schedule", SCHEDULES), ("sampler", SAMPLERS)):
-            if getattr(self, name) not in known: raise ValueError(f"{name}={getattr(self, name)!r} is not one of {', '.join(map(str, known))}")
+        for name in _JSON:
+            object.__setattr__(self, name, _as_json(name, getattr(self, name)))
+        for f in fields(self):
+            object.__setattr__(self, f.name, _typed(f.name, getattr(self, f.name), f.type))
+        for name, low, high in _RANGES:
+            _in_range(name, getattr(self, name), low, high)
+        for name, known in (
+            ("arch", ARCHS),
+            ("precision", ("no", "bf16", "fp16")),
+            ("in_channels", (1, 3)),
+            ("optimizer", OPTIMISERS),
+            ("schedule", SCHEDULES),
+            ("sampler", SAMPLERS),
+        ):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name}={getattr(self, name)!r} is not one of {', '.join(map(str, known))}")
         for name in ("lr", "factor"):
-            if getattr(self, name) <= 0: raise ValueError(f"{name}={getattr(self, name)!r} is not above 0")
-        if self.ema == 1 or self.factor > 1: raise ValueError(f"ema={self.ema!r}, factor={self.factor!r}: ema is below 1, factor at most 1")
-        if self.compile != "no" and self.compile not in (known := torch.compiler.list_backends(None)): raise ValueError(f"compile={self.compile!r} is not no or one of {', '.join(known)}")
-        if not self.encoder: raise ValueError("encoder is empty: give the name of an smp encoder")
-        if (self.sampler == "pseudo") and not self.pseudo: raise ValueError("sampler='pseudo' needs pseudo: the folder with the pseudo-labelled images")
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name}={getattr(self, name)!r} is not above 0")
+        if self.ema == 1 or self.factor > 1:
+            raise ValueError(f"ema={self.ema!r}, factor={self.factor!r}: ema is below 1, factor at most 1")
+        if self.compile != "no" and self.compile not in (known := torch.compiler.list_backends(None)):
+            raise ValueError(f"compile={self.compile!r} is not no or one of {', '.join(known)}")
+        if not self.encoder:
+            raise ValueError("encoder is empty: give the name of an smp encoder")
+        if (self.sampler == "pseudo") and not self.pseudo:
+            raise ValueError("sampler='pseudo' needs pseudo: the folder with the pseudo-labelled images")
         build_loss(self.loss, self.loss_args)  # raises for what it does not know
         self.transform()
         self.plan()
 
     def transform(self):
         "The augmentation: `train_transform` with this configuration's fields."
-        try: return train_transform(**{f.name: getattr(self, f.name) for f in fields(TrainTransform)})
-        except ValueError as e: raise ValueError(f"augmentation: {e}") from None
+        try:
+            return train_transform(**{f.name: getattr(self, f.name) for f in fields(TrainTransform)})
+        except ValueError as e:
+            raise ValueError(f"augmentation: {e}") from None
 
-    def plan(self) -> tuple: # of TrainConfig, one per stage
+    def plan(self) -> tuple:  # of TrainConfig, one per stage
         "The configuration of each stage; of a run without stages, itself."
-        if self.stages is None: return (self,)
-        if not self.stages: raise ValueError("stages is empty: give one object per stage, or none at all")
+        if self.stages is None:
+            return (self,)
+        if not self.stages:
+            raise ValueError("stages is empty: give one object per stage, or none at all")
         return tuple(self._stage(k, changes) for k, changes in enumerate(self.stages, 1))
 
     def _stage(self, k, changes):
-        if not isinstance(changes, dict): raise ValueError(f"stage {k} is {changes!r}, not an object with the fields that change")
-        if odd := sorted(set(changes) - set(STAGE_FIELDS)): raise ValueError(f"stage {k}: {', '.join(odd)} cannot change between stages; {', '.join(STAGE_FIELDS)} can")
-        try: return replace(self, **{**changes, "stages": None})
-        except ValueError as e: raise ValueError(f"stage {k}: {e}") from None
+        if not isinstance(changes, dict):
+            raise ValueError(f"stage {k} is {changes!r}, not an object with the fields that change")
+        if odd := sorted(set(changes) - set(STAGE_FIELDS)):
+            raise ValueError(f"stage {k}: {', '.join(odd)} cannot change between stages; {', '.join(STAGE_FIELDS)} can")
+        try:
+            return replace(self, **{**changes, "stages": None})
+        except ValueError as e:
+            raise ValueError(f"stage {k}: {e}") from None
 
     def to_json(self) -> str:
         "The configuration as indented JSON text."
         return json.dumps(asdict(self), indent=1)
 
     @classmethod
-    def from_json(cls,
-        text:str|dict, # JSON text as `to_json` writes it (fields left out take their defaults), or the parsed object
+    def from_json(
+        cls,
+        text: str
+        | dict,  # JSON text as `to_json` writes it (fields left out take their defaults), or the parsed object
     ) -> "TrainConfig":
         "Read a configuration; raises `ValueError` that names an unknown key, or says where the text is not JSON."
         found = _parsed("the configuration", text) if isinstance(text, str) else text
-        if not isinstance(found, dict): raise ValueError(f"the configuration is a JSON {type(found).__name__}, not an object")
+        if not isinstance(found, dict):
+            raise ValueError(f"the configuration is a JSON {type(found).__name__}, not an object")
         unknown = sorted(set(found) - {f.name for f in fields(cls)})
-        if unknown: raise ValueError(f"unknown in the configuration: {', '.join(unknown)}. Known: {', '.join(f.name for f in fields(cls))}")
+        if unknown:
+            raise ValueError(
+                f"unknown in the configuration: {', '.join(unknown)}. Known: {', '.join(f.name for f in fields(cls))}"
+            )
         return cls(**found)
 
-STAGE_FIELDS = ("epochs", "batch_size", "accumulate", "crop", "loss", "loss_args", "lr", "encoder_lr", "optimizer", "lookahead", "weight_decay", "schedule", "warmup", "flat", "patience",
-                "factor", "clip", "sampler", "pseudo_share", "hflip", "vflip", "brightness", "limit", "crop_on_mask", "crop_black", "blackout", "black_bars", "early_stop")
+
+STAGE_FIELDS = (
+    "epochs",
+    "batch_size",
+    "accumulate",
+    "crop",
+    "loss",
+    "loss_args",
+    "lr",
+    "encoder_lr",
+    "optimizer",
+    "lookahead",
+    "weight_decay",
+    "schedule",
+    "warmup",
+    "flat",
+    "patience",
+    "factor",
+    "clip",
+    "sampler",
+    "pseudo_share",
+    "hflip",
+    "vflip",
+    "brightness",
+    "limit",
+    "crop_on_mask",
+    "crop_black",
+    "blackout",
+    "black_bars",
+    "early_stop",
+)
 
 # %% ../nbs/25_config.ipynb #d47bd0f7
 def _as_json(name, value):
     "A dict or list as it will be read back (tuples are lists), from JSON text too."
-    if value is None: return None
-    try: text = value if isinstance(value, str) else json.dumps(value)
-    except TypeError as e: raise ValueError(f"{name}={value!r} cannot be written as JSON ({e})") from None
+    if value is None:
+        return None
+    try:
+        text = value if isinstance(value, str) else json.dumps(value)
+    except TypeError as e:
+        raise ValueError(f"{name}={value!r} cannot be written as JSON ({e})") from None
     return _parsed(name, text)
+
 
 def _typed(name, value, kind):
     "The value as its field's type, a whole number as a float where one is asked for; raises where it is of another."
-    if kind is float and type(value) is int: value = float(value)
+    if kind is float and type(value) is int:
+        value = float(value)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise ValueError(f"{name}={value!r} is of type {type(value).__name__}, not {getattr(kind, '__name__', kind)}")
-    if kind is float and not math.isfinite(value): raise ValueError(f"{name}={value!r} is not a finite number")
+    if kind is float and not math.isfinite(value):
+        raise ValueError(f"{name}={value!r} is not a finite number")
     return value
+
 
 def _in_range(name, value, low, high):
     if value < low or high is not None and value > high:
         raise ValueError(f"{name}={value!r} is not " + (f"{low} or more" if high is None else f"in {low} to {high}"))
 
 # %% ../nbs/25_config.ipynb #28f32fe3
-def field_help() -> dict: # {field name: its comment in the source}
+def field_help() -> dict:  # {field name: its comment in the source}
     "What each field of `TrainConfig` is for, in the words that stand beside it."
-    return dict(re.findall(r"^    (\w+):\S+ = .*?\s# (.*)$", inspect.getsource(TrainConfig), re.M))
+    return dict(re.findall(r"^    (\w+): [^=]+ = .*?\s# (.*)$", inspect.getsource(TrainConfig), re.M))

@@ -6,13 +6,20 @@
 __all__ = ['Components', 'Curves', 'write_curves', 'read_curves', 'CurveCounter', 'curves_of']
 
 # %% ../nbs/16_curves.ipynb #a464ef30
-import io, json, os, secrets, threading, zipfile
+import io
+import json
+import os
+import secrets
+import threading
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+
 import numpy as np
 from numba import njit
 from tqdm import tqdm
+
 from .files import read_json, to_json, whole, write_json
 from .flood import component_nodes, fill_levels, make_room, map_counts
 
@@ -23,50 +30,63 @@ class Components:
 
     The rows of image i and class c are `start[i*C + c]` to `start[i*C + c + 1]`, the largest first. Components of fewer than `smallest` pixels are not listed.
     """
-    connectivity:int  # 4 or 8: what touches
-    smallest:int      # pixels
-    start:np.ndarray  # (N*C + 1,) int64
-    low:np.ndarray    # (M,) uint8
-    high:np.ndarray   # (M,) uint8
-    area:np.ndarray   # (M,) int32
-    hit:np.ndarray    # (M,) int32
 
-    def take(self,
-        pairs:np.ndarray, # positions of maps, each i*C + c
+    connectivity: int  # 4 or 8: what touches
+    smallest: int  # pixels
+    start: np.ndarray  # (N*C + 1,) int64
+    low: np.ndarray  # (M,) uint8
+    high: np.ndarray  # (M,) uint8
+    area: np.ndarray  # (M,) int32
+    hit: np.ndarray  # (M,) int32
+
+    def take(
+        self,
+        pairs: np.ndarray,  # positions of maps, each i*C + c
     ) -> "Components":
         "The components of some of the maps, in the order asked for."
         many = np.diff(self.start)[pairs]
         start = np.concatenate([[0], many.cumsum()])
         rows = np.repeat(self.start[pairs] - start[:-1], many) + np.arange(start[-1])
-        return replace(self, start=start, low=self.low[rows], high=self.high[rows], area=self.area[rows], hit=self.hit[rows])
+        return replace(
+            self, start=start, low=self.low[rows], high=self.high[rows], area=self.area[rows], hit=self.hit[rows]
+        )
 
-    def by_level(self,
-        channel:int,   # 0..C-1
-        n_classes:int, # C
-    ) -> tuple: # first (257,), row, image: those of level t are row[first[t]:first[t+1]], components of the maps image[...]
+    def by_level(
+        self,
+        channel: int,  # 0..C-1
+        n_classes: int,  # C
+    ) -> (
+        tuple
+    ):  # first (257,), row, image: those of level t are row[first[t]:first[t+1]], components of the maps image[...]
         "Where the components of each level are listed, of one class. Made at the first call and kept: a slider asks for one level after another."
         known = vars(self).setdefault("_by_level", {})
         if (channel, n_classes) not in known:
             first = np.zeros(257, np.int64)
             _count_levels(self.start, self.low, self.high, channel, n_classes, first)
             first = first.cumsum()
-            row, image = np.empty(first[-1], np.int32), np.empty(first[-1], np.uint16 if len(self.start) <= 2**16*n_classes else np.int32) # a large run has tens of millions
+            row, image = (
+                np.empty(first[-1], np.int32),
+                np.empty(first[-1], np.uint16 if len(self.start) <= 2**16 * n_classes else np.int32),
+            )  # a large run has tens of millions
             _list_levels(self.start, self.low, self.high, channel, n_classes, first.copy(), row, image)
             known[channel, n_classes] = first, row, image
         return known[channel, n_classes]
 
+
 @njit(nogil=True, cache=True)
 def _count_levels(start, low, high, channel, n_classes, after):
     "How many components of one class each level has; a component counts at each of its levels."
-    for i in range((len(start) - 1)//n_classes):
-        for k in range(start[i*n_classes + channel], start[i*n_classes + channel + 1]):
-            for t in range(low[k], high[k] + 1): after[t + 1] += 1
+    for i in range((len(start) - 1) // n_classes):
+        for k in range(start[i * n_classes + channel], start[i * n_classes + channel + 1]):
+            for t in range(low[k], high[k] + 1):
+                after[t + 1] += 1
+
 
 @njit(nogil=True, cache=True)
 def _list_levels(start, low, high, channel, n_classes, at, row, image):
     "Put every component into the lists of its levels, each from its place `at` on."
-    for i in range((len(start) - 1)//n_classes):
-        for k in range(start[i*n_classes + channel], start[i*n_classes + channel + 1]):
+    for i in range((len(start) - 1) // n_classes):
+        for k in range(start[i * n_classes + channel], start[i * n_classes + channel + 1]):
             for t in range(low[k], high[k] + 1):
                 row[at[t]], image[at[t]] = k, i
                 at[t] += 1
@@ -79,84 +99,143 @@ class Curves:
     Dice of image i and class c at threshold t is `dice(area[i,c,t], hit[i,c,t], truth[i,c])`. Exact for t at or above
     `floor`; below it, pixels that the store keeps as 0 are not counted. Raises `ValueError` where the arrays do not fit together.
     """
-    image_ids:tuple   # N of str
-    area:np.ndarray   # (N,C,256) int32, pixels at or above t
-    hit:np.ndarray    # (N,C,256) int32, those that are truth
-    truth:np.ndarray  # (N,C) int64, pixels of truth
-    floor:int         # of the store, a level
-    shape:tuple       # (H,W)
-    components:Components|None=None # of the N*C maps; None: not counted
-    filled:"Curves|None"=None       # the same images with the holes of every mask filled; None: not counted
+
+    image_ids: tuple  # N of str
+    area: np.ndarray  # (N,C,256) int32, pixels at or above t
+    hit: np.ndarray  # (N,C,256) int32, those that are truth
+    truth: np.ndarray  # (N,C) int64, pixels of truth
+    floor: int  # of the store, a level
+    shape: tuple  # (H,W)
+    components: Components | None = None  # of the N*C maps; None: not counted
+    filled: "Curves|None" = None  # the same images with the holes of every mask filled; None: not counted
 
     def __post_init__(self):
         n, c = self.truth.shape if self.truth.ndim == 2 else (-1, -1)
-        for name, shape, dtype in (("area", (n, c, 256), np.int32), ("hit", (n, c, 256), np.int32), ("truth", (n, c), np.int64)):
+        for name, shape, dtype in (
+            ("area", (n, c, 256), np.int32),
+            ("hit", (n, c, 256), np.int32),
+            ("truth", (n, c), np.int64),
+        ):
             found = getattr(self, name)
-            if found.shape != shape or found.dtype != dtype: raise ValueError(f"{name} must be {np.dtype(dtype)} {shape}, not {found.dtype} {found.shape}")
-        if len(self.image_ids) != n: raise ValueError(f"{len(self.image_ids)} image ids for {n} images")
+            if found.shape != shape or found.dtype != dtype:
+                raise ValueError(f"{name} must be {np.dtype(dtype)} {shape}, not {found.dtype} {found.shape}")
+        if len(self.image_ids) != n:
+            raise ValueError(f"{len(self.image_ids)} image ids for {n} images")
 
-    def __len__(self): return len(self.image_ids)
+    def __len__(self):
+        return len(self.image_ids)
 
-    def take(self,
-        indices, # positions, or a boolean array of length N
+    def take(
+        self,
+        indices,  # positions, or a boolean array of length N
     ) -> "Curves":
         "The curves of some of the images, in the order asked for."
         rows, c = np.arange(len(self))[indices], self.truth.shape[1]
-        return replace(self, image_ids=tuple(self.image_ids[i] for i in rows), area=self.area[rows], hit=self.hit[rows], truth=self.truth[rows],
-            components=self.components and self.components.take((rows[:, None]*c + np.arange(c)).ravel()), filled=self.filled and self.filled.take(rows))
+        return replace(
+            self,
+            image_ids=tuple(self.image_ids[i] for i in rows),
+            area=self.area[rows],
+            hit=self.hit[rows],
+            truth=self.truth[rows],
+            components=self.components and self.components.take((rows[:, None] * c + np.arange(c)).ravel()),
+            filled=self.filled and self.filled.take(rows),
+        )
 
-    def lacks(self,
-        fill_holes:bool=False,
-        min_component:int=0,
-        connectivity:int=8,
+    def lacks(
+        self,
+        fill_holes: bool = False,
+        min_component: int = 0,
+        connectivity: int = 8,
     ) -> str:
         "Which of these steps of a `Rule` was not counted, and how to count it; empty where all were."
-        if fill_holes: return "these curves do not show filled holes: count them with fill_holes=True" if self.filled is None else self.filled.lacks(False, min_component, connectivity)
+        if fill_holes:
+            return (
+                "these curves do not show filled holes: count them with fill_holes=True"
+                if self.filled is None
+                else self.filled.lacks(False, min_component, connectivity)
+            )
         parts = self.components
-        if min_component <= 1: return ""
-        if parts is None: return f"these curves do not show components: count them with connectivity={connectivity}"
-        if parts.connectivity != connectivity: return f"these curves show {parts.connectivity}-connected components: count them with connectivity={connectivity}"
-        if parts.smallest > min_component: return f"these curves list components of at least {parts.smallest} pixels, {min_component} is asked for: count them with smallest={min_component}"
+        if min_component <= 1:
+            return ""
+        if parts is None:
+            return f"these curves do not show components: count them with connectivity={connectivity}"
+        if parts.connectivity != connectivity:
+            return f"these curves show {parts.connectivity}-connected components: count them with connectivity={connectivity}"
+        if parts.smallest > min_component:
+            return f"these curves list components of at least {parts.smallest} pixels, {min_component} is asked for: count them with smallest={min_component}"
         return ""
 
-    def counts(self,
-        channel:int,           # 0..C-1
-        fill_holes:bool=False, # before anything else
-        min_component:int=0,   # components of fewer pixels are not counted
-        connectivity:int=8,    # 4 or 8; matters where min_component > 1
-    ) -> tuple: # area (N,256), hit (N,256): int32, not to be written to
+    def counts(
+        self,
+        channel: int,  # 0..C-1
+        fill_holes: bool = False,  # before anything else
+        min_component: int = 0,  # components of fewer pixels are not counted
+        connectivity: int = 8,  # 4 or 8; matters where min_component > 1
+    ) -> tuple:  # area (N,256), hit (N,256): int32, not to be written to
         "Area and hit of one class at every level after these steps of a `Rule`. Raises `ValueError` where they were not counted."
-        if lacks := self.lacks(fill_holes, min_component, connectivity): raise ValueError(lacks)
-        if fill_holes: return self.filled.counts(channel, False, min_component, connectivity)
-        if min_component <= 1: return self.area[:, channel], self.hit[:, channel]
+        if lacks := self.lacks(fill_holes, min_component, connectivity):
+            raise ValueError(lacks)
+        if fill_holes:
+            return self.filled.counts(channel, False, min_component, connectivity)
+        if min_component <= 1:
+            return self.area[:, channel], self.hit[:, channel]
         parts = self.components
         area, hit = np.zeros((2, *self.area[:, channel].shape), np.int32)
-        _add_components(parts.start, parts.low, parts.high, parts.area, parts.hit, channel, self.truth.shape[1], min_component, area, hit)
+        _add_components(
+            parts.start,
+            parts.low,
+            parts.high,
+            parts.area,
+            parts.hit,
+            channel,
+            self.truth.shape[1],
+            min_component,
+            area,
+            hit,
+        )
         return area, hit
 
-    def counts_at(self,
-        channel:int,           # 0..C-1
-        level,                 # 0..255 for all images, or (N,) of them; beyond 255 nothing is predicted
-        fill_holes:bool=False, # as for `counts`, and so are the others
-        min_component:int=0,
-        connectivity:int=8,
-    ) -> tuple: # area (N,), hit (N,): int32, new arrays
+    def counts_at(
+        self,
+        channel: int,  # 0..C-1
+        level,  # 0..255 for all images, or (N,) of them; beyond 255 nothing is predicted
+        fill_holes: bool = False,  # as for `counts`, and so are the others
+        min_component: int = 0,
+        connectivity: int = 8,
+    ) -> tuple:  # area (N,), hit (N,): int32, new arrays
         "What `counts` shows at one level, in the time that this level takes. Raises `ValueError` as it does."
-        if lacks := self.lacks(fill_holes, min_component, connectivity): raise ValueError(lacks)
-        if fill_holes: return self.filled.counts_at(channel, level, False, min_component, connectivity)
+        if lacks := self.lacks(fill_holes, min_component, connectivity):
+            raise ValueError(lacks)
+        if fill_holes:
+            return self.filled.counts_at(channel, level, False, min_component, connectivity)
         levels, area, hit = np.broadcast_to(np.asarray(level, np.int64), len(self)), *np.zeros((2, len(self)), np.int32)
         parts, n_classes = self.components, self.truth.shape[1]
-        if min_component <= 1: _pick_level(self.area[:, channel], self.hit[:, channel], levels, area, hit)
-        elif np.ndim(level): _add_levels(parts.start, parts.low, parts.high, parts.area, parts.hit, channel, n_classes, min_component, levels, area, hit)
+        if min_component <= 1:
+            _pick_level(self.area[:, channel], self.hit[:, channel], levels, area, hit)
+        elif np.ndim(level):
+            _add_levels(
+                parts.start,
+                parts.low,
+                parts.high,
+                parts.area,
+                parts.hit,
+                channel,
+                n_classes,
+                min_component,
+                levels,
+                area,
+                hit,
+            )
         elif level < 256:
             first, row, image = parts.by_level(channel, n_classes)
             here = slice(first[level], first[level + 1])
             _add_level(row[here], image[here], parts.area, parts.hit, min_component, area, hit)
         return area, hit
 
-    def peaks(self,
-        channel:int, # 0..C-1
-    ) -> np.ndarray: # (N,) int64
+    def peaks(
+        self,
+        channel: int,  # 0..C-1
+    ) -> np.ndarray:  # (N,) int64
         "The highest level of each map, 0 where none is above the floor."
         return _last_level(self.area[:, channel])
 
@@ -165,11 +244,13 @@ class Curves:
 def _add_components(start, low, high, areas, hits, channel, n_classes, smallest, area, hit):
     "Add up, into (N,256) counts, the components of at least `smallest` pixels of one class."
     for i in range(len(area)):
-        for k in range(start[i*n_classes + channel], start[i*n_classes + channel + 1]):
-            if areas[k] < smallest: break # the largest come first
+        for k in range(start[i * n_classes + channel], start[i * n_classes + channel + 1]):
+            if areas[k] < smallest:
+                break  # the largest come first
             for t in range(low[k], high[k] + 1):
                 area[i, t] += areas[k]
                 hit[i, t] += hits[k]
+
 
 @njit(nogil=True, cache=True)
 def _add_level(row, image, areas, hits, smallest, area, hit):
@@ -179,22 +260,27 @@ def _add_level(row, image, areas, hits, smallest, area, hit):
             area[image[j]] += areas[row[j]]
             hit[image[j]] += hits[row[j]]
 
+
 @njit(nogil=True, cache=True)
 def _add_levels(start, low, high, areas, hits, channel, n_classes, smallest, levels, area, hit):
     "The same at a level of its own for each image."
     for i in range(len(area)):
         t = levels[i]
-        for k in range(start[i*n_classes + channel], start[i*n_classes + channel + 1]):
-            if areas[k] < smallest: break
+        for k in range(start[i * n_classes + channel], start[i * n_classes + channel + 1]):
+            if areas[k] < smallest:
+                break
             if low[k] <= t <= high[k]:
                 area[i] += areas[k]
                 hit[i] += hits[k]
+
 
 @njit(nogil=True, cache=True)
 def _pick_level(all_area, all_hit, levels, area, hit):
     "One level of each image out of (N,256) counts."
     for i in range(len(area)):
-        if levels[i] < 256: area[i], hit[i] = all_area[i, levels[i]], all_hit[i, levels[i]]
+        if levels[i] < 256:
+            area[i], hit[i] = all_area[i, levels[i]], all_hit[i, levels[i]]
+
 
 @njit(nogil=True, cache=True)
 def _last_level(area):
@@ -203,9 +289,11 @@ def _last_level(area):
     for i in range(len(area)):
         first, last = 0, 255
         while first < last:
-            middle = (first + last + 1)//2
-            if area[i, middle] > 0: first = middle
-            else: last = middle - 1
+            middle = (first + last + 1) // 2
+            if area[i, middle] > 0:
+                first = middle
+            else:
+                last = middle - 1
         found[i] = first
     return found
 
@@ -214,74 +302,130 @@ _NODES = "low", "high", "area", "hit"
 _PLAIN = "image_ids", "area", "hit", "truth", "floor", "shape"
 _LISTED = "connectivity", "smallest", "start", *_NODES
 
+
 def _arrays(curves):
     "Name to array of all that curves hold; what belongs to filled holes has a name of its own."
     out = {name: np.asarray(getattr(curves, name)) for name in _PLAIN}
-    if curves.components is not None: out |= {f"components_{name}": np.asarray(getattr(curves.components, name)) for name in _LISTED}
-    if curves.filled is not None: out |= {f"filled_{name}": x for name, x in _arrays(curves.filled).items() if name not in ("image_ids", "truth", "floor", "shape")}
+    if curves.components is not None:
+        out |= {f"components_{name}": np.asarray(getattr(curves.components, name)) for name in _LISTED}
+    if curves.filled is not None:
+        out |= {
+            f"filled_{name}": x
+            for name, x in _arrays(curves.filled).items()
+            if name not in ("image_ids", "truth", "floor", "shape")
+        }
     return out
 
+
 def write_curves(
-    path:str|Path, # an npz file, written whole or not at all
-    curves:Curves,
+    path: str | Path,  # an npz file, written whole or not at all
+    curves: Curves,
 ) -> Path:
     "Write curves to a compressed npz file that holds no pickle; returns its path."
-    with whole(path) as temp, open(temp, "wb") as f: np.savez_compressed(f, **_arrays(curves))
+    with whole(path) as temp, open(temp, "wb") as f:
+        np.savez_compressed(f, **_arrays(curves))
     return Path(path)
+
 
 def _from_arrays(arrays):
     "Curves of the arrays of a file; raises where they do not fit together or hold counts that cannot be."
-    plain = {name: arrays[name] for name in _PLAIN} | {"floor": int(arrays["floor"]), "shape": tuple(map(int, arrays["shape"])), "image_ids": tuple(map(str, arrays["image_ids"]))}
+    plain = {name: arrays[name] for name in _PLAIN} | {
+        "floor": int(arrays["floor"]),
+        "shape": tuple(map(int, arrays["shape"])),
+        "image_ids": tuple(map(str, arrays["image_ids"])),
+    }
     curves = Curves(**plain)
     n, c, pixels = *curves.truth.shape, int(np.prod(curves.shape))
-    if (curves.hit < 0).any() or (curves.hit > curves.area).any() or (curves.hit > curves.truth[..., None]).any() or (curves.area > pixels).any():
+    if (
+        (curves.hit < 0).any()
+        or (curves.hit > curves.area).any()
+        or (curves.hit > curves.truth[..., None]).any()
+        or (curves.area > pixels).any()
+    ):
         raise ValueError(f"counts that cannot be: 0 <= hit <= area, truth <= {pixels} pixels does not hold")
     if "components_start" in arrays:
-        nodes = Components(int(arrays["components_connectivity"]), int(arrays["components_smallest"]), *(arrays[f"components_{name}"] for name in _LISTED[2:]))
-        kinds = [(np.dtype(k), (n*c + 1 if name == "start" else len(nodes.low),)) for name, k in zip(_LISTED[2:], ("int64", "uint8", "uint8", "int32", "int32"))]
-        if [(x.dtype, x.shape) for x in (nodes.start, nodes.low, nodes.high, nodes.area, nodes.hit)] != kinds: raise ValueError("components of the wrong kind or number")
-        if nodes.start[0] != 0 or nodes.start[-1] != len(nodes.low) or (np.diff(nodes.start) < 0).any() or (nodes.low > nodes.high).any() or (nodes.area > pixels).any() or (nodes.hit < 0).any() or (nodes.hit > nodes.area).any():
+        nodes = Components(
+            int(arrays["components_connectivity"]),
+            int(arrays["components_smallest"]),
+            *(arrays[f"components_{name}"] for name in _LISTED[2:]),
+        )
+        kinds = [
+            (np.dtype(k), (n * c + 1 if name == "start" else len(nodes.low),))
+            for name, k in zip(_LISTED[2:], ("int64", "uint8", "uint8", "int32", "int32"))
+        ]
+        if [(x.dtype, x.shape) for x in (nodes.start, nodes.low, nodes.high, nodes.area, nodes.hit)] != kinds:
+            raise ValueError("components of the wrong kind or number")
+        if (
+            nodes.start[0] != 0
+            or nodes.start[-1] != len(nodes.low)
+            or (np.diff(nodes.start) < 0).any()
+            or (nodes.low > nodes.high).any()
+            or (nodes.area > pixels).any()
+            or (nodes.hit < 0).any()
+            or (nodes.hit > nodes.area).any()
+        ):
             raise ValueError("components that cannot be")
         curves = replace(curves, components=nodes)
-    if "filled_area" in arrays: curves = replace(curves, filled=_from_arrays(plain | {name.removeprefix("filled_"): x for name, x in arrays.items() if name.startswith("filled_")}))
+    if "filled_area" in arrays:
+        curves = replace(
+            curves,
+            filled=_from_arrays(
+                plain | {name.removeprefix("filled_"): x for name, x in arrays.items() if name.startswith("filled_")}
+            ),
+        )
     return curves
+
 
 def _unpacked(data):
     "The array in the bytes of an npy file. numpy's own reader unpacks 256 kB at a time and asks for the interpreter each time, so that other threads hold it up; this way a whole array is unpacked beside them."
     head = io.BytesIO(data)
     version = np.lib.format.read_magic(head)
-    shape, fortran, dtype = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version](head)
-    if dtype.hasobject or fortran: raise ValueError("an array of objects or in Fortran's order")
+    shape, fortran, dtype = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[
+        version
+    ](head)
+    if dtype.hasobject or fortran:
+        raise ValueError("an array of objects or in Fortran's order")
     return np.frombuffer(data, dtype, offset=head.tell()).reshape(shape).copy()
 
+
 def read_curves(
-    path:str|Path, # a file that `write_curves` wrote
+    path: str | Path,  # a file that `write_curves` wrote
 ) -> Curves:
     "Read curves; nothing in the file is executed. Raises `ValueError` that names the file where it is something else."
     try:
-        with zipfile.ZipFile(path) as found, ThreadPoolExecutor(2) as pool: return _from_arrays(dict(pool.map(lambda name: (name.removesuffix(".npy"), _unpacked(found.read(name))), found.namelist())))
-    except Exception as e: # numpy and zipfile raise a dozen types on damaged bytes
+        with zipfile.ZipFile(path) as found, ThreadPoolExecutor(2) as pool:
+            return _from_arrays(
+                dict(pool.map(lambda name: (name.removesuffix(".npy"), _unpacked(found.read(name))), found.namelist()))
+            )
+    except Exception as e:  # numpy and zipfile raise a dozen types on damaged bytes
         raise ValueError(f"{path}: no curves to be read there ({e or type(e).__name__})") from None
 
 # %% ../nbs/16_curves.ipynb #c8e27ce0
 def _one_image(levels, masks, connectivity, smallest, fill_holes, room):
     "Counts of one image: truth (C,), area and hit (C,256), nodes of each class; the last three again where holes are filled."
-    truth = np.array([0 if masks is None else np.count_nonzero(m) for m in (levels if masks is None else masks)], np.int64)
+    truth = np.array(
+        [0 if masks is None else np.count_nonzero(m) for m in (levels if masks is None else masks)], np.int64
+    )
     found = []
-    for filled in (False, True)[:1 + fill_holes]:
+    for filled in (False, True)[: 1 + fill_holes]:
         area, hit = np.empty((2, len(levels), 256), np.int32)
         nodes = []
         for c, prob in enumerate(levels):
             mask = masks[c] if truth[c] else None
-            if filled and counts[0][c, 1]: prob = fill_levels(prob, room, counts[0][c])
+            if filled and counts[0][c, 1]:
+                prob = fill_levels(prob, room, counts[0][c])
             area[c], hit[c] = map_counts(prob, mask)
-            if connectivity and area[c, 1]: nodes.append(component_nodes(prob, mask, connectivity, smallest, room, area[c]))
-            else: nodes.append(_NO_NODES)
+            if connectivity and area[c, 1]:
+                nodes.append(component_nodes(prob, mask, connectivity, smallest, room, area[c]))
+            else:
+                nodes.append(_NO_NODES)
         counts = area, hit
         found.append((area, hit, nodes))
     return truth, found
 
+
 _NO_NODES = tuple(np.zeros(0, kind) for kind in (np.uint8, np.uint8, np.int32, np.int32))
+
 
 def _components(nodes, connectivity, smallest):
     "One `Components` of many maps' nodes."
@@ -295,124 +439,209 @@ class CurveCounter:
     With `parts`, what is counted is kept in that folder every `block` images, and a counter of the same images, settings and `made_of` goes on
     from there. Raises `ValueError` where the folder holds parts of something else.
     """
-    def __init__(self,
-        image_ids,              # N of str, in the order the curves will have
-        n_classes:int,          # C
-        shape,                  # (H,W)
-        floor:int=13,           # levels below it count as 0
-        connectivity:int|None=None, # 4 or 8: list components too; None: do not
-        smallest:int=1,         # list only components of at least so many pixels
-        fill_holes:bool=False,  # count again with the holes filled
-        parts:str|Path|None=None, # a folder to keep what is counted; None: memory only
-        made_of="",             # what identifies predictions and labels, JSON: parts of other ones are refused
-        block:int=256,          # images of a part
+
+    def __init__(
+        self,
+        image_ids,  # N of str, in the order the curves will have
+        n_classes: int,  # C
+        shape,  # (H,W)
+        floor: int = 13,  # levels below it count as 0
+        connectivity: int | None = None,  # 4 or 8: list components too; None: do not
+        smallest: int = 1,  # list only components of at least so many pixels
+        fill_holes: bool = False,  # count again with the holes filled
+        parts: str | Path | None = None,  # a folder to keep what is counted; None: memory only
+        made_of="",  # what identifies predictions and labels, JSON: parts of other ones are refused
+        block: int = 256,  # images of a part
     ):
-        if not len(image_ids): raise ValueError("no images to count")
-        if connectivity not in (None, 4, 8): raise ValueError(f"connectivity must be None, 4 or 8, not {connectivity!r}")
-        self.image_ids, self.n_classes, self.shape, self.floor, self.block = tuple(image_ids), n_classes, tuple(map(int, shape)), int(floor), block
+        if not len(image_ids):
+            raise ValueError("no images to count")
+        if connectivity not in (None, 4, 8):
+            raise ValueError(f"connectivity must be None, 4 or 8, not {connectivity!r}")
+        self.image_ids, self.n_classes, self.shape, self.floor, self.block = (
+            tuple(image_ids),
+            n_classes,
+            tuple(map(int, shape)),
+            int(floor),
+            block,
+        )
         self.options = dict(connectivity=connectivity, smallest=max(1, int(smallest)), fill_holes=bool(fill_holes))
         self.parts = None if parts is None else Path(parts)
-        self._known, self._have, self._done, self._pending, self._lock, self._local = set(self.image_ids), set(), [], {}, threading.Lock(), threading.local()
-        if self.parts is not None: self._go_on(dict(format="steel_seg parts 1", made_of=made_of, images=self.image_ids, classes=n_classes, shape=self.shape, floor=self.floor, **self.options))
+        self._known, self._have, self._done, self._pending, self._lock, self._local = (
+            set(self.image_ids),
+            set(),
+            [],
+            {},
+            threading.Lock(),
+            threading.local(),
+        )
+        if self.parts is not None:
+            self._go_on(
+                dict(
+                    format="steel_seg parts 1",
+                    made_of=made_of,
+                    images=self.image_ids,
+                    classes=n_classes,
+                    shape=self.shape,
+                    floor=self.floor,
+                    **self.options,
+                )
+            )
 
     def _go_on(self, about):
         "Read the parts there are, or make the folder."
         self.parts.mkdir(parents=True, exist_ok=True)
-        path = self.parts/"about.json"
-        if not path.exists(): write_json(path, about)
-        if read_json(path) != json.loads(to_json(about)): raise ValueError(f"{self.parts} holds parts of other predictions, labels or settings: remove it to count anew")
+        path = self.parts / "about.json"
+        if not path.exists():
+            write_json(path, about)
+        if read_json(path) != json.loads(to_json(about)):
+            raise ValueError(
+                f"{self.parts} holds parts of other predictions, labels or settings: remove it to count anew"
+            )
         for p in sorted(self.parts.glob("part-*.npz")):
             part = read_curves(p)
-            self._done.append(part.take([i not in self._have for i in part.image_ids])) # two processes may have counted the same image
+            self._done.append(
+                part.take([i not in self._have for i in part.image_ids])
+            )  # two processes may have counted the same image
             self._have.update(part.image_ids)
 
-    def missing(self) -> list: # of str
+    def missing(self) -> list:  # of str
         "The images that are not counted, in order."
         return [i for i in self.image_ids if i not in self._have]
 
-    def add(self,
-        image_id:str,
-        levels:np.ndarray,     # (C,H,W) uint8
-        masks:np.ndarray|None, # (C,H,W), nonzero is defect; None where the image is clean
+    def add(
+        self,
+        image_id: str,
+        levels: np.ndarray,  # (C,H,W) uint8
+        masks: np.ndarray | None,  # (C,H,W), nonzero is defect; None where the image is clean
     ):
         "Count one image. Raises `ValueError` for an image that is unknown or counted already, or arrays of another kind."
         full = (self.n_classes, *self.shape)
-        if image_id not in self._known or image_id in self._have: raise ValueError(f"{image_id!r} is {'counted already' if image_id in self._known else 'not one of the images to count'}")
-        if levels.dtype != np.uint8 or levels.shape != full: raise ValueError(f"{image_id}: levels must be uint8 {full}, not {levels.dtype} {levels.shape}")
-        if masks is not None and masks.shape != full: raise ValueError(f"{image_id}: masks must be {full}, not {masks.shape}")
-        if self.floor > 1 and ((levels > 0) & (levels < self.floor)).any(): levels = levels*(levels >= self.floor)
-        if not hasattr(self._local, "room"): self._local.room = make_room(self.shape)
+        if image_id not in self._known or image_id in self._have:
+            raise ValueError(
+                f"{image_id!r} is {'counted already' if image_id in self._known else 'not one of the images to count'}"
+            )
+        if levels.dtype != np.uint8 or levels.shape != full:
+            raise ValueError(f"{image_id}: levels must be uint8 {full}, not {levels.dtype} {levels.shape}")
+        if masks is not None and masks.shape != full:
+            raise ValueError(f"{image_id}: masks must be {full}, not {masks.shape}")
+        if self.floor > 1 and ((levels > 0) & (levels < self.floor)).any():
+            levels = levels * (levels >= self.floor)
+        if not hasattr(self._local, "room"):
+            self._local.room = make_room(self.shape)
         counted = _one_image(levels, masks, **self.options, room=self._local.room)
         with self._lock:
             self._have.add(image_id)
             self._pending[image_id] = counted
-            if len(self._pending) >= self.block: self._flush()
+            if len(self._pending) >= self.block:
+                self._flush()
 
     def _flush(self):
         "Make one part of what is pending, and keep it."
-        if not self._pending: return
+        if not self._pending:
+            return
         ids, images = tuple(self._pending), list(self._pending.values())
         truth, kinds = np.stack([truth for truth, _ in images]), []
         for k in range(len(images[0][1])):
             area, hit, nodes = zip(*(found[k] for _, found in images))
-            parts = _components([n for each in nodes for n in each], self.options["connectivity"], self.options["smallest"]) if self.options["connectivity"] else None
+            parts = (
+                _components([n for each in nodes for n in each], self.options["connectivity"], self.options["smallest"])
+                if self.options["connectivity"]
+                else None
+            )
             kinds.append(Curves(ids, np.stack(area), np.stack(hit), truth, self.floor, self.shape, parts))
         part = replace(kinds[0], filled=kinds[1]) if len(kinds) > 1 else kinds[0]
-        if self.parts is not None: write_curves(self.parts/f"part-{secrets.token_hex(6)}.npz", part)
+        if self.parts is not None:
+            write_curves(self.parts / f"part-{secrets.token_hex(6)}.npz", part)
         self._done.append(part)
         self._pending = {}
 
-    def finish(self) -> "Curves": # images in the order of image_ids
+    def finish(self) -> "Curves":  # images in the order of image_ids
         "The curves of all images, which are counted now. Raises `ValueError` where images are missing."
-        if missing := self.missing(): raise ValueError(f"{len(missing)} of {len(self.image_ids)} images are not counted, {missing[0]!r} for one")
-        with self._lock: self._flush()
+        if missing := self.missing():
+            raise ValueError(f"{len(missing)} of {len(self.image_ids)} images are not counted, {missing[0]!r} for one")
+        with self._lock:
+            self._flush()
         return _join(self._done, self.image_ids)
 
 # %% ../nbs/16_curves.ipynb #155dc37f
 def _join(parts, image_ids):
     "One `Curves` of several that hold each image once, in this order."
     row = {i: n for n, i in enumerate(i for part in parts for i in part.image_ids)}
-    order = np.array([row[i] for i in image_ids]) # rows of the parts, one after the other
+    order = np.array([row[i] for i in image_ids])  # rows of the parts, one after the other
     place = np.split(order.argsort(), np.cumsum([len(part) for part in parts])[:-1])
-    def rows(name): # filled part by part: two copies of the largest array would be the peak of memory
+
+    def rows(name):  # filled part by part: two copies of the largest array would be the peak of memory
         out = np.empty((len(order), *getattr(parts[0], name).shape[1:]), getattr(parts[0], name).dtype)
-        for part, where in zip(parts, place): out[where] = getattr(part, name)
+        for part, where in zip(parts, place):
+            out[where] = getattr(part, name)
         return out
+
     nodes = [part.components for part in parts]
     if nodes[0] is not None:
         c = parts[0].truth.shape[1]
         start = np.concatenate([[0], np.cumsum(np.concatenate([np.diff(n.start) for n in nodes]))])
-        nodes[0] = replace(nodes[0], start=start, **{name: np.concatenate([getattr(n, name) for n in nodes]) for name in _NODES})
-        if (np.diff(order) != 1).any(): nodes[0] = nodes[0].take((order[:, None]*c + np.arange(c)).ravel())
+        nodes[0] = replace(
+            nodes[0], start=start, **{name: np.concatenate([getattr(n, name) for n in nodes]) for name in _NODES}
+        )
+        if (np.diff(order) != 1).any():
+            nodes[0] = nodes[0].take((order[:, None] * c + np.arange(c)).ravel())
     filled = None if parts[0].filled is None else _join([part.filled for part in parts], image_ids)
-    return replace(parts[0], image_ids=tuple(image_ids), area=rows("area"), hit=rows("hit"), truth=rows("truth"), components=nodes[0], filled=filled)
+    return replace(
+        parts[0],
+        image_ids=tuple(image_ids),
+        area=rows("area"),
+        hit=rows("hit"),
+        truth=rows("truth"),
+        components=nodes[0],
+        filled=filled,
+    )
 
 # %% ../nbs/16_curves.ipynb #d1425d6a
 def curves_of(
-    store,          # ProbStore, all its images finished
-    folder,         # StripFolder that holds these images and their masks
-    connectivity:int|None=None, # 4 or 8: list components too, for rules with min_component
-    fill_holes:bool=False, # count again with the holes filled, for rules that fill them
-    smallest:int=1, # list only components of at least so many pixels: smaller files, exact for min_component >= smallest
-    parts=None,     # a folder for what is counted so far, to go on from when stopped; None: memory only
-    workers:int|None=None, # threads; None: one a core
-    progress=False, # show a bar; or callable(done, total)
-) -> Curves: # images in the order of the store
+    store,  # ProbStore, all its images finished
+    folder,  # StripFolder that holds these images and their masks
+    connectivity: int | None = None,  # 4 or 8: list components too, for rules with min_component
+    fill_holes: bool = False,  # count again with the holes filled, for rules that fill them
+    smallest: int = 1,  # list only components of at least so many pixels: smaller files, exact for min_component >= smallest
+    parts=None,  # a folder for what is counted so far, to go on from when stopped; None: memory only
+    workers: int | None = None,  # threads; None: one a core
+    progress=False,  # show a bar; or callable(done, total)
+) -> Curves:  # images in the order of the store
     "Curves of a store against the masks of a folder. Raises `ValueError` where images are not finished, not in the folder, or of another shape."
     _, n_classes, *shape = store.shape
     if (n_classes, *shape) != (folder.n_classes, *folder.shape):
-        raise ValueError(f"{store.path} holds {n_classes} classes of {tuple(shape)}, {folder.root} has {folder.n_classes} of {tuple(folder.shape)}")
+        raise ValueError(
+            f"{store.path} holds {n_classes} classes of {tuple(shape)}, {folder.root} has {folder.n_classes} of {tuple(folder.shape)}"
+        )
     if strange := sorted(set(store.image_ids) - set(folder.images.image_id)):
-        raise ValueError(f"{store.path}: {len(strange)} of {len(store.image_ids)} images are not in {folder.root}, {strange[0]!r} for one")
+        raise ValueError(
+            f"{store.path}: {len(strange)} of {len(store.image_ids)} images are not in {folder.root}, {strange[0]!r} for one"
+        )
     if missing := store.missing():
-        raise ValueError(f"{store.path}: {len(missing)} of {len(store.image_ids)} images are not finished, {missing[0]!r} for one; let the prediction run to its end")
-    counter = CurveCounter(store.image_ids, n_classes, shape, store.floor, connectivity, smallest, fill_holes, parts, made_of=parts and [store.fingerprint(), folder.sha256])
+        raise ValueError(
+            f"{store.path}: {len(missing)} of {len(store.image_ids)} images are not finished, {missing[0]!r} for one; let the prediction run to its end"
+        )
+    counter = CurveCounter(
+        store.image_ids,
+        n_classes,
+        shape,
+        store.floor,
+        connectivity,
+        smallest,
+        fill_holes,
+        parts,
+        made_of=parts and [store.fingerprint(), folder.sha256],
+    )
     clean = set(folder.images.image_id[folder.truth_area().sum(1) == 0])
     count = lambda i: counter.add(i, store.read(i), None if i in clean else folder.mask(i))
     todo = counter.missing()
     total, done = len(store.image_ids), len(store.image_ids) - len(todo)
-    with ThreadPoolExecutor(workers or len(os.sched_getaffinity(0))) as pool, tqdm(total=total, initial=done, desc="curves", unit="image", disable=progress is not True) as bar:
+    with (
+        ThreadPoolExecutor(workers or len(os.sched_getaffinity(0))) as pool,
+        tqdm(total=total, initial=done, desc="curves", unit="image", disable=progress is not True) as bar,
+    ):
         for n, _ in enumerate(pool.map(count, todo), done + 1):
             bar.update()
-            if callable(progress): progress(n, total)
+            if callable(progress):
+                progress(n, total)
     return counter.finish()

@@ -8,7 +8,11 @@ __all__ = ['FAULT_COLUMNS', 'LAYOUTS', 'class_id', 'channel_of', 'fault_table', 
            'check_folder']
 
 # %% ../nbs/11_data.ipynb #6a10db07
-import csv, hashlib, io, os, re
+import csv
+import hashlib
+import io
+import os
+import re
 from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,15 +31,17 @@ from .runs import decode, table_areas
 
 # %% ../nbs/11_data.ipynb #26d139f6
 def class_id(
-    channel:int, # 0, 1, 2, ..
+    channel: int,  # 0, 1, 2, ..
 ) -> int:
     "The ClassId of a channel, as the csv writes it: 1 for channel 0."
-    if channel < 0: raise ValueError(f"channel {channel}: channels count from 0")
+    if channel < 0:
+        raise ValueError(f"channel {channel}: channels count from 0")
     return int(channel) + 1
 
+
 def channel_of(
-    class_id:int|str,    # 1, 2, .. or the csv's text for it
-    n_classes:int|None=None, # where given, a larger class is refused
+    class_id: int | str,  # 1, 2, .. or the csv's text for it
+    n_classes: int | None = None,  # where given, a larger class is refused
 ) -> int:
     "The channel of a ClassId: 0 for class 1. Raises `ValueError` for anything but a plain whole number from 1 to 999."
     if not re.fullmatch(r"[1-9][0-9]{0,2}", str(class_id)):
@@ -47,8 +53,9 @@ def channel_of(
 # %% ../nbs/11_data.ipynb #4380a89f
 FAULT_COLUMNS = ["file", "row", "image_id", "class_id", "severity", "problem"]
 
+
 def fault_table(
-    faults, # iterable of (file, row, image_id, class_id, "error"|"warning", problem)
+    faults,  # iterable of (file, row, image_id, class_id, "error"|"warning", problem)
 ) -> pd.DataFrame:
     "Faults as a DataFrame with `FAULT_COLUMNS`: csvs and folders in the order they were met, then by row or name. Empty when all is well."
     faults = list(faults)
@@ -56,51 +63,73 @@ def fault_table(
     table = pd.DataFrame(sorted(faults, key=lambda f: (order[f[0].split("/")[0]], f[1], f[0])), columns=FAULT_COLUMNS)
     return table.astype({"row": "int64"})
 
+
 def raise_errors(
-    table:pd.DataFrame, # as from `fault_table`
-    what,               # the file or folder they are about
-    limit:int=5,        # how many are written out
+    table: pd.DataFrame,  # as from `fault_table`
+    what,  # the file or folder they are about
+    limit: int = 5,  # how many are written out
 ):
     "Raise one `ValueError` with the first errors and their number; warnings alone raise nothing."
     bad = table[table.severity == "error"]
-    if bad.empty: return
-    lines = [f.file + f" row {f.row}"*(f.row > 0) + f" ({f.image_id})"*(f.image_id != "") + f": {f.problem}" for f in bad.head(limit).itertuples()]
+    if bad.empty:
+        return
+    lines = [
+        f.file + f" row {f.row}" * (f.row > 0) + f" ({f.image_id})" * (f.image_id != "") + f": {f.problem}"
+        for f in bad.head(limit).itertuples()
+    ]
     more = [f"and {len(bad) - limit} more"] if len(bad) > limit else []
     raise ValueError(f"{what}: {len(bad)} {'error' if len(bad) == 1 else 'errors'}\n  " + "\n  ".join(lines + more))
 
 # %% ../nbs/11_data.ipynb #2b4c5e28
-_NOT_UTF8 = re.compile("[\udc80-\udcff]") # what Python's surrogateescape makes of a byte that is not UTF-8
+_NOT_UTF8 = re.compile("[\udc80-\udcff]")  # what Python's surrogateescape makes of a byte that is not UTF-8
+
 
 def csv_rows(
-    path:str|Path, # a csv file, UTF-8
+    path: str | Path,  # a csv file, UTF-8
 ) -> tuple[list, list]:
     """Every record of a csv as text, and what could not be read: ([(row, fields)], [(row, problem)]).
 
     `row` is the 1-based line on which the record starts. Blank lines are passed over; the header is a record like the others.
     Raises nothing: a file that is absent, empty or not text gives problems (with row 0 where no line can be named).
     """
-    try: raw = Path(path).read_bytes()
-    except FileNotFoundError: return [], [(0, "no such file")]
-    except OSError as e: return [], [(0, f"cannot be read ({e.strerror})")]
+    try:
+        raw = Path(path).read_bytes()
+    except FileNotFoundError:
+        return [], [(0, "no such file")]
+    except OSError as e:
+        return [], [(0, f"cannot be read ({e.strerror})")]
     text = raw.decode("utf-8-sig", errors="surrogateescape")
-    if not text.strip(): return [], [(0, "empty file")]
-    csv.field_size_limit(2**31 - 1) # a noisy mask has a longer string than the csv module's 131,072 characters
+    if not text.strip():
+        return [], [(0, "empty file")]
+    csv.field_size_limit(2**31 - 1)  # a noisy mask has a longer string than the csv module's 131,072 characters
     rows, problems, start = [], [], 1
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     while True:
-        try: fields = next(reader)
-        except StopIteration: break
+        try:
+            fields = next(reader)
+        except StopIteration:
+            break
         except csv.Error as e:
             end = str(e) == "unexpected end of data"
-            problems.append((start, "a quote is opened here and never closed: the rest of the file is unread" if end else f"not csv: {e}"))
+            problems.append(
+                (
+                    start,
+                    "a quote is opened here and never closed: the rest of the file is unread"
+                    if end
+                    else f"not csv: {e}",
+                )
+            )
             fields = []
-        if any(_NOT_UTF8.search(f) for f in fields): problems.append((start, "not UTF-8 text: save the file as UTF-8"))
-        elif len(fields) > 1 or (fields and not fields[0].isspace()): rows.append((start, fields))
+        if any(_NOT_UTF8.search(f) for f in fields):
+            problems.append((start, "not UTF-8 text: save the file as UTF-8"))
+        elif len(fields) > 1 or (fields and not fields[0].isspace()):
+            rows.append((start, fields))
         start = reader.line_num + 1
     return rows, problems
 
 # %% ../nbs/11_data.ipynb #a67f19e5
 LAYOUTS = {"today": ("ImageId", "ClassId", "EncodedPixels"), "2019": ("ImageId_ClassId", "EncodedPixels")}
+
 
 def _layout(header):
     "Layout of a header and the columns it does not know; raises where there is no single answer."
@@ -110,23 +139,28 @@ def _layout(header):
         raise ValueError(f"wrong columns {','.join(header)[:100]!r}: needs {wanted}")
     return fits[0], [c for c in header if c not in LAYOUTS[fits[0]]]
 
+
 def _pair(record, layout):
-    "Image id and class text of one record; a key without a class has the class \"\"."
-    if layout == "today": return record["ImageId"], record["ClassId"]
+    'Image id and class text of one record; a key without a class has the class "".'
+    if layout == "today":
+        return record["ImageId"], record["ClassId"]
     image_id, bar, cid = record["ImageId_ClassId"].rpartition("_")
     return (image_id, cid) if bar else (cid, "")
 
+
 def _id_problem(image_id):
     "What is wrong with an image id, or None."
-    if not image_id.strip(): return "empty image id"
-    if re.search(r"[/\\]", image_id) or image_id in (".", ".."): return f"image id {image_id[:60]!r} has a path in it: it must be a plain file name"
+    if not image_id.strip():
+        return "empty image id"
+    if re.search(r"[/\\]", image_id) or image_id in (".", ".."):
+        return f"image id {image_id[:60]!r} has a path in it: it must be a plain file name"
 
 # %% ../nbs/11_data.ipynb #2a2bbe3b
 def scan_table(
-    csv_path:str|Path,   # train.csv, sample_submission.csv or a submission, in either layout
-    extra:str="warning", # severity of a column that neither layout has
-    no_rows:str="error", # severity of a header with nothing under it
-    name:str|None=None,  # what faults call the file; None: its name without the folder
+    csv_path: str | Path,  # train.csv, sample_submission.csv or a submission, in either layout
+    extra: str = "warning",  # severity of a column that neither layout has
+    no_rows: str = "error",  # severity of a header with nothing under it
+    name: str | None = None,  # what faults call the file; None: its name without the folder
 ) -> tuple[pd.DataFrame, str, list]:
     """All rows of a csv that can be split, its layout ("" where unknown), and the faults met on the way.
 
@@ -137,59 +171,87 @@ def scan_table(
     rows, problems = csv_rows(csv_path)
     faults = [(name, row, "", "", "error", problem) for row, problem in problems]
     layout, header = "", []
-    if rows and not (problems and problems[0][0] <= rows[0][0]): # a header that cannot be read is a fault already
+    if rows and not (problems and problems[0][0] <= rows[0][0]):  # a header that cannot be read is a fault already
         (first, header), rows = rows[0], rows[1:]
-        try: layout, unknown = _layout(header)
-        except ValueError as e: faults.append((name, first, "", "", "error", str(e)))
+        try:
+            layout, unknown = _layout(header)
+        except ValueError as e:
+            faults.append((name, first, "", "", "error", str(e)))
         else:
-            faults += [(name, first, "", "", extra, f"column {c[:60]!r} is none of {','.join(LAYOUTS[layout])}") for c in unknown]
-            if not rows: faults.append((name, first, "", "", no_rows, "no rows under the header"))
+            faults += [
+                (name, first, "", "", extra, f"column {c[:60]!r} is none of {','.join(LAYOUTS[layout])}")
+                for c in unknown
+            ]
+            if not rows:
+                faults.append((name, first, "", "", no_rows, "no rows under the header"))
     for row, fields in rows if layout else []:
         if len(fields) != len(header):
             faults.append((name, row, "", "", "error", f"{len(fields)} fields where the header has {len(header)}"))
             continue
         record = dict(zip(header, fields))
         (image_id, cid), rle = _pair(record, layout), record["EncodedPixels"]
-        try: channel = channel_of(cid)
+        try:
+            channel = channel_of(cid)
         except ValueError as e:
             channel = -1
             faults.append((name, row, image_id, cid, "error", str(e)))
-        if problem := _id_problem(image_id): faults.append((name, row, image_id, cid, "error", problem))
-        else: table.append((image_id, cid, channel, rle if rle.strip(" \t\n\r\v\f") else "", row))
+        if problem := _id_problem(image_id):
+            faults.append((name, row, image_id, cid, "error", problem))
+        else:
+            table.append((image_id, cid, channel, rle if rle.strip(" \t\n\r\v\f") else "", row))
     return pd.DataFrame(table, columns=["image_id", "class_id", "channel", "rle", "row"]), layout, faults
 
 # %% ../nbs/11_data.ipynb #4e502df4
 def _shared_pixels(rows, shape):
     "(row, channel, row, channel, pixels) of every two masks of one image that overlap; rows: (row, channel, rle) of that image."
     for (row_a, a, rle_a), (row_b, b, rle_b) in combinations(rows, 2):
-        if a != b and (n := rle_overlap(rle_a, rle_b, shape)): yield row_a, a, row_b, b, n
+        if a != b and (n := rle_overlap(rle_a, rle_b, shape)):
+            yield row_a, a, row_b, b, n
+
 
 def table_faults(
-    table:pd.DataFrame,            # as from `scan_table`
-    name:str,                      # the file's name, for the faults
-    shape:tuple[int,int]|None=None, # (H,W); None does not check runs past the end
-    n_classes:int|None=None,       # None does not check for classes that are too large
+    table: pd.DataFrame,  # as from `scan_table`
+    name: str,  # the file's name, for the faults
+    shape: tuple[int, int] | None = None,  # (H,W); None does not check runs past the end
+    n_classes: int | None = None,  # None does not check for classes that are too large
 ) -> list:
     "Faults of the rows themselves: unknown class, the same pair twice, malformed RLE, two classes on one pixel (a warning)."
     faults, first, masks = [], {}, {}
     for image_id, cid, c, rle, row in zip(*(table[k] for k in ("image_id", "class_id", "channel", "rle", "row"))):
-        def fault(severity, problem): faults.append((name, row, image_id, cid, severity, problem))
-        if n_classes is not None and c >= n_classes: fault("error", f"unknown class {cid!r}: there are {n_classes} classes")
-        if c >= 0 and first.setdefault((image_id, c), row) != row: fault("error", f"the same image and class as in row {first[image_id, c]}")
-        if not rle: continue
-        try: rle_runs(rle, shape)
-        except ValueError as e: fault("error", f"malformed RLE: {e}")
-        else: masks.setdefault(image_id, []).append((row, c, rle))
+
+        def fault(severity, problem):
+            faults.append((name, row, image_id, cid, severity, problem))
+
+        if n_classes is not None and c >= n_classes:
+            fault("error", f"unknown class {cid!r}: there are {n_classes} classes")
+        if c >= 0 and first.setdefault((image_id, c), row) != row:
+            fault("error", f"the same image and class as in row {first[image_id, c]}")
+        if not rle:
+            continue
+        try:
+            rle_runs(rle, shape)
+        except ValueError as e:
+            fault("error", f"malformed RLE: {e}")
+        else:
+            masks.setdefault(image_id, []).append((row, c, rle))
     for image_id, rows in masks.items():
         for row_a, a, row_b, b, n in _shared_pixels(rows, shape):
-            faults.append((name, max(row_a, row_b), image_id, str(class_id(b)), "warning",
-                           f"{n} pixels carry class {class_id(a)} (row {row_a}) and class {class_id(b)} (row {row_b})"))
+            faults.append(
+                (
+                    name,
+                    max(row_a, row_b),
+                    image_id,
+                    str(class_id(b)),
+                    "warning",
+                    f"{n} pixels carry class {class_id(a)} (row {row_a}) and class {class_id(b)} (row {row_b})",
+                )
+            )
     return faults
 
 # %% ../nbs/11_data.ipynb #f6ba882b
 def read_table(
-    csv_path:str|Path,    # in either layout, columns in any order
-    extra:str="warning",  # "error" refuses columns that neither layout has
+    csv_path: str | Path,  # in either layout, columns in any order
+    extra: str = "warning",  # "error" refuses columns that neither layout has
 ) -> tuple[pd.DataFrame, str]:
     """A csv as a table of image_id, channel, rle ("" where empty) and row, and its layout: "today" or "2019".
 
@@ -204,32 +266,49 @@ def read_table(
 def _decode(path, flags):
     "Decode an image file; raises `ValueError` that names it."
     path = Path(path)
-    try: data = path.read_bytes()
-    except OSError as e: raise ValueError(f"{path}: cannot be read ({e.strerror})") from None
-    if not data: raise ValueError(f"{path}: empty file")
+    try:
+        data = path.read_bytes()
+    except OSError as e:
+        raise ValueError(f"{path}: cannot be read ({e.strerror})") from None
+    if not data:
+        raise ValueError(f"{path}: empty file")
     # a JPEG's scan data escapes FF, so its end marker (FFD9) can only follow the last scan's start (FFDA); a PNG ends with IEND
-    cut = data[:2] == b"\xff\xd8" and data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda") or data[:4] == b"\x89PNG" and b"IEND" not in data[-64:]
-    if cut: raise ValueError(f"{path}: truncated, the end of the image is not in the file")
-    try: image = cv2.imdecode(np.frombuffer(data, np.uint8), flags | cv2.IMREAD_IGNORE_ORIENTATION)
-    except cv2.error: image = None
-    if image is None: raise ValueError(f"{path}: not a readable image (damaged, or not an image)")
+    cut = (
+        data[:2] == b"\xff\xd8"
+        and data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda")
+        or data[:4] == b"\x89PNG"
+        and b"IEND" not in data[-64:]
+    )
+    if cut:
+        raise ValueError(f"{path}: truncated, the end of the image is not in the file")
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags | cv2.IMREAD_IGNORE_ORIENTATION)
+    except cv2.error:
+        image = None
+    if image is None:
+        raise ValueError(f"{path}: not a readable image (damaged, or not an image)")
     return image
 
+
 def read_image(
-    path:str|Path, # a jpg or png file
+    path: str | Path,  # a jpg or png file
 ) -> np.ndarray:
     "An image as (H,W) uint8 grey; raises `ValueError` naming the file when it is absent, truncated or unreadable."
     return _decode(path, cv2.IMREAD_GRAYSCALE)
 
+
 def image_size(
-    path:str|Path, # a jpg or png file
-) -> tuple[int,int]:
+    path: str | Path,  # a jpg or png file
+) -> tuple[int, int]:
     "(H,W) from the file's header, without decoding; raises `ValueError` naming the file."
     try:
-        with Image.open(path, formats=("JPEG", "PNG")) as image: return image.height, image.width
-    except Exception as e: # Pillow's readers raise a dozen types on damaged bytes
+        with Image.open(path, formats=("JPEG", "PNG")) as image:
+            return image.height, image.width
+    except Exception as e:  # Pillow's readers raise a dozen types on damaged bytes
         empty = os.path.isfile(path) and not os.path.getsize(path)
-        raise ValueError(f"{path}: " + ("empty file" if empty else f"not a readable JPEG or PNG ({type(e).__name__})")) from None
+        raise ValueError(
+            f"{path}: " + ("empty file" if empty else f"not a readable JPEG or PNG ({type(e).__name__})")
+        ) from None
 
 # %% ../nbs/11_data.ipynb #9da5f944
 def _tail(path):
@@ -238,8 +317,9 @@ def _tail(path):
         f.seek(max(0, os.path.getsize(path) - 4096))
         return f.read()
 
+
 def same_bytes(
-    paths, # files
+    paths,  # files
 ) -> np.ndarray:
     "(N,) int64: a number for each file, equal where the bytes are; numbered in the order of first appearance."
     paths = list(paths)
@@ -255,6 +335,7 @@ def _by(shape):
     "(H,W) in words."
     return f"{shape[0]}x{shape[1]}"
 
+
 @dataclass(frozen=True, eq=False, repr=False)
 class StripFolder:
     """A data folder that was read and checked: strips, their masks, and the images to predict.
@@ -263,87 +344,116 @@ class StripFolder:
     something is marked. shape: (H,W) of every image. sha256: of train.csv and of the train images' names and sizes.
     warnings: what is odd but can be used, as from `fault_table`.
     """
-    root:Path
-    layout:str
-    n_classes:int
-    shape:tuple[int,int]
-    images:pd.DataFrame
-    masks:pd.DataFrame
-    test:pd.DataFrame
-    sha256:str
-    warnings:pd.DataFrame
 
-    def __len__(self): return len(self.images)
+    root: Path
+    layout: str
+    n_classes: int
+    shape: tuple[int, int]
+    images: pd.DataFrame
+    masks: pd.DataFrame
+    test: pd.DataFrame
+    sha256: str
+    warnings: pd.DataFrame
+
+    def __len__(self):
+        return len(self.images)
 
     def __repr__(self):
-        return (f"StripFolder({self.root.name}: {len(self)} images of {_by(self.shape)}, {self.n_classes} classes, {len(self.masks)} masks, "
-                f"{len(self.test)} test images, layout {self.layout})")
+        return (
+            f"StripFolder({self.root.name}: {len(self)} images of {_by(self.shape)}, {self.n_classes} classes, {len(self.masks)} masks, "
+            f"{len(self.test)} test images, layout {self.layout})"
+        )
 
     @cached_property
-    def _paths(self): return {i: p for t in (self.test, self.images) for i, p in zip(t.image_id, t.path)}
+    def _paths(self):
+        return {i: p for t in (self.test, self.images) for i, p in zip(t.image_id, t.path)}
 
     @cached_property
     def _rles(self):
         rles = {i: [] for i in self.images.image_id}
-        for i, c, rle in zip(self.masks.image_id, self.masks.channel, self.masks.rle): rles[i].append((c, rle))
+        for i, c, rle in zip(self.masks.image_id, self.masks.channel, self.masks.rle):
+            rles[i].append((c, rle))
         return {i: sorted(each) for i, each in rles.items()}
 
-    def labels(self, image_id:str) -> list: # of (channel, rle), by channel
+    def labels(self, image_id: str) -> list:  # of (channel, rle), by channel
         "The marked classes of a train image; `ValueError` when there is no such train image."
-        if image_id not in self._rles: raise ValueError(f"{self.root}: no train image {image_id!r}")
+        if image_id not in self._rles:
+            raise ValueError(f"{self.root}: no train image {image_id!r}")
         return self._rles[image_id]
 
-    def image(self, image_id:str) -> np.ndarray:
+    def image(self, image_id: str) -> np.ndarray:
         "(H,W) uint8 grey of a train or test image; `ValueError` when there is none, when it is unreadable or of another size."
-        if image_id not in self._paths: raise ValueError(f"{self.root}: no image {image_id!r}")
+        if image_id not in self._paths:
+            raise ValueError(f"{self.root}: no image {image_id!r}")
         image = read_image(self._paths[image_id])
-        if image.shape != self.shape: raise ValueError(f"{self._paths[image_id]}: is {_by(image.shape)}, the others are {_by(self.shape)}")
+        if image.shape != self.shape:
+            raise ValueError(f"{self._paths[image_id]}: is {_by(image.shape)}, the others are {_by(self.shape)}")
         return image
 
-    def mask(self, image_id:str) -> np.ndarray:
+    def mask(self, image_id: str) -> np.ndarray:
         "(C,H,W) uint8 0/1 of a train image; all 0 for a clean one; `ValueError` when there is no such train image."
         mask = np.zeros((self.n_classes, *self.shape), np.uint8)
-        for c, rle in self.labels(image_id): decode(rle, self.shape, out=mask[c])
+        for c, rle in self.labels(image_id):
+            decode(rle, self.shape, out=mask[c])
         return mask
 
     def class_sets(self) -> pd.Series:
-        "The classes of each image as ClassIds in one text: \"\" for a clean one, \"3\", \"3+4\"; in the order of `images`."
+        'The classes of each image as ClassIds in one text: "" for a clean one, "3", "3+4"; in the order of `images`.'
         sets = ([c for c, _ in self._rles[i]] for i in self.images.image_id)
         return pd.Series(["+".join(str(class_id(c)) for c in channels) for channels in sets], dtype=object)
 
     def truth_area(self) -> np.ndarray:
         "(N,C) int64: marked pixels of each image and class, from the runs; in the order of `images`."
-        area, number = np.zeros((len(self), self.n_classes), np.int64), {i: n for n, i in enumerate(self.images.image_id)}
-        area[[number[i] for i in self.masks.image_id], self.masks.channel.to_numpy(int)] = table_areas(self.masks.rle, self.shape)
+        area, number = (
+            np.zeros((len(self), self.n_classes), np.int64),
+            {i: n for n, i in enumerate(self.images.image_id)},
+        )
+        area[[number[i] for i in self.masks.image_id], self.masks.channel.to_numpy(int)] = table_areas(
+            self.masks.rle, self.shape
+        )
         return area
 
 # %% ../nbs/11_data.ipynb #8f7db330
 def _list_images(folder, none="error"):
     "Images of one folder as (image_id, path, (H,W)) sorted by id, and faults; a file that is no image is left out with a warning."
     found, faults, name = [], [], folder.name
-    if not folder.is_dir(): return found, [(name, 0, "", "", "error", "no such folder")]
+    if not folder.is_dir():
+        return found, [(name, 0, "", "", "error", "no such folder")]
     for path in tqdm(sorted(folder.iterdir()), desc=name, delay=2, leave=False):
         image_id = path.name.encode(errors="replace").decode()
-        def fault(severity, problem): faults.append((f"{name}/{image_id}", 0, image_id, "", severity, problem))
-        if image_id != path.name: fault("error", "a file name that is not UTF-8: left out")
+
+        def fault(severity, problem):
+            faults.append((f"{name}/{image_id}", 0, image_id, "", severity, problem))
+
+        if image_id != path.name:
+            fault("error", "a file name that is not UTF-8: left out")
         elif path.suffix.lower() not in (".jpg", ".jpeg", ".png") or path.name.startswith(".") or not path.is_file():
             fault("warning", "not an image (jpg, jpeg, png): left out")
         else:
-            try: size = image_size(path)
-            except ValueError as e: fault("error", str(e).removeprefix(f"{path}: ")); size = None
+            try:
+                size = image_size(path)
+            except ValueError as e:
+                fault("error", str(e).removeprefix(f"{path}: "))
+                size = None
             found.append((path.name, path, size))
-    if not found: faults.append((name, 0, "", "", none, "no image in it (jpg, jpeg, png)"))
+    if not found:
+        faults.append((name, 0, "", "", none, "no image in it (jpg, jpeg, png)"))
     return found, faults
+
 
 def _majority(images):
     "The most frequent (H,W) of listed images, the larger one where two are as frequent; None where no image has one."
     n = Counter(size for _, _, size in images if size)
     return max(n, key=lambda size: (n[size], size)) if n else None
 
+
 def _size_faults(images, name, shape):
     "A fault for every listed image of another size."
-    return [(f"{name}/{i}", 0, i, "", "error", f"is {_by(size)} (height x width), the others are {_by(shape)}")
-            for i, _, size in images if size and size != shape]
+    return [
+        (f"{name}/{i}", 0, i, "", "error", f"is {_by(size)} (height x width), the others are {_by(shape)}")
+        for i, _, size in images
+        if size and size != shape
+    ]
 
 # %% ../nbs/11_data.ipynb #9226d54b
 def _missing_images(table, name, listed):
@@ -352,65 +462,121 @@ def _missing_images(table, name, listed):
     near = {Path(i).stem.lower(): i for i in ids}
     faults = []
     for f in table.drop_duplicates("image_id").itertuples():
-        if f.image_id in ids: continue
+        if f.image_id in ids:
+            continue
         hint = near.get(Path(f.image_id).stem.lower()) or near.get(f.image_id.lower())
-        faults.append((name, f.row, f.image_id, f.class_id, "error", f"no image {f.image_id[:60]!r} in train_images" + (f", but there is {hint!r}" if hint else "")))
+        faults.append(
+            (
+                name,
+                f.row,
+                f.image_id,
+                f.class_id,
+                "error",
+                f"no image {f.image_id[:60]!r} in train_images" + (f", but there is {hint!r}" if hint else ""),
+            )
+        )
     return faults
+
 
 def _missing_pairs(table, name, ids, n_classes):
     "A fault for every pair of these images that a full listing (the 2019 layout) does not have."
     pairs, first, faults = set(zip(table.image_id, table.channel)), {}, []
-    for image_id, row in zip(table.image_id, table.row): first.setdefault(image_id, row)
+    for image_id, row in zip(table.image_id, table.row):
+        first.setdefault(image_id, row)
     for i in ids:
         lacking = [class_id(c) for c in range(n_classes) if (i, c) not in pairs]
-        if i not in first: faults.append((name, 0, i, "", "error", "no row for this image: the 2019 layout has one for every class"))
-        else: faults += [(name, first[i], i, str(k), "error", f"no row for class {k} of this image: the 2019 layout has one for every class")
-                         for k in lacking]
+        if i not in first:
+            faults.append((name, 0, i, "", "error", "no row for this image: the 2019 layout has one for every class"))
+        else:
+            faults += [
+                (
+                    name,
+                    first[i],
+                    i,
+                    str(k),
+                    "error",
+                    f"no row for class {k} of this image: the 2019 layout has one for every class",
+                )
+                for k in lacking
+            ]
     return faults
 
 # %% ../nbs/11_data.ipynb #c95b3e8c
 def _sample_faults(folder, test):
     "The highest class in sample_submission.csv (0 where there is none) and what is wrong with it."
-    path = folder/"sample_submission.csv"
-    if not path.exists(): return 0, []
+    path = folder / "sample_submission.csv"
+    if not path.exists():
+        return 0, []
     table, _, faults = scan_table(path, no_rows="warning")
     rows = table.drop_duplicates("image_id")
     ids, here = set(rows.image_id), {i for i, _, _ in test}
     if test:
-        faults += [(path.name, f.row, f.image_id, "", "warning", "no such image in test_images") for f in rows.itertuples() if f.image_id not in here]
-        faults += [(f"test_images/{i}", 0, i, "", "warning", "no row in sample_submission.csv: cannot be submitted") for i, _, _ in test if i not in ids]
+        faults += [
+            (path.name, f.row, f.image_id, "", "warning", "no such image in test_images")
+            for f in rows.itertuples()
+            if f.image_id not in here
+        ]
+        faults += [
+            (f"test_images/{i}", 0, i, "", "warning", "no row in sample_submission.csv: cannot be submitted")
+            for i, _, _ in test
+            if i not in ids
+        ]
     return int(table.channel.max()) + 1 if len(table) else 0, faults
+
 
 def _examine(root, n_classes=None):
     "Everything but the pixels: the parts of a StripFolder, and all faults."
     root = Path(root)
-    if not root.is_dir(): return None, [(root.name, 0, "", "", "error", f"no such folder: {root}")]
-    csv_path = root/"train.csv"
+    if not root.is_dir():
+        return None, [(root.name, 0, "", "", "error", f"no such folder: {root}")]
+    csv_path = root / "train.csv"
     table, layout, faults = scan_table(csv_path)
-    train, found = _list_images(root/"train_images")
+    train, found = _list_images(root / "train_images")
     faults += found
-    test, found = _list_images(root/"test_images", "warning") if (root/"test_images").exists() else ([], [])
+    test, found = _list_images(root / "test_images", "warning") if (root / "test_images").exists() else ([], [])
     faults += found
     shape = _majority(train) or _majority(test)
-    if shape: faults += _size_faults(train, "train_images", shape) + _size_faults(test, "test_images", shape)
+    if shape:
+        faults += _size_faults(train, "train_images", shape) + _size_faults(test, "test_images", shape)
     in_sample, found = _sample_faults(root, test)
     faults += found
     highest = int(table.channel.max()) + 1 if len(table) else 0
     if n_classes is None:
         n_classes = max(highest, in_sample)
         beyond = table[table.channel >= in_sample] if in_sample else table[:0]
-        faults += [("train.csv", f.row, f.image_id, f.class_id, "warning", f"class {f.class_id} is not in sample_submission.csv") for f in beyond.itertuples()]
+        faults += [
+            (
+                "train.csv",
+                f.row,
+                f.image_id,
+                f.class_id,
+                "warning",
+                f"class {f.class_id} is not in sample_submission.csv",
+            )
+            for f in beyond.itertuples()
+        ]
     elif in_sample > n_classes:
-        faults.append(("sample_submission.csv", 0, "", str(in_sample), "error", f"has class {in_sample}, where there are {n_classes} classes"))
+        faults.append(
+            (
+                "sample_submission.csv",
+                0,
+                "",
+                str(in_sample),
+                "error",
+                f"has class {in_sample}, where there are {n_classes} classes",
+            )
+        )
     faults += table_faults(table, "train.csv", shape, n_classes)
-    if train: faults += _missing_images(table, "train.csv", train)
-    if layout == "2019": faults += _missing_pairs(table, "train.csv", [i for i, _, _ in train], n_classes)
+    if train:
+        faults += _missing_images(table, "train.csv", train)
+    if layout == "2019":
+        faults += _missing_pairs(table, "train.csv", [i for i, _, _ in train], n_classes)
     return dict(root=root, layout=layout, n_classes=n_classes, shape=shape, table=table, train=train, test=test), faults
 
 # %% ../nbs/11_data.ipynb #cb5ba21f
 def read_folder(
-    root:str|Path,           # holds train.csv and train_images/, and may hold test_images/ and sample_submission.csv
-    n_classes:int|None=None, # None: the highest ClassId in train.csv and sample_submission.csv
+    root: str | Path,  # holds train.csv and train_images/, and may hold test_images/ and sample_submission.csv
+    n_classes: int | None = None,  # None: the highest ClassId in train.csv and sample_submission.csv
 ) -> StripFolder:
     """Read a data folder in either layout of train.csv; class count and image size (the most frequent one) come from the data.
 
@@ -423,39 +589,62 @@ def read_folder(
     table, train = parts.pop("table"), parts.pop("train")
     test = pd.DataFrame([t[:2] for t in parts.pop("test")], columns=["image_id", "path"])
     masks = table.loc[table.rle != "", ["image_id", "channel", "rle", "row"]].reset_index(drop=True)
-    digest = hashlib.sha256((parts["root"]/"train.csv").read_bytes())
-    for i, path, _ in train: digest.update(f"\0{i}\0{path.stat().st_size}".encode())
-    return StripFolder(**parts, images=pd.DataFrame([t[:2] for t in train], columns=["image_id", "path"]), masks=masks, test=test,
-                       sha256=digest.hexdigest(), warnings=faults)
+    digest = hashlib.sha256((parts["root"] / "train.csv").read_bytes())
+    for i, path, _ in train:
+        digest.update(f"\0{i}\0{path.stat().st_size}".encode())
+    return StripFolder(
+        **parts,
+        images=pd.DataFrame([t[:2] for t in train], columns=["image_id", "path"]),
+        masks=masks,
+        test=test,
+        sha256=digest.hexdigest(),
+        warnings=faults,
+    )
 
 # %% ../nbs/11_data.ipynb #22ba9185
 def _pixel_faults(image_id, path):
     "(label or None, faults) of one image that is decoded; the label is None where it cannot be."
     name = f"{path.parent.name}/{image_id}"
-    try: image = _decode(path, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
-    except ValueError as e: return [(name, 0, image_id, "", "error", str(e).removeprefix(f"{path}: "))]
+    try:
+        image = _decode(path, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
+    except ValueError as e:
+        return [(name, 0, image_id, "", "error", str(e).removeprefix(f"{path}: "))]
     faults = []
-    if image.dtype != np.uint8: faults.append((name, 0, image_id, "", "warning", f"{8*image.dtype.itemsize} bits a pixel: is read as 8"))
+    if image.dtype != np.uint8:
+        faults.append((name, 0, image_id, "", "warning", f"{8 * image.dtype.itemsize} bits a pixel: is read as 8"))
     b, g, r = cv2.split(image)
     apart = max(cv2.norm(b, g, cv2.NORM_INF), cv2.norm(g, r, cv2.NORM_INF))
-    if apart: faults.append((name, 0, image_id, "", "warning", f"not grey: channels differ by up to {apart:.0f} levels; is read as grey"))
+    if apart:
+        faults.append(
+            (
+                name,
+                0,
+                image_id,
+                "",
+                "warning",
+                f"not grey: channels differ by up to {apart:.0f} levels; is read as grey",
+            )
+        )
     return faults
+
 
 def _twin_faults(train, table):
     "A warning for every image that is there before, byte for byte, with another mask."
     masks = {i: [] for i, _, _ in train}
     for i, c, rle in sorted(zip(table.image_id, table.channel, table.rle)):
-        if rle and i in masks: masks[i].append((c, rle.split()))
+        if rle and i in masks:
+            masks[i].append((c, rle.split()))
     first, faults = {}, []
     for n, (i, path, _) in zip(same_bytes([path for _, path, _ in train]), train):
         if (other := first.setdefault(n, i)) != i and masks[i] != masks[other]:
             faults.append((f"train_images/{i}", 0, i, "", "warning", f"the same bytes as {other!r}, but another mask"))
     return faults
 
+
 def check_folder(
-    root:str|Path,           # as for `read_folder`
-    n_classes:int|None=None, # as for `read_folder`; where given, a larger ClassId is a fault
-    read_images:bool=True,   # False: headers only
+    root: str | Path,  # as for `read_folder`
+    n_classes: int | None = None,  # as for `read_folder`; where given, a larger ClassId is a fault
+    read_images: bool = True,  # False: headers only
 ) -> pd.DataFrame:
     """Everything that is wrong with a data folder, in one table (see `fault_table`); empty when all is well. Raises nothing.
 
@@ -464,8 +653,9 @@ def check_folder(
     """
     parts, faults = _examine(root, n_classes)
     if parts and read_images:
-        known = {f[0] for f in faults if f[4] == "error"} # an unreadable header is said already
+        known = {f[0] for f in faults if f[4] == "error"}  # an unreadable header is said already
         images = [(i, path) for i, path, _ in parts["train"] + parts["test"] if f"{path.parent.name}/{i}" not in known]
-        for i, path in tqdm(images, desc="decode", delay=2, leave=False): faults += _pixel_faults(i, path)
+        for i, path in tqdm(images, desc="decode", delay=2, leave=False):
+            faults += _pixel_faults(i, path)
         faults += _twin_faults([t for t in parts["train"] if t[2]], parts["table"])
     return fault_table(faults)

@@ -9,23 +9,30 @@ __all__ = ['SAMPLERS', 'StripDataset', 'image_groups', 'epoch_order', 'epoch_bat
 import math
 from collections import defaultdict
 from itertools import count
-import cv2, torch
+
+import cv2
 import numpy as np
+import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
-from .runs import decode
-from .data import class_id
+
 from .augment import TrainTransform, augment, item_seed
+from .data import class_id
+from .runs import decode
 
 # %% ../nbs/21_dataset.ipynb #a5ec9762
 def _split(item):
     "Epoch, row and draw of an item: `i`, `(epoch, i)` or `(epoch, i, draw)`."
-    if not isinstance(item, tuple): return 0, item, 0
+    if not isinstance(item, tuple):
+        return 0, item, 0
     return item if len(item) == 3 else (*item, 0)
+
 
 def _room(*shape):
     "An unset uint8 tensor for a batch; in a worker in shared memory, as torch's own `default_collate` does it, else it is copied there."
-    if get_worker_info() is None: return torch.empty(shape, dtype=torch.uint8)
+    if get_worker_info() is None:
+        return torch.empty(shape, dtype=torch.uint8)
     return torch.empty(0, dtype=torch.uint8).set_(torch.UntypedStorage._new_shared(math.prod(shape))).reshape(shape)
+
 
 class StripDataset(Dataset):
     """The train images of a folder with their masks; item `(epoch, i, draw)` depends on these three, transform and seed.
@@ -35,42 +42,55 @@ class StripDataset(Dataset):
     `ValueError` for an image that is unreadable or of another size than the folder's (by name), for a cache of other images, for an `extra` of
     another size or number of classes, and for a transform that gives images of several sizes in one batch.
     """
-    def __init__(self,
-        folder,          # a `StripFolder`
+
+    def __init__(
+        self,
+        folder,  # a `StripFolder`
         transform=None,  # for `augment`; None shows the images as they are
-        seed:int=0,      # of the run
-        cache=None,      # the folder's `ImageCache`; None reads its files
-        extra=None,      # another `StripFolder`, say of pseudo-labelled images
-        extra_cache=None,# and its `ImageCache`
+        seed: int = 0,  # of the run
+        cache=None,  # the folder's `ImageCache`; None reads its files
+        extra=None,  # another `StripFolder`, say of pseudo-labelled images
+        extra_cache=None,  # and its `ImageCache`
     ):
         self.transform, self.seed, self.shape, self.n_classes = transform, seed, tuple(folder.shape), folder.n_classes
         self._marked_only = transform is None or isinstance(transform, TrainTransform)
         self.image_ids, self._read, self._rles = (), [], []
         for part, decoded in ((folder, cache), (extra, extra_cache)):
-            if part is not None: self._add(part, decoded)
+            if part is not None:
+                self._add(part, decoded)
 
     def _add(self, folder, cache):
         "Append the rows of a folder: how each image is read, and its runs as (channel, rle)."
         if (tuple(folder.shape), folder.n_classes) != (self.shape, self.n_classes):
-            raise ValueError(f"{folder.root}: {folder.n_classes} classes on {folder.shape[0]}x{folder.shape[1]}, the first folder has {self.n_classes} on {self.shape[0]}x{self.shape[1]}; "
-                             f"where only the classes differ, read it with read_folder(.., n_classes={self.n_classes})")
+            raise ValueError(
+                f"{folder.root}: {folder.n_classes} classes on {folder.shape[0]}x{folder.shape[1]}, the first folder has {self.n_classes} on {self.shape[0]}x{self.shape[1]}; "
+                f"where only the classes differ, read it with read_folder(.., n_classes={self.n_classes})"
+            )
         ids = tuple(folder.images.image_id)
         if cache is not None and (cache.image_ids, tuple(cache.shape)) != (ids, self.shape):
-            raise ValueError(f"{cache.path}: holds other images than {folder.root}; open it with open_cache(folder, ..)")
-        self._read += [(cache.__getitem__, row) if cache is not None else (folder.image, i) for row, i in enumerate(ids)]
+            raise ValueError(
+                f"{cache.path}: holds other images than {folder.root}; open it with open_cache(folder, ..)"
+            )
+        self._read += [
+            (cache.__getitem__, row) if cache is not None else (folder.image, i) for row, i in enumerate(ids)
+        ]
         self._rles += [folder.labels(i) for i in ids]  # by channel, as `augment` would meet them in a whole mask
         self.image_ids += ids
 
-    def __len__(self): return len(self.image_ids)
+    def __len__(self):
+        return len(self.image_ids)
 
     def _load(self, i, scratch):
         "The image of a row, its masks, drawn into `scratch` (C,H,W), and their channels: the marked ones, or all for a transform of one's own."
-        if not 0 <= i < len(self): raise IndexError(f"image {i} of {len(self)}")
+        if not 0 <= i < len(self):
+            raise IndexError(f"image {i} of {len(self)}")
         rles = self._rles[i]
-        if not self._marked_only: rles = [(c, dict(rles).get(c, "")) for c in range(self.n_classes)]
-        for mask, (_, rle) in zip(scratch, rles): decode(rle, self.shape, out=mask)
+        if not self._marked_only:
+            rles = [(c, dict(rles).get(c, "")) for c in range(self.n_classes)]
+        for mask, (_, rle) in zip(scratch, rles):
+            decode(rle, self.shape, out=mask)
         read, key = self._read[i]
-        return read(key), scratch[:len(rles)], [c for c, _ in rles]
+        return read(key), scratch[: len(rles)], [c for c, _ in rles]
 
     def __getitem__(self, item):
         batch = self.__getitems__([item])
@@ -81,112 +101,141 @@ class StripDataset(Dataset):
         scratch, images, masks = np.empty((self.n_classes, *self.shape), np.uint8), None, None
         for k, (epoch, i, draw) in enumerate(map(_split, items)):
             image, mask, channels = self._load(i, scratch)
-            if self.transform is not None: image, mask = augment(self.transform, image, mask, item_seed(self.seed, epoch, i, draw))
-            if images is None: images, masks = _room(len(items), 1, *image.shape), _room(len(items), self.n_classes, *image.shape).zero_()
+            if self.transform is not None:
+                image, mask = augment(self.transform, image, mask, item_seed(self.seed, epoch, i, draw))
+            if images is None:
+                images, masks = (
+                    _room(len(items), 1, *image.shape),
+                    _room(len(items), self.n_classes, *image.shape).zero_(),
+                )
             if image.shape != images.shape[2:]:
-                raise ValueError(f"{self.image_ids[i]}: the transform gives {image.shape[0]}x{image.shape[1]}, and {images.shape[2]}x{images.shape[3]} for another image of the batch: "
-                                 "a crop must be of one size for all")
+                raise ValueError(
+                    f"{self.image_ids[i]}: the transform gives {image.shape[0]}x{image.shape[1]}, and {images.shape[2]}x{images.shape[3]} for another image of the batch: "
+                    "a crop must be of one size for all"
+                )
             images.numpy()[k, 0] = image
-            for c, m in zip(channels, mask): masks.numpy()[k, c] = m
+            for c, m in zip(channels, mask):
+                masks.numpy()[k, c] = m
         return {"image": images, "mask": masks, "index": torch.tensor([_split(item)[1] for item in items])}
 
 # %% ../nbs/21_dataset.ipynb #9f0ce601
 def image_groups(
-    folder, # a `StripFolder`
-) -> np.ndarray: # (N,) int64, in the order of `folder.images`
+    folder,  # a `StripFolder`
+) -> np.ndarray:  # (N,) int64, in the order of `folder.images`
     "The group of each image: the channel of its rarest class (the one in the fewest images of the folder; of two the lower), -1 where nothing is marked."
     there = folder.truth_area() > 0
     rarest_first = np.argsort(there.sum(axis=0), kind="stable")
     return np.where(there.any(axis=1), rarest_first[there[:, rarest_first].argmax(axis=1)], -1)
 
 # %% ../nbs/21_dataset.ipynb #2c6f820a
-SAMPLERS = {"as_is": "each image once", "upsample": "every group as often as the largest", "downsample": "every group as often as the smallest, other images each epoch",
-            "balanced": "as long as as_is, the groups in equal shares in every batch", "pseudo": "each image once, and a fixed share of every batch pseudo-labelled"}
+SAMPLERS = {
+    "as_is": "each image once",
+    "upsample": "every group as often as the largest",
+    "downsample": "every group as often as the smallest, other images each epoch",
+    "balanced": "as long as as_is, the groups in equal shares in every batch",
+    "pseudo": "each image once, and a fixed share of every batch pseudo-labelled",
+}
+
 
 def _rng(seed, epoch, what):
     "A generator for one purpose: -1 is the order of an epoch, -2 the pseudo-labelled images, -4 - g group g. No image has a negative number."
     return np.random.default_rng(item_seed(seed, epoch, what))
 
+
 def _walk(rows, start, stop, seed, epoch, what):
     "Steps start..stop-1 of an endless walk around `rows`, each round's part of them shuffled anew."
     round_, shuffle = _rng(seed, -1, what).permutation(rows), _rng(seed, epoch, what).permutation
-    steps = round_[np.arange(start, stop)%len(rows)]
-    return np.concatenate([shuffle(steps[k:k + len(rows)]) for k in range(0, len(steps), len(rows))] or [steps])
+    steps = round_[np.arange(start, stop) % len(rows)]
+    return np.concatenate([shuffle(steps[k : k + len(rows)]) for k in range(0, len(steps), len(rows))] or [steps])
 
 # %% ../nbs/21_dataset.ipynb #6a52e9b1
 def _equal(by_group, size, seed, epoch):
     "Every group `size` times, in any order."
-    order = [_walk(rows, epoch*size, (epoch + 1)*size, seed, epoch, -4 - g) for g, rows in by_group.items()]
+    order = [_walk(rows, epoch * size, (epoch + 1) * size, seed, epoch, -4 - g) for g, rows in by_group.items()]
     return _rng(seed, epoch, -1).permutation(np.concatenate(order))
+
 
 def _balanced(by_group, n, seed, epoch):
     "n places, dealt out to the groups in turn over the whole run."
-    places, order = np.arange(epoch*n, (epoch + 1)*n), np.empty(n, np.int64)
+    places, order = np.arange(epoch * n, (epoch + 1) * n), np.empty(n, np.int64)
     for turn, (g, rows) in enumerate(by_group.items()):
-        mine = places%len(by_group) == turn
-        rounds = places[mine]//len(by_group)
-        if len(rounds): order[mine] = _walk(rows, rounds[0], rounds[-1] + 1, seed, epoch, -4 - g)
+        mine = places % len(by_group) == turn
+        rounds = places[mine] // len(by_group)
+        if len(rounds):
+            order[mine] = _walk(rows, rounds[0], rounds[-1] + 1, seed, epoch, -4 - g)
     return order
+
 
 def _mixed(rows, pseudo, share, seed, epoch):
     "All rows once, and among them, evenly spread, so many pseudo-labelled ones that they are `share` of all."
-    more = max(1, round(len(rows)*share/(1 - share)))
+    more = max(1, round(len(rows) * share / (1 - share)))
     n = len(rows) + more
-    theirs = np.arange(1, n + 1)*more//n > np.arange(n)*more//n
+    theirs = np.arange(1, n + 1) * more // n > np.arange(n) * more // n
     order = np.empty(n, np.int64)
     order[~theirs] = _rng(seed, epoch, -1).permutation(rows)
-    order[theirs] = _walk(pseudo, epoch*more, (epoch + 1)*more, seed, epoch, -2)
+    order[theirs] = _walk(pseudo, epoch * more, (epoch + 1) * more, seed, epoch, -2)
     return order
 
 # %% ../nbs/21_dataset.ipynb #c9e9108e
 def epoch_order(
-    indices,              # rows to show, e.g. those outside the validation fold
-    sampler:str="as_is",  # one of `SAMPLERS`
-    seed:int=0,           # of the run
-    epoch:int=0,          # from 0
-    groups=None,          # of all rows, as of `image_groups`; for "upsample", "downsample" and "balanced"
-    pseudo=(),            # rows of pseudo-labelled images, from len(folder) on; for "pseudo"
-    share:float=.3,       # of the images of an epoch that are pseudo-labelled; for "pseudo"
-) -> list: # of (i, draw)
+    indices,  # rows to show, e.g. those outside the validation fold
+    sampler: str = "as_is",  # one of `SAMPLERS`
+    seed: int = 0,  # of the run
+    epoch: int = 0,  # from 0
+    groups=None,  # of all rows, as of `image_groups`; for "upsample", "downsample" and "balanced"
+    pseudo=(),  # rows of pseudo-labelled images, from len(folder) on; for "pseudo"
+    share: float = 0.3,  # of the images of an epoch that are pseudo-labelled; for "pseudo"
+) -> list:  # of (i, draw)
     """The images of one epoch in order, a function of the arguments and nothing else; `draw` counts how often `i` came before in this epoch.
 
     A group of which `indices` holds no image is left out. Every epoch is of the same length. Raises `ValueError` for an unknown sampler, a
     repeated row, groups that do not reach so far, and for pseudo-labelled rows that the sampler does not use or lacks.
     """
     rows, pseudo = (np.asarray(list(x), dtype=np.int64) for x in (indices, pseudo))
-    if sampler not in SAMPLERS: raise ValueError(f"sampler {sampler!r} is not one of {', '.join(SAMPLERS)}")
-    if not len(rows): raise ValueError("no images to show")
-    if len(np.unique(np.concatenate([rows, pseudo]))) < len(rows) + len(pseudo): raise ValueError("indices holds an image twice")
-    if (sampler == "pseudo") != (len(pseudo) > 0): raise ValueError(f"sampler {sampler!r} with {len(pseudo)} pseudo-labelled images: they go with 'pseudo', which needs at least one")
-    if sampler == "as_is": order = _rng(seed, epoch, -1).permutation(rows)
+    if sampler not in SAMPLERS:
+        raise ValueError(f"sampler {sampler!r} is not one of {', '.join(SAMPLERS)}")
+    if not len(rows):
+        raise ValueError("no images to show")
+    if len(np.unique(np.concatenate([rows, pseudo]))) < len(rows) + len(pseudo):
+        raise ValueError("indices holds an image twice")
+    if (sampler == "pseudo") != (len(pseudo) > 0):
+        raise ValueError(
+            f"sampler {sampler!r} with {len(pseudo)} pseudo-labelled images: they go with 'pseudo', which needs at least one"
+        )
+    if sampler == "as_is":
+        order = _rng(seed, epoch, -1).permutation(rows)
     elif sampler == "pseudo":
-        if not 0 < share < 1: raise ValueError(f"share {share!r} is not between 0 and 1")
+        if not 0 < share < 1:
+            raise ValueError(f"share {share!r} is not between 0 and 1")
         order = _mixed(rows, pseudo, share, seed, epoch)
     else:
-        if groups is None or len(groups) <= rows.max(): raise ValueError(f"sampler {sampler!r} needs the group of every image: groups=image_groups(folder)")
+        if groups is None or len(groups) <= rows.max():
+            raise ValueError(f"sampler {sampler!r} needs the group of every image: groups=image_groups(folder)")
         group = np.asarray(groups)[rows]
         by_group = {int(g): rows[group == g] for g in np.unique(group)}
         sizes = [len(r) for r in by_group.values()]
-        if sampler == "balanced": order = _balanced(by_group, len(rows), seed, epoch)
-        else: order = _equal(by_group, (max if sampler == "upsample" else min)(sizes), seed, epoch)
+        if sampler == "balanced":
+            order = _balanced(by_group, len(rows), seed, epoch)
+        else:
+            order = _equal(by_group, (max if sampler == "upsample" else min)(sizes), seed, epoch)
     came = defaultdict(count)
     return [(i, next(came[i])) for i in order.tolist()]
 
 # %% ../nbs/21_dataset.ipynb #84ca260e
 def epoch_batches(
-    indices,            # rows to show, as for `epoch_order`
-    batch_size:int,     # images a step and process
-    seed:int,           # of the run
-    epoch:int,          # from 0
-    shuffle:bool=True,  # False keeps the order of `indices`
-    drop_last:bool=True,# leave out what does not fill a step, unless it is the only one; False shares it out
-    rank:int=0,         # this process
-    world:int=1,        # of so many
-    sampler:str="as_is",# these four as for `epoch_order`
+    indices,  # rows to show, as for `epoch_order`
+    batch_size: int,  # images a step and process
+    seed: int,  # of the run
+    epoch: int,  # from 0
+    shuffle: bool = True,  # False keeps the order of `indices`
+    drop_last: bool = True,  # leave out what does not fill a step, unless it is the only one; False shares it out
+    rank: int = 0,  # this process
+    world: int = 1,  # of so many
+    sampler: str = "as_is",  # these four as for `epoch_order`
     groups=None,
     pseudo=(),
-    share:float=.3,
-) -> list: # batches, each a list of (epoch, i), or (epoch, i, draw) from the second time that i comes
+    share: float = 0.3,
+) -> list:  # batches, each a list of (epoch, i), or (epoch, i, draw) from the second time that i comes
     """The batches of one epoch for one process, a function of the arguments and nothing else.
 
     Over the ranks nothing comes twice that does not in `epoch_order`; without `drop_last` all of it comes (a rank may have a step less).
@@ -196,55 +245,85 @@ def epoch_batches(
     rows = np.asarray(list(indices), dtype=np.int64)
     if batch_size < 1 or not 0 <= rank < world:
         raise ValueError(f"batch_size {batch_size}, rank {rank} of {world}: needs 1 or more, and 0..world-1")
-    if not len(rows): raise ValueError(f"0 images cannot feed {world} {'process' if world == 1 else 'processes'}")
-    if not shuffle and sampler != "as_is": raise ValueError(f"sampler {sampler!r} decides the order itself: it goes with shuffle=True")
+    if not len(rows):
+        raise ValueError(f"0 images cannot feed {world} {'process' if world == 1 else 'processes'}")
+    if not shuffle and sampler != "as_is":
+        raise ValueError(f"sampler {sampler!r} decides the order itself: it goes with shuffle=True")
     order = epoch_order(rows, sampler, seed, epoch, groups, pseudo, share)
-    if not shuffle: order = [(i, 0) for i in rows.tolist()]
-    if drop_last and len(order) < world: raise ValueError(f"{len(order)} images cannot feed {world} processes")
+    if not shuffle:
+        order = [(i, 0) for i in rows.tolist()]
+    if drop_last and len(order) < world:
+        raise ValueError(f"{len(order)} images cannot feed {world} processes")
     items = [(epoch, i, draw) if draw else (epoch, i) for i, draw in order]
-    step = batch_size*world
-    full = len(items)//step*step
-    steps = [items[k + rank*batch_size:k + (rank + 1)*batch_size] for k in range(0, full, step)]
-    if not full or (not drop_last and full < len(items)): steps.append(_part(items[full:], rank, world))
+    step = batch_size * world
+    full = len(items) // step * step
+    steps = [items[k + rank * batch_size : k + (rank + 1) * batch_size] for k in range(0, full, step)]
+    if not full or (not drop_last and full < len(items)):
+        steps.append(_part(items[full:], rank, world))
     return [s for s in steps if s]
+
 
 def _part(items, rank, world):
     "What one of `world` gets of items that fill no step: as many as the others, or one more."
     each, over = divmod(len(items), world)
-    start = rank*each + min(rank, over)
-    return items[start:start + each + (rank < over)]
+    start = rank * each + min(rank, over)
+    return items[start : start + each + (rank < over)]
 
 # %% ../nbs/21_dataset.ipynb #52ec11c8
 def epoch_mix(
-    order,               # as of `epoch_order`
-    folder,              # the `StripFolder`; rows behind it count as pseudo-labelled
-    batch_size:int|None=None, # images a step, of all processes together
-) -> str: # one line, or two where images come more than once
+    order,  # as of `epoch_order`
+    folder,  # the `StripFolder`; rows behind it count as pseudo-labelled
+    batch_size: int | None = None,  # images a step, of all processes together
+) -> str:  # one line, or two where images come more than once
     "What an epoch shows, in words: images, full batches, and the images of each group (`image_groups`) with their share."
     rows = np.array([i for i, _ in order], np.int64)
-    names = {-1: "none", **{c: f"class {class_id(c)}" for c in range(folder.n_classes)}, folder.n_classes: "pseudo-labelled"}
+    names = {
+        -1: "none",
+        **{c: f"class {class_id(c)}" for c in range(folder.n_classes)},
+        folder.n_classes: "pseudo-labelled",
+    }
     group = np.append(image_groups(folder), folder.n_classes)[np.minimum(rows, len(folder))]
     there = {name: rows[group == g] for g, name in names.items() if (group == g).any()}
-    text = f"an epoch has {len(rows):,} images" + (f" in {max(len(rows)//batch_size, 1):,} batches of {batch_size}" if batch_size else "")
-    text += ": " + ", ".join(f"{name} {len(r):,} ({len(r)/len(rows):.0%})" for name, r in there.items())
-    if len(np.unique(rows)) == len(rows): return text
-    times = {name: (len(n), n.min(), n.max()) for name, r in there.items() for n in [np.unique(r, return_counts=True)[1]]}
-    return text + "\ndifferent images: " + ", ".join(f"{name} {n:,} ({low}{f'-{high}' if high > low else ''}x)" for name, (n, low, high) in times.items())
+    text = f"an epoch has {len(rows):,} images" + (
+        f" in {max(len(rows) // batch_size, 1):,} batches of {batch_size}" if batch_size else ""
+    )
+    text += ": " + ", ".join(f"{name} {len(r):,} ({len(r) / len(rows):.0%})" for name, r in there.items())
+    if len(np.unique(rows)) == len(rows):
+        return text
+    times = {
+        name: (len(n), n.min(), n.max()) for name, r in there.items() for n in [np.unique(r, return_counts=True)[1]]
+    }
+    return (
+        text
+        + "\ndifferent images: "
+        + ", ".join(
+            f"{name} {n:,} ({low}{f'-{high}' if high > low else ''}x)" for name, (n, low, high) in times.items()
+        )
+    )
 
 # %% ../nbs/21_dataset.ipynb #7cb861cb
 def _one_thread(worker):
     "Start of a worker: OpenCV without its pool of threads (torch takes one thread in workers by itself)."
     cv2.setNumThreads(0)
 
+
 def _as_it_is(batch):
     "In the place of a collate function: a batch of `StripDataset` is one already."
     return batch
 
+
 def make_loader(
-    dataset:StripDataset,
-    batches:list,     # from `epoch_batches`, or the rest of it after a resume
-    num_workers:int=0,# processes that read ahead; 0 reads in this one
-) -> DataLoader: # yields dict(image (N,1,H,W) uint8, mask (N,C,H,W) uint8, index (N,) int64)
+    dataset: StripDataset,
+    batches: list,  # from `epoch_batches`, or the rest of it after a resume
+    num_workers: int = 0,  # processes that read ahead; 0 reads in this one
+) -> DataLoader:  # yields dict(image (N,1,H,W) uint8, mask (N,C,H,W) uint8, index (N,) int64)
     "A loader over exactly these batches in this order; the tensors do not depend on `num_workers`."
-    return DataLoader(dataset, batch_sampler=batches, num_workers=num_workers, worker_init_fn=_one_thread, collate_fn=_as_it_is,
-                      pin_memory=torch.cuda.is_available(), generator=torch.Generator().manual_seed(0))
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,
+        num_workers=num_workers,
+        worker_init_fn=_one_thread,
+        collate_fn=_as_it_is,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator().manual_seed(0),
+    )

@@ -9,16 +9,19 @@ __all__ = ['PLATEAU_LEVELS', 'PLATEAU_AREAS', 'PLATEAU_POWER', 'POOLED_IMAGES', 
 # %% ../nbs/35_decide.ipynb #a7c3e01c
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+
 import numpy as np
 import pandas as pd
+
+from .curves import Curves
 from .metric import Interval, bootstrap_ci, dice, paired_difference, score_table
 from .post import Rule, write_rules
-from .curves import Curves
 from .score import Rows, dice_at, dice_rows, rows_of
 from .surface import moments, surface
 
 # %% ../nbs/35_decide.ipynb #4edec700
 _TIE = 1e-12  # of a mean Dice; sums of 12,568 terms in another order differ by less
+
 
 def _cuts(rows, levels, weight):
     """At each of L rising levels, the M images that show anything in order of size: (low, high, score), each (L,M).
@@ -27,27 +30,30 @@ def _cuts(rows, levels, weight):
     """
     shows = (rows.size[:, levels[0]] > 0) & (weight > 0)  # what is empty at the lowest level is empty at all
     size, area, hit = (x[shows][:, levels].T for x in (rows.size, rows.area, rows.hit))
-    gain = (dice(area, hit, rows.truth[shows]) - (rows.truth[shows] == 0))*weight[shows]
+    gain = (dice(area, hit, rows.truth[shows]) - (rows.truth[shows] == 0)) * weight[shows]
     # numpy sorts whole numbers of 64 bits several times faster than it sorts positions: an image's number rides in the low bits
     packed = np.sort((size.astype(np.int64) << 32) + np.arange(shows.sum()), axis=1)
     high, gain = packed >> 32, np.take_along_axis(gain, packed & (2**32 - 1), 1)
     low = np.concatenate([np.zeros_like(high[:, :1]), high[:, :-1] + 1], 1)
-    score = (gain[:, ::-1].cumsum(1)[:, ::-1] + weight@(rows.truth == 0))/weight.sum()
+    score = (gain[:, ::-1].cumsum(1)[:, ::-1] + weight @ (rows.truth == 0)) / weight.sum()
     return low, high, np.where((low <= high) & (high > 0), score, -np.inf)
+
 
 def _runs(hits):
     "First and last positions of the runs of True."
     edges = np.diff(np.concatenate([[0], hits, [0]]))
     return np.flatnonzero(edges == 1), np.flatnonzero(edges == -1) - 1
 
+
 def _never(rows):
     "The level and the minimum area of a rule that predicts nothing."
     return max(128, rows.floor), int(np.prod(rows.shape)) + 1
 
+
 def best_rule(
-    rows:Rows,   # one class of N images, as from `rows_of`
-    weight=None, # (N,) not negative, how much each image counts; None: all the same
-) -> tuple: # (thresh, min_area)
+    rows: Rows,  # one class of N images, as from `rows_of`
+    weight=None,  # (N,) not negative, how much each image counts; None: all the same
+) -> tuple:  # (thresh, min_area)
     """The threshold and minimum area with the highest mean Dice of one class: exact over every level and every area.
 
     Ties, to 1e-12: the middle level of the longest run of levels that reach the best score, and at that level the middle
@@ -56,121 +62,178 @@ def best_rule(
     No level below the floor is chosen. Raises `ValueError` where there are no images.
     """
     weight = np.ones(len(rows)) if weight is None else np.asarray(weight, np.float64)
-    if not weight.any(): raise ValueError("no images to choose a rule on")
+    if not weight.any():
+        raise ValueError("no images to choose a rule on")
     levels, some = np.arange(max(1, rows.floor), 256), max(1, int((rows.size[:, max(1, rows.floor)] > 0).sum()))
-    block = max(1, 2**20//some)  # some ten arrays of this many numbers at a time
-    best = np.concatenate([_cuts(rows, levels[i:i+block], weight)[2].max(axis=1, initial=-np.inf) for i in range(0, len(levels), block)])
-    if best.max() <= weight@(rows.truth == 0)/weight.sum() + _TIE: return _never(rows)
+    block = max(1, 2**20 // some)  # some ten arrays of this many numbers at a time
+    best = np.concatenate(
+        [
+            _cuts(rows, levels[i : i + block], weight)[2].max(axis=1, initial=-np.inf)
+            for i in range(0, len(levels), block)
+        ]
+    )
+    if best.max() <= weight @ (rows.truth == 0) / weight.sum() + _TIE:
+        return _never(rows)
     first, last = _runs(best >= best.max() - _TIE)
     longest = (last - first).argmax()
-    level = int(levels[(first[longest] + last[longest])//2])
+    level = int(levels[(first[longest] + last[longest]) // 2])
     low, high, score = (x[0] for x in _cuts(rows, [level], weight))
     low, high, score = (x[score > -np.inf] for x in (low, high, score))
     first, last = _runs(score >= best.max() - _TIE)
     widest = (high[last] - low[first]).argmax()
-    return level, int(low[first[widest]] + high[last[widest]])//2
+    return level, int(low[first[widest]] + high[last[widest]]) // 2
 
 # %% ../nbs/35_decide.ipynb #2cc3b8e1
-PLATEAU_LEVELS, PLATEAU_AREAS = 20, .65  # spread of the smoothing at 1,000 images: levels, and logarithms of areas
-PLATEAU_POWER = 1/10                     # it widens with the number of images to minus this power
-POOLED_IMAGES = 30                       # how many images' weight each other class has in a choice
-_AREA_STEP = .065                        # logarithm; a tenth of the smoothing at 1,000 images
+PLATEAU_LEVELS, PLATEAU_AREAS = 20, 0.65  # spread of the smoothing at 1,000 images: levels, and logarithms of areas
+PLATEAU_POWER = 1 / 10  # it widens with the number of images to minus this power
+POOLED_IMAGES = 30  # how many images' weight each other class has in a choice
+_AREA_STEP = 0.065  # logarithm; a tenth of the smoothing at 1,000 images
+
 
 def _grid(rows):
     "Levels and minimum areas to choose from: the areas rise by a constant factor, from 1 to more than all pixels; some come twice."
     pixels = int(np.prod(rows.shape))
-    return np.arange(max(1, rows.floor), 256, 2), np.minimum(np.ceil(np.exp(np.arange(0, np.log(pixels + 1) + _AREA_STEP, _AREA_STEP))), pixels + 1).astype(np.int64)
+    return np.arange(max(1, rows.floor), 256, 2), np.minimum(
+        np.ceil(np.exp(np.arange(0, np.log(pixels + 1) + _AREA_STEP, _AREA_STEP))), pixels + 1
+    ).astype(np.int64)
+
 
 def _blur(n, spread):
     "(n,n): a product with it smooths along an axis of n by a Gaussian of this spread; weights sum to 1 at the ends too."
-    blur = np.exp(-.5*((np.arange(n)[:, None] - np.arange(n))/spread)**2)
-    return blur/blur.sum(1, keepdims=True)
+    blur = np.exp(-0.5 * ((np.arange(n)[:, None] - np.arange(n)) / spread) ** 2)
+    return blur / blur.sum(1, keepdims=True)
+
 
 def smooth_surface(
-    scores:np.ndarray,    # (T,A), levels and logarithms of areas both in even steps
-    images:float,         # how many the scores are a mean of: the fewer, the wider
-    level_step:float=2,   # between neighbouring thresholds, in levels
-    area_step:float=.065, # between neighbouring areas, in logarithms
-) -> np.ndarray: # (T,A)
+    scores: np.ndarray,  # (T,A), levels and logarithms of areas both in even steps
+    images: float,  # how many the scores are a mean of: the fewer, the wider
+    level_step: float = 2,  # between neighbouring thresholds, in levels
+    area_step: float = 0.065,  # between neighbouring areas, in logarithms
+) -> np.ndarray:  # (T,A)
     "The surface smoothed by a Gaussian of `PLATEAU_LEVELS` and `PLATEAU_AREAS`, and what that took away smoothed and given back."
-    wider = (1000/images)**PLATEAU_POWER
-    across, along = _blur(scores.shape[0], wider*PLATEAU_LEVELS/level_step), _blur(scores.shape[1], wider*PLATEAU_AREAS/area_step).T
-    once = across@scores@along
-    return once + across@(scores - once)@along
+    wider = (1000 / images) ** PLATEAU_POWER
+    across, along = (
+        _blur(scores.shape[0], wider * PLATEAU_LEVELS / level_step),
+        _blur(scores.shape[1], wider * PLATEAU_AREAS / area_step).T,
+    )
+    once = across @ scores @ along
+    return once + across @ (scores - once) @ along
 
 # %% ../nbs/35_decide.ipynb #cf72c7ef
 def _surfaces(all_rows, weight):
     "For each class the levels, areas and (T,A) mean Dice to choose from, and what predicting nothing scores."
     for rows in all_rows:
         levels, areas = _grid(rows)
-        yield levels, areas, surface(rows, levels, areas, weight), weight@(rows.truth == 0)/weight.sum()
+        yield levels, areas, surface(rows, levels, areas, weight), weight @ (rows.truth == 0) / weight.sum()
+
 
 def _at_top(rows, levels, areas, scores, raw, nothing):
     "The rule at the top of `scores`; never to predict where no rule gains anything on the images themselves (`raw`)."
-    if raw.max() <= nothing + _TIE: return _never(rows)
+    if raw.max() <= nothing + _TIE:
+        return _never(rows)
     t, a = np.unravel_index(scores.argmax(), scores.shape)
     return int(levels[t]), int(areas[a])
 
-def _best(all_rows, weight, rng): return [best_rule(rows, weight) for rows in all_rows]
+
+def _best(all_rows, weight, rng):
+    return [best_rule(rows, weight) for rows in all_rows]
+
 
 def _grid_best(all_rows, weight, rng):
     "As `best`, but on the grid and without its care for ties: for resamples by the hundred."
-    return [_at_top(rows, levels, areas, raw, raw, nothing) for rows, (levels, areas, raw, nothing) in zip(all_rows, _surfaces(all_rows, weight))]
+    return [
+        _at_top(rows, levels, areas, raw, raw, nothing)
+        for rows, (levels, areas, raw, nothing) in zip(all_rows, _surfaces(all_rows, weight))
+    ]
+
 
 def _pooled(all_rows, weight, rng, images=POOLED_IMAGES):
     found = list(_surfaces(all_rows, weight))
     gains = [raw - nothing for *_, raw, nothing in found]
-    share, total = min(1., images/weight.sum()), sum(gains)
-    return [_at_top(rows, levels, areas, smooth_surface(gain + share*(total - gain), weight.sum(), 2, _AREA_STEP), raw, nothing)
-            for rows, gain, (levels, areas, raw, nothing) in zip(all_rows, gains, found)]
+    share, total = min(1.0, images / weight.sum()), sum(gains)
+    return [
+        _at_top(
+            rows,
+            levels,
+            areas,
+            smooth_surface(gain + share * (total - gain), weight.sum(), 2, _AREA_STEP),
+            raw,
+            nothing,
+        )
+        for rows, gain, (levels, areas, raw, nothing) in zip(all_rows, gains, found)
+    ]
 
-def _plateau(all_rows, weight, rng): return _pooled(all_rows, weight, rng, images=0)
 
-def _middle(all_rows, weight, rng, errors=1.):
+def _plateau(all_rows, weight, rng):
+    return _pooled(all_rows, weight, rng, images=0)
+
+
+def _middle(all_rows, weight, rng, errors=1.0):
     rules, n = [], weight.sum()
     for rows, (levels, areas, raw, nothing) in zip(all_rows, _surfaces(all_rows, weight)):
         best = dice_rows(rows, *_at_top(rows, levels, areas, raw, raw, nothing))
         d, dd, db = moments(rows, levels, areas, best, weight)
-        square = dd - 2*db + weight@(best*best)/n - (d - weight@best/n)**2
-        t, a = np.nonzero(raw.max() - raw <= errors*np.sqrt(np.maximum(0, square)/n) + _TIE)
+        square = dd - 2 * db + weight @ (best * best) / n - (d - weight @ best / n) ** 2
+        t, a = np.nonzero(raw.max() - raw <= errors * np.sqrt(np.maximum(0, square) / n) + _TIE)
         # The set need not be convex: of its members, the one nearest to the middle.
-        nearest = (((t - t.mean())*2/PLATEAU_LEVELS)**2 + ((a - a.mean())*_AREA_STEP/PLATEAU_AREAS)**2).argmin()
+        nearest = (
+            ((t - t.mean()) * 2 / PLATEAU_LEVELS) ** 2 + ((a - a.mean()) * _AREA_STEP / PLATEAU_AREAS) ** 2
+        ).argmin()
         rules.append(_never(rows) if raw.max() <= nothing + _TIE else (int(levels[t[nearest]]), int(areas[a[nearest]])))
     return rules
 
+
 def _bagged(all_rows, weight, rng, resamples=50):
     n = int(weight.sum())
-    drawn = [_grid_best(all_rows, rng.multinomial(n, weight/n).astype(float), rng) for _ in range(resamples)]
+    drawn = [_grid_best(all_rows, rng.multinomial(n, weight / n).astype(float), rng) for _ in range(resamples)]
     rules = []
     for rows, mine in zip(all_rows, np.array(drawn).transpose(1, 0, 2)):
         some = mine[mine[:, 1] <= np.prod(rows.shape)]  # the others say never to predict
-        rules.append((int(np.rint(some[:, 0].mean())), int(np.rint(np.exp(np.log(some[:, 1]).mean())))) if 2*len(some) > len(mine) else _never(rows))
+        rules.append(
+            (int(np.rint(some[:, 0].mean())), int(np.rint(np.exp(np.log(some[:, 1]).mean()))))
+            if 2 * len(some) > len(mine)
+            else _never(rows)
+        )
     return rules
 
+
 CHOOSERS = {"pooled": _pooled, "plateau": _plateau, "best": _best, "middle": _middle, "bagged": _bagged}
+
 
 def _all_rows(curves, template, scores):
     "The rows of every class under its template; a template for all, or one each."
     n_classes = curves.truth.shape[1]
-    templates = (template,)*n_classes if isinstance(template, Rule) else tuple(template)
-    if len(templates) != n_classes: raise ValueError(f"{len(templates)} templates for {n_classes} classes")
-    if scores is not None and np.shape(scores) != curves.truth.shape: raise ValueError(f"scores of shape {np.shape(scores)} for {len(curves)} images and {n_classes} classes")
-    return templates, [rows_of(curves, c, t, None if scores is None else np.asarray(scores)[:, c]) for c, t in enumerate(templates)]
+    templates = (template,) * n_classes if isinstance(template, Rule) else tuple(template)
+    if len(templates) != n_classes:
+        raise ValueError(f"{len(templates)} templates for {n_classes} classes")
+    if scores is not None and np.shape(scores) != curves.truth.shape:
+        raise ValueError(f"scores of shape {np.shape(scores)} for {len(curves)} images and {n_classes} classes")
+    return templates, [
+        rows_of(curves, c, t, None if scores is None else np.asarray(scores)[:, c]) for c, t in enumerate(templates)
+    ]
+
 
 def _choose(templates, all_rows, how, weight, rng):
-    if how not in CHOOSERS: raise ValueError(f"no way to choose is called {how!r}; there are {', '.join(CHOOSERS)}")
-    if how == "bagged" and rng is None: raise ValueError("'bagged' draws resamples: pass rng=np.random.default_rng(seed)")
-    if not weight.any(): raise ValueError("no images to choose a rule on")
-    return tuple(replace(t, thresh=thresh, min_area=min_area) for t, (thresh, min_area) in zip(templates, CHOOSERS[how](all_rows, weight, rng)))
+    if how not in CHOOSERS:
+        raise ValueError(f"no way to choose is called {how!r}; there are {', '.join(CHOOSERS)}")
+    if how == "bagged" and rng is None:
+        raise ValueError("'bagged' draws resamples: pass rng=np.random.default_rng(seed)")
+    if not weight.any():
+        raise ValueError("no images to choose a rule on")
+    return tuple(
+        replace(t, thresh=thresh, min_area=min_area)
+        for t, (thresh, min_area) in zip(templates, CHOOSERS[how](all_rows, weight, rng))
+    )
+
 
 def choose_rules(
-    curves:Curves,
-    how:str="pooled",     # or "plateau", "best", "middle", "bagged"
-    template=Rule(),      # Rule, or one per class: holes, components and gate are kept, thresh and min_area chosen
-    scores=None,          # (N,C) levels 0..255 of a classifier, for gates that need them
-    rng=None,             # for "bagged"
-    weight=None,          # (N,) not negative, how much each image counts; None: all the same
-) -> tuple: # C of Rule
+    curves: Curves,
+    how: str = "pooled",  # or "plateau", "best", "middle", "bagged"
+    template=Rule(),  # Rule, or one per class: holes, components and gate are kept, thresh and min_area chosen
+    scores=None,  # (N,C) levels 0..255 of a classifier, for gates that need them
+    rng=None,  # for "bagged"
+    weight=None,  # (N,) not negative, how much each image counts; None: all the same
+) -> tuple:  # C of Rule
     """The rule of each class, chosen on all images, or on those with a weight.
 
     Where no rule of a class gains over predicting nothing, its rule is never to predict: `min_area` is one more than the
@@ -178,48 +241,54 @@ def choose_rules(
     template needs.
     """
     templates, all_rows = _all_rows(curves, template, scores)
-    return _choose(templates, all_rows, how, np.ones(len(curves)) if weight is None else np.asarray(weight, np.float64), rng)
+    return _choose(
+        templates, all_rows, how, np.ones(len(curves)) if weight is None else np.asarray(weight, np.float64), rng
+    )
 
 # %% ../nbs/35_decide.ipynb #358a3990
 def nested_rules(
-    curves:Curves,
-    fold:np.ndarray,  # (N,) fold of each image, in the order of curves.image_ids
-    how:str="pooled", # as for `choose_rules`, and so are the others
+    curves: Curves,
+    fold: np.ndarray,  # (N,) fold of each image, in the order of curves.image_ids
+    how: str = "pooled",  # as for `choose_rules`, and so are the others
     template=Rule(),
     scores=None,
     rng=None,
-) -> dict: # fold -> tuple of Rule
+) -> dict:  # fold -> tuple of Rule
     "For each fold the rules that are chosen on all the other folds. Raises `ValueError` where there are not two folds."
     fold = np.asarray(fold)
-    if fold.shape != (len(curves),): raise ValueError(f"fold has shape {fold.shape} for {len(curves)} images")
+    if fold.shape != (len(curves),):
+        raise ValueError(f"fold has shape {fold.shape} for {len(curves)} images")
     names = np.unique(fold).tolist()
-    if len(names) < 2: raise ValueError(f"all {len(curves)} images are in fold {names}: a nested score needs at least two folds")
+    if len(names) < 2:
+        raise ValueError(f"all {len(curves)} images are in fold {names}: a nested score needs at least two folds")
     templates, all_rows = _all_rows(curves, template, scores)
     return {k: _choose(templates, all_rows, how, (fold != k).astype(float), rng) for k in names}
 
+
 def nested_dice(
-    curves:Curves,
-    fold:np.ndarray,  # (N,) fold of each image, in the order of curves.image_ids
-    rules=None,       # fold -> rules, as from `nested_rules`; None: chosen here
-    how:str="pooled", # as for `choose_rules`, and so are the others
+    curves: Curves,
+    fold: np.ndarray,  # (N,) fold of each image, in the order of curves.image_ids
+    rules=None,  # fold -> rules, as from `nested_rules`; None: chosen here
+    how: str = "pooled",  # as for `choose_rules`, and so are the others
     template=Rule(),
     scores=None,
     rng=None,
-) -> np.ndarray: # (N,C) float64
+) -> np.ndarray:  # (N,C) float64
     "Dice of every image and class under a rule that was chosen on the other folds. Raises as `nested_rules` does."
     rules = nested_rules(curves, fold, how, template, scores, rng) if rules is None else rules
     found, fold = np.empty(curves.truth.shape), np.asarray(fold)
-    for k in rules: found[fold == k] = dice_at(curves, rules[k], scores)[fold == k]
+    for k in rules:
+        found[fold == k] = dice_at(curves, rules[k], scores)[fold == k]
     return found
 
 # %% ../nbs/35_decide.ipynb #3427bc82
 def compare_rules(
-    curves:Curves,
-    rules_a,                 # C of Rule
-    rules_b,                 # C of Rule
-    rng:np.random.Generator, # same seed, same interval
-    scores=None,             # (N,C) levels 0..255, where a rule needs them
-) -> Interval: # of the mean Dice of a, less that of b
+    curves: Curves,
+    rules_a,  # C of Rule
+    rules_b,  # C of Rule
+    rng: np.random.Generator,  # same seed, same interval
+    scores=None,  # (N,C) levels 0..255, where a rule needs them
+) -> Interval:  # of the mean Dice of a, less that of b
     "How much better rules `a` score than rules `b` on the same images. Fair only for rules that were not chosen on these images."
     return paired_difference(dice_at(curves, rules_a, scores), dice_at(curves, rules_b, scores), rng)
 
@@ -234,65 +303,118 @@ class Decision:
     `min_area_high` lie the rules chosen on 95% of the resamples of the images; on a share `never` of them, nothing was to
     be predicted, and these are not in the ranges.
     """
-    rules:tuple           # C of Rule, chosen on all images
-    nested:Interval       # each fold scored by rules from the other folds
-    optimistic:Interval   # all images scored by `rules`
-    all_empty:float       # what predicting nothing scores
-    table:pd.DataFrame    # rows "all", "class 1", ...
-    fold_rules:dict       # fold -> the rules that `nested` used there
-    images:int            # how many were chosen on
-    how:str               # the way of choosing
-    choice:pd.DataFrame   # rows "class 1", ...
+
+    rules: tuple  # C of Rule, chosen on all images
+    nested: Interval  # each fold scored by rules from the other folds
+    optimistic: Interval  # all images scored by `rules`
+    all_empty: float  # what predicting nothing scores
+    table: pd.DataFrame  # rows "all", "class 1", ...
+    fold_rules: dict  # fold -> the rules that `nested` used there
+    images: int  # how many were chosen on
+    how: str  # the way of choosing
+    choice: pd.DataFrame  # rows "class 1", ...
 
     def __str__(self):
-        lines = [f"{self.nested} expected on fresh images (rules chosen on the other folds)",
-                 f"{self.optimistic} on the {self.images} images the rules were chosen on",
-                 f"{self.all_empty:.4f} for predicting nothing"]
+        lines = [
+            f"{self.nested} expected on fresh images (rules chosen on the other folds)",
+            f"{self.optimistic} on the {self.images} images the rules were chosen on",
+            f"{self.all_empty:.4f} for predicting nothing",
+        ]
         for name, c in self.choice.iterrows():
-            if c.never_predict: lines.append(f"{name}: never predicted")
-            elif np.isnan(c.thresh_low): lines.append(f"{name}: threshold {c.thresh:.0f}, minimum area {c.min_area:,.0f}; never predicted on the resamples")
-            else: lines.append(f"{name}: threshold {c.thresh:.0f} ({c.thresh_low:.0f} to {c.thresh_high:.0f}), minimum area {c.min_area:,.0f} ({c.min_area_low:,.0f} to {c.min_area_high:,.0f})"
-                               + (f", never predicted on {c.never:.0%} of the resamples" if c.never else ""))
+            if c.never_predict:
+                lines.append(f"{name}: never predicted")
+            elif np.isnan(c.thresh_low):
+                lines.append(
+                    f"{name}: threshold {c.thresh:.0f}, minimum area {c.min_area:,.0f}; never predicted on the resamples"
+                )
+            else:
+                lines.append(
+                    f"{name}: threshold {c.thresh:.0f} ({c.thresh_low:.0f} to {c.thresh_high:.0f}), minimum area {c.min_area:,.0f} ({c.min_area_low:,.0f} to {c.min_area_high:,.0f})"
+                    + (f", never predicted on {c.never:.0%} of the resamples" if c.never else "")
+                )
         return "\n".join(lines)
 
-    def save(self,
-        path:str|Path, # rule.json, written whole or not at all
-        **facts,       # more to know about it, such as the data's hash
+    def save(
+        self,
+        path: str | Path,  # rule.json, written whole or not at all
+        **facts,  # more to know about it, such as the data's hash
     ) -> Path:
         "Write the rules with their scores to a file that `read_rules` reads; returns its path."
-        table, choice = ([{"row": name, **row} for name, row in t.to_dict("index").items()] for t in (self.table, self.choice.astype(object).where(self.choice.notna(), None)))
-        return write_rules(path, self.rules, nested=asdict(self.nested), optimistic=asdict(self.optimistic), all_empty=self.all_empty, images=self.images, how=self.how,
-            table=table, choice=choice, fold_rules={k: [asdict(r) for r in rules] for k, rules in self.fold_rules.items()}, **facts)
+        table, choice = (
+            [{"row": name, **row} for name, row in t.to_dict("index").items()]
+            for t in (self.table, self.choice.astype(object).where(self.choice.notna(), None))
+        )
+        return write_rules(
+            path,
+            self.rules,
+            nested=asdict(self.nested),
+            optimistic=asdict(self.optimistic),
+            all_empty=self.all_empty,
+            images=self.images,
+            how=self.how,
+            table=table,
+            choice=choice,
+            fold_rules={k: [asdict(r) for r in rules] for k, rules in self.fold_rules.items()},
+            **facts,
+        )
+
 
 def _choice(rules, templates, all_rows, how, rng, resamples):
     "A row per class: its rule, and the range of those chosen on resamples of the images."
     n, rows = len(all_rows[0]), []
-    chooser = _grid_best if how in ("best", "bagged") else CHOOSERS[how]  # what is bagged are grid bests; exact ones differ from them by less than they spread
-    drawn = np.array([chooser(all_rows, rng.multinomial(n, np.full(n, 1/n)).astype(float), rng) for _ in range(resamples)])
+    chooser = (
+        _grid_best if how in ("best", "bagged") else CHOOSERS[how]
+    )  # what is bagged are grid bests; exact ones differ from them by less than they spread
+    drawn = np.array(
+        [chooser(all_rows, rng.multinomial(n, np.full(n, 1 / n)).astype(float), rng) for _ in range(resamples)]
+    )
     for c, rule in enumerate(rules):
         pixels = np.prod(all_rows[c].shape)
         mine = drawn[drawn[:, c, 1] <= pixels, c]
-        (t_low, a_low), (t_high, a_high) = np.quantile(mine, [.025, .975], axis=0) if len(mine) else np.full((2, 2), np.nan)
-        rows.append({"thresh": rule.thresh, "thresh_low": min(t_low, rule.thresh), "thresh_high": max(t_high, rule.thresh), "min_area": rule.min_area,
-                     "min_area_low": min(a_low, rule.min_area), "min_area_high": max(a_high, rule.min_area), "never": 1 - len(mine)/resamples, "never_predict": bool(rule.min_area > pixels)})
+        (t_low, a_low), (t_high, a_high) = (
+            np.quantile(mine, [0.025, 0.975], axis=0) if len(mine) else np.full((2, 2), np.nan)
+        )
+        rows.append(
+            {
+                "thresh": rule.thresh,
+                "thresh_low": min(t_low, rule.thresh),
+                "thresh_high": max(t_high, rule.thresh),
+                "min_area": rule.min_area,
+                "min_area_low": min(a_low, rule.min_area),
+                "min_area_high": max(a_high, rule.min_area),
+                "never": 1 - len(mine) / resamples,
+                "never_predict": bool(rule.min_area > pixels),
+            }
+        )
     return pd.DataFrame(rows, index=[f"class {c + 1}" for c in range(len(rules))])
 
+
 def decide(
-    curves:Curves,
-    fold:np.ndarray,         # (N,) fold of each image, in the order of curves.image_ids
-    rng:np.random.Generator, # for the intervals and resamples
-    how:str="pooled",        # as for `choose_rules`, and so are the next two
+    curves: Curves,
+    fold: np.ndarray,  # (N,) fold of each image, in the order of curves.image_ids
+    rng: np.random.Generator,  # for the intervals and resamples
+    how: str = "pooled",  # as for `choose_rules`, and so are the next two
     template=Rule(),
     scores=None,
-    resamples:int=100,       # of the images, to choose on again
-    chosen=None,             # rules, and fold -> rules, where they were chosen by other means, as by `choose_gate`; None: chosen here
+    resamples: int = 100,  # of the images, to choose on again
+    chosen=None,  # rules, and fold -> rules, where they were chosen by other means, as by `choose_gate`; None: chosen here
 ) -> Decision:
     "Choose the rule of each class on all images, and say what it can be expected to score. Raises as `nested_rules` does."
     rules, fold_rules = chosen or (None, nested_rules(curves, fold, how, template, scores, rng))
     templates, all_rows = _all_rows(curves, template if rules is None else rules, scores)
-    if rules is None: rules = _choose(templates, all_rows, how, np.ones(len(curves)), rng)
+    if rules is None:
+        rules = _choose(templates, all_rows, how, np.ones(len(curves)), rng)
     nested, chosen = nested_dice(curves, fold, fold_rules, scores=scores), dice_at(curves, rules, scores)
     table = score_table(nested, curves.truth)
     table["optimistic"] = score_table(chosen, curves.truth)["score"]
-    return Decision(rules, bootstrap_ci(nested, rng), bootstrap_ci(chosen, rng), float((curves.truth == 0).mean()), table, fold_rules, len(curves), how,
-        _choice(rules, templates, all_rows, how, rng, resamples))
+    return Decision(
+        rules,
+        bootstrap_ci(nested, rng),
+        bootstrap_ci(chosen, rng),
+        float((curves.truth == 0).mean()),
+        table,
+        fold_rules,
+        len(curves),
+        how,
+        _choice(rules, templates, all_rows, how, rng, resamples),
+    )

@@ -8,7 +8,10 @@ __all__ = ['class_counts', 'co_occurrence', 'plot_counts', 'area_quantiles', 'pl
            'ImagePages', 'FaultList', 'TwinList', 'DataBrowser']
 
 # %% ../nbs/43_explore.ipynb #dc4bb044
-import io, math, os, warnings
+import io
+import math
+import os
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stderr
 from functools import lru_cache
@@ -26,56 +29,91 @@ from traitlets import Int, Tuple, Unicode, link, validate
 
 from .data import StripFolder, _decode, check_folder, class_id, fault_table, read_folder, same_bytes
 from .rle import rle_runs
+from steel_seg.view import (
+    _CSS,
+    _TOOLS,
+    Gallery,
+    Picker,
+    StripView,
+    _on_key,
+    control_row,
+    legend_html,
+    line_html,
+    still,
+    view_box,
+    with_picture,
+)
 from .viz import PALETTE, _figure, class_colours, gallery, layer_png, mask_layer, overlay
-from .view import _CSS, _TOOLS, Gallery, Picker, StripView, _on_key, control_row, legend_html, line_html, still, view_box, with_picture
 
 # %% ../nbs/43_explore.ipynb #777f3611
 _MANY = "two or more classes"
 
+
 def class_counts(
-    folder:StripFolder,
-) -> pd.DataFrame: # rows: all, clean, two or more classes, class 1, ...
+    folder: StripFolder,
+) -> pd.DataFrame:  # rows: all, clean, two or more classes, class 1, ...
     """Images, their share of all, labelled pixels, and the mean Dice of predicting nothing, for the folder and for each class.
 
     Columns `images`, `share` (0..1), `pixels` and `predict_nothing` (0..1; NaN in rows that are no class).
     """
     area = folder.truth_area()
     marked, n = area > 0, len(area)
-    rows = {"all": (n, area.sum(), 1 - marked.mean()), "clean": ((~marked.any(1)).sum(), 0, np.nan), _MANY: ((many := marked.sum(1) > 1).sum(), area[many].sum(), np.nan)}
-    rows |= {name: (m.sum(), a.sum(), 1 - m.mean()) for name, m, a in zip(class_colours(folder.n_classes), marked.T, area.T)}
-    table = pd.DataFrame.from_dict(rows, orient="index", columns=["images", "pixels", "predict_nothing"]).astype({"images": int, "pixels": int})
-    table.insert(1, "share", table.images/n)
+    rows = {
+        "all": (n, area.sum(), 1 - marked.mean()),
+        "clean": ((~marked.any(1)).sum(), 0, np.nan),
+        _MANY: ((many := marked.sum(1) > 1).sum(), area[many].sum(), np.nan),
+    }
+    rows |= {
+        name: (m.sum(), a.sum(), 1 - m.mean()) for name, m, a in zip(class_colours(folder.n_classes), marked.T, area.T)
+    }
+    table = pd.DataFrame.from_dict(rows, orient="index", columns=["images", "pixels", "predict_nothing"]).astype(
+        {"images": int, "pixels": int}
+    )
+    table.insert(1, "share", table.images / n)
     return table
 
+
 def co_occurrence(
-    folder:StripFolder,
-) -> pd.DataFrame: # (C,C)
+    folder: StripFolder,
+) -> pd.DataFrame:  # (C,C)
     "Images in which two classes are both labelled; in the diagonal, images of the class."
     marked, names = (folder.truth_area() > 0).astype(int), list(class_colours(folder.n_classes))
     return pd.DataFrame(marked.T @ marked, index=names, columns=names)
 
 # %% ../nbs/43_explore.ipynb #624720f8
 def plot_counts(
-    folder:StripFolder,
+    folder: StripFolder,
 ):
     "Images of each kind as bars, and of each two classes as a table: a matplotlib figure."
     counts, together = class_counts(folder), co_occurrence(folder)
     n, k = len(counts), len(together)
-    fig = _figure(11.3, 1.1 + .36*n, layout="constrained")
+    fig = _figure(11.3, 1.1 + 0.36 * n, layout="constrained")
     bars, table = fig.subplots(1, 2, width_ratios=(1.7, 1))
-    colours = ["0.45", "0.75", "0.6", *(np.array(c)/255 for c in class_colours(k).values())]
-    bars.barh(range(n), counts.images, color=colours, height=.7)
+    colours = ["0.45", "0.75", "0.6", *(np.array(c) / 255 for c in class_colours(k).values())]
+    bars.barh(range(n), counts.images, color=colours, height=0.7)
     for y, row in enumerate(counts.itertuples()):
-        text = f" {row.images:,} ({row.share:.1%})" + ("" if math.isnan(row.predict_nothing) else f", predicting nothing scores {row.predict_nothing:.4f}")
+        text = f" {row.images:,} ({row.share:.1%})" + (
+            "" if math.isnan(row.predict_nothing) else f", predicting nothing scores {row.predict_nothing:.4f}"
+        )
         bars.text(1.02, y, text, va="center", fontsize=9, transform=bars.get_yaxis_transform())
     bars.set_yticks(range(n), counts.index)
-    bars.set_ylim(n - .4, -.6)
+    bars.set_ylim(n - 0.4, -0.6)
     bars.set_title("images", fontsize=10, loc="left")
     bars.xaxis.get_major_locator().set_params(integer=True, nbins=5)
     bars.spines[["top", "right"]].set_visible(False)
-    share = together.to_numpy()/max(1, together.to_numpy().max())
-    table.imshow(share**.4, cmap="Blues", vmin=0, vmax=1.25) # a root, or else the rare ones all look like none
-    for y, x in np.ndindex(k, k): table.text(x, y, f"{together.iat[y, x]:,}", ha="center", va="center", fontsize=9 if k < 7 else 6, weight="bold" if x == y else None, color="white" if share[y, x]**.4 > .7 else "black")
+    share = together.to_numpy() / max(1, together.to_numpy().max())
+    table.imshow(share**0.4, cmap="Blues", vmin=0, vmax=1.25)  # a root, or else the rare ones all look like none
+    for y, x in np.ndindex(k, k):
+        table.text(
+            x,
+            y,
+            f"{together.iat[y, x]:,}",
+            ha="center",
+            va="center",
+            fontsize=9 if k < 7 else 6,
+            weight="bold" if x == y else None,
+            color="white" if share[y, x] ** 0.4 > 0.7 else "black",
+        )
     table.set_xticks(range(k), together.columns, fontsize=9 if k < 5 else 6, rotation=0 if k < 5 else 90)
     table.set_yticks(range(k), together.index, fontsize=9 if k < 7 else 6)
     table.set_title("images with both classes\n(diagonal: with the class)", fontsize=10, loc="left")
@@ -83,146 +121,215 @@ def plot_counts(
 
 # %% ../nbs/43_explore.ipynb #8b3afddc
 def area_quantiles(
-    folder:StripFolder,
-    q=(.02, .5, .98), # 0..1
-) -> pd.DataFrame: # rows: class 1, ...
+    folder: StripFolder,
+    q=(0.02, 0.5, 0.98),  # 0..1
+) -> pd.DataFrame:  # rows: class 1, ...
     "Quantiles of a class's labelled pixels over the images that have it, beside the number of those; NaN where there is none."
-    rows = {name: (len(a), *(np.quantile(a, q) if len(a) else [np.nan]*len(q))) for name, a in zip(class_colours(folder.n_classes), _areas(folder))}
-    return pd.DataFrame.from_dict(rows, orient="index", columns=["images", *(f"{100*x:g}%" for x in q)])
+    rows = {
+        name: (len(a), *(np.quantile(a, q) if len(a) else [np.nan] * len(q)))
+        for name, a in zip(class_colours(folder.n_classes), _areas(folder))
+    }
+    return pd.DataFrame.from_dict(rows, orient="index", columns=["images", *(f"{100 * x:g}%" for x in q)])
 
-def _areas(folder): return [a[a > 0] for a in folder.truth_area().T]
+
+def _areas(folder):
+    return [a[a > 0] for a in folder.truth_area().T]
+
 
 def plot_areas(
-    folder:StripFolder,
+    folder: StripFolder,
 ):
     "Histograms of labelled pixels an image, class by class, with the quantiles of `area_quantiles` as lines: a matplotlib figure."
     areas, table = _areas(folder), area_quantiles(folder)
     every = np.concatenate([*areas, []])
-    low, high = (every.min(), every.max()) if len(every) else (1, folder.shape[0]*folder.shape[1])
-    bins = np.geomspace(10**math.floor(math.log10(low)), 10**(math.floor(math.log10(high)) + 1), 61) # whole decades, so that the axis has its numbers
-    fig = _figure(11.3, .5 + 1.15*len(areas), layout="constrained")
-    for ax, (name, row), area, colour in zip(fig.subplots(len(areas), sharex=True, squeeze=False)[:, 0], table.iterrows(), areas, class_colours(len(areas)).values()):
-        ax.hist(area, bins, color=np.array(colour)/255)
+    low, high = (every.min(), every.max()) if len(every) else (1, folder.shape[0] * folder.shape[1])
+    bins = np.geomspace(
+        10 ** math.floor(math.log10(low)), 10 ** (math.floor(math.log10(high)) + 1), 61
+    )  # whole decades, so that the axis has its numbers
+    fig = _figure(11.3, 0.5 + 1.15 * len(areas), layout="constrained")
+    for ax, (name, row), area, colour in zip(
+        fig.subplots(len(areas), sharex=True, squeeze=False)[:, 0],
+        table.iterrows(),
+        areas,
+        class_colours(len(areas)).values(),
+    ):
+        ax.hist(area, bins, color=np.array(colour) / 255)
         says = ", ".join(f"{q}: {row[q]:,.0f}" for q in table.columns[1:]) + " pixels" if len(area) else ""
-        ax.set_title(f"{name} · {len(area):,} {'image' if len(area) == 1 else 'images'}" + f" · {says}"*bool(says), fontsize=10, loc="left")
-        for q in table.columns[1:] if len(area) else (): ax.axvline(row[q], color="black", lw=1, ls="-" if q == "50%" else "--")
+        ax.set_title(
+            f"{name} · {len(area):,} {'image' if len(area) == 1 else 'images'}" + f" · {says}" * bool(says),
+            fontsize=10,
+            loc="left",
+        )
+        for q in table.columns[1:] if len(area) else ():
+            ax.axvline(row[q], color="black", lw=1, ls="-" if q == "50%" else "--")
         ax.set(xscale="log", xlim=(bins[0], bins[-1]))
         ax.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}" if x >= 1 else "")
         ax.xaxis.set_minor_formatter(lambda x, _: "")
         ax.yaxis.get_major_locator().set_params(integer=True, nbins=3)
-        if not len(area): ax.set(ylim=(0, 1), yticks=[])
+        if not len(area):
+            ax.set(ylim=(0, 1), yticks=[])
         ax.spines[["top", "right"]].set_visible(False)
-    ax.set_xlabel("labelled pixels of the class in an image (lines: 2%, 50% and 98% of the images have less)", fontsize=9)
+    ax.set_xlabel(
+        "labelled pixels of the class in an image (lines: 2%, 50% and 98% of the images have less)", fontsize=9
+    )
     return fig
 
 # %% ../nbs/43_explore.ipynb #c3412418
 def label_places(
-    folder:StripFolder,
-) -> np.ndarray: # (C,H,W) float32, 0..1
+    folder: StripFolder,
+) -> np.ndarray:  # (C,H,W) float32, 0..1
     "For every pixel the share of a class's images in which it is labelled; 0 where a class has no image."
     (h, w), heat = folder.shape, np.zeros((folder.n_classes, *folder.shape), np.float32)
     for c, rles in folder.masks.groupby("channel").rle:
         runs = np.concatenate([rle_runs(r, folder.shape) for r in rles])
-        steps = np.bincount(runs[:, 0], minlength=h*w + 1) - np.bincount(runs.sum(1), minlength=h*w + 1)
-        heat[c] = np.cumsum(steps)[:-1].reshape(w, h).T/len(rles) # runs go down the columns
+        steps = np.bincount(runs[:, 0], minlength=h * w + 1) - np.bincount(runs.sum(1), minlength=h * w + 1)
+        heat[c] = np.cumsum(steps)[:-1].reshape(w, h).T / len(rles)  # runs go down the columns
     return heat
 
+
 def plot_places(
-    folder:StripFolder,
+    folder: StripFolder,
 ):
     "The places of labels as a picture for each class, dark where there are none, each bright at its own maximum: a matplotlib figure."
     counts, heat, pictures, titles = class_counts(folder), label_places(folder), [], []
     for name, share in zip(class_colours(folder.n_classes), heat):
         most, n = float(share.max()), counts.images[name]
-        if max(share.shape) > 1600: share = cv2.resize(share, None, fx=(f := 1600/max(share.shape)), fy=f, interpolation=cv2.INTER_AREA)
-        pictures.append(_CIVIDIS[(255*share/most).round().astype(np.uint8)] if most else np.full(share.shape, 238, np.uint8))
-        titles.append(f"{name} · {n:,} {'image' if n == 1 else 'images'}" + f" · the most: {most:.1%} of them"*(most > 0))
+        if max(share.shape) > 1600:
+            share = cv2.resize(share, None, fx=(f := 1600 / max(share.shape)), fy=f, interpolation=cv2.INTER_AREA)
+        pictures.append(
+            _CIVIDIS[(255 * share / most).round().astype(np.uint8)] if most else np.full(share.shape, 238, np.uint8)
+        )
+        titles.append(
+            f"{name} · {n:,} {'image' if n == 1 else 'images'}" + f" · the most: {most:.1%} of them" * (most > 0)
+        )
     stacked = view_box(folder.shape, 1)[2]
     columns = 1 if stacked else min(4, len(pictures))
-    wide = max(270, view_box(folder.shape, len(pictures) if stacked else columns)[0]) # room for the title
-    return gallery(pictures, titles, columns, width=(wide + 8)*columns/100, colours={name: tuple(_CIVIDIS[k].tolist()) for name, k in (("nowhere", 0), ("half the most", 128), ("the most", 255))})
+    wide = max(270, view_box(folder.shape, len(pictures) if stacked else columns)[0])  # room for the title
+    return gallery(
+        pictures,
+        titles,
+        columns,
+        width=(wide + 8) * columns / 100,
+        colours={
+            name: tuple(_CIVIDIS[k].tolist()) for name, k in (("nowhere", 0), ("half the most", 128), ("the most", 255))
+        },
+    )
 
-_CIVIDIS = np.rint(255*colormaps["cividis"](np.arange(256))[:, :3]).astype(np.uint8)
+
+_CIVIDIS = np.rint(255 * colormaps["cividis"](np.arange(256))[:, :3]).astype(np.uint8)
 
 # %% ../nbs/43_explore.ipynb #1c6b10e0
-_REDUCED = {8: cv2.IMREAD_REDUCED_GRAYSCALE_8, 4: cv2.IMREAD_REDUCED_GRAYSCALE_4, 2: cv2.IMREAD_REDUCED_GRAYSCALE_2, 1: cv2.IMREAD_GRAYSCALE}
+_REDUCED = {
+    8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
+    4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
+    2: cv2.IMREAD_REDUCED_GRAYSCALE_2,
+    1: cv2.IMREAD_GRAYSCALE,
+}
+
 
 def _small(path, by):
     "An image at a fraction of its size, (H/by,W/by) uint8 grey; None where it cannot be read."
-    try: return _decode(path, _REDUCED[by])
-    except ValueError: return None
+    try:
+        return _decode(path, _REDUCED[by])
+    except ValueError:
+        return None
+
 
 def _local(picture, around):
     "A picture less what lies around each pixel, over the contrast there; the added level keeps flat steel flat."
     d = picture - cv2.blur(picture, (around, around))
-    return d/(np.sqrt(cv2.blur(d*d, (around, around))) + 1)
+    return d / (np.sqrt(cv2.blur(d * d, (around, around))) + 1)
+
 
 def _unit(z):
     "An array as a vector of mean 0 and length 1, so that a product of two is their correlation; 0 where it is flat."
     z = z.ravel() - z.mean()
     length = np.linalg.norm(z)
-    return z/length if length > 1e-6 else np.zeros_like(z)
+    return z / length if length > 1e-6 else np.zeros_like(z)
+
 
 def _signature(small):
     "(about 1024,) float32: the cells of step 3."
-    (h, w), scale = small.shape, min(1, math.sqrt(1024/small.size))
-    return _unit(_local(cv2.resize(small.astype(np.float32), (max(1, round(w*scale)), max(1, round(h*scale))), interpolation=cv2.INTER_AREA), 5))
+    (h, w), scale = small.shape, min(1, math.sqrt(1024 / small.size))
+    return _unit(
+        _local(
+            cv2.resize(
+                small.astype(np.float32),
+                (max(1, round(w * scale)), max(1, round(h * scale))),
+                interpolation=cv2.INTER_AREA,
+            ),
+            5,
+        )
+    )
+
 
 def likeness(
-    a:np.ndarray, # (h,w) uint8 or float32, grey
-    b:np.ndarray, # of the same shape
-) -> tuple: # likeness -1..1; pixels by which b's content lies further right and down
+    a: np.ndarray,  # (h,w) uint8 or float32, grey
+    b: np.ndarray,  # of the same shape
+) -> tuple:  # likeness -1..1; pixels by which b's content lies further right and down
     "How much two pictures are alike once laid over each other: step 4; 0 where they share less than half their width or height."
     a, b = (_local(x.astype(np.float32), 9) for x in (a, b))
     (x, y), (h, w) = (round(s) for s in cv2.phaseCorrelate(a, b)[0]), a.shape
-    if 2*abs(x) > w or 2*abs(y) > h: return 0., 0, 0
-    part = lambda z, x, y: z[max(0, -y):h - max(0, y), max(0, -x):w - max(0, x)]
+    if 2 * abs(x) > w or 2 * abs(y) > h:
+        return 0.0, 0, 0
+    part = lambda z, x, y: z[max(0, -y) : h - max(0, y), max(0, -x) : w - max(0, x)]
     return float(_unit(part(a, x, y)) @ _unit(part(b, -x, -y))), x, y
 
 # %% ../nbs/43_explore.ipynb #04f9a178
-_LOOKS = .4 # correlation of signatures from which pairs are laid over each other
-_MOST = 8   # such pairs of an image at most, its most alike: steel of one pattern must not make millions
+_LOOKS = 0.4  # correlation of signatures from which pairs are laid over each other
+_MOST = 8  # such pairs of an image at most, its most alike: steel of one pattern must not make millions
+
 
 def _pairs(signatures):
     "(i, j) with i < j that look alike."
-    if len(signatures) >= 50: # fewer have no mean worth the name
+    if len(signatures) >= 50:  # fewer have no mean worth the name
         signatures = signatures - signatures.mean(0)
         signatures /= np.maximum(np.linalg.norm(signatures, axis=1, keepdims=True), 1e-6)
     found = []
     for top in range(0, len(signatures), 1024):
-        r = signatures[top:top + 1024] @ signatures[top:].T
+        r = signatures[top : top + 1024] @ signatures[top:].T
         alike = np.triu(r >= _LOOKS, 1)
         for i in np.flatnonzero(alike.any(1)):
             js = np.flatnonzero(alike[i])
-            if len(js) > _MOST: js = js[np.argsort(-r[i, js], kind="stable")[:_MOST]]
+            if len(js) > _MOST:
+                js = js[np.argsort(-r[i, js], kind="stable")[:_MOST]]
             found += [(top + int(i), top + int(j)) for j in js]
     return found
+
 
 def _spanning(links, n):
     "Of links (likeness, ...) between numbers below n the most alike ones that join the same numbers without a circle, best first, and the group of each number."
     group, kept = list(range(n)), []
+
     def head(i):
-        while group[i] != i: group[i] = i = group[group[i]]
+        while group[i] != i:
+            group[i] = i = group[group[i]]
         return i
+
     for found in sorted(links, key=lambda l: (-l[0], l[1], l[2])):
         a, b = sorted((head(found[1]), head(found[2])))
-        if a == b: continue
+        if a == b:
+            continue
         group[b] = a
         kept.append(found)
     return kept, [head(i) for i in range(n)]
 
 # %% ../nbs/43_explore.ipynb #db6ee3b1
 def label_difference(
-    mask:np.ndarray,  # (C,H,W) of the first image
-    other:np.ndarray, # (C,H,W) of the second
-    right:int=0,      # pixels by which the second's content lies further, as from `near_duplicates`
-    down:int=0,
-) -> np.ndarray: # (H,W) bool
+    mask: np.ndarray,  # (C,H,W) of the first image
+    other: np.ndarray,  # (C,H,W) of the second
+    right: int = 0,  # pixels by which the second's content lies further, as from `near_duplicates`
+    down: int = 0,
+) -> np.ndarray:  # (H,W) bool
     "Where, in the first image, the labels of two are not the same; not where the second does not show that place."
-    here, there = (tuple(slice(max(0, -sign*n), size - max(0, sign*n)) for n, size in zip((down, right), mask.shape[1:])) for sign in (1, -1))
+    here, there = (
+        tuple(slice(max(0, -sign * n), size - max(0, sign * n)) for n, size in zip((down, right), mask.shape[1:]))
+        for sign in (1, -1)
+    )
     differ = np.zeros(mask.shape[1:], bool)
     differ[here] = ((mask[:, here[0], here[1]] != 0) != (other[:, there[0], there[1]] != 0)).any(0)
     return differ
+
 
 def _shift(folder, first, second, x, y, by):
     "A shift found on reduced images, on the images themselves; as it was where they say another."
@@ -231,9 +338,9 @@ def _shift(folder, first, second, x, y, by):
 
 # %% ../nbs/43_explore.ipynb #e6b33551
 def near_duplicates(
-    folder:StripFolder,
-    least:float=.5,      # likeness from which two images are one picture; nothing below it is listed
-    progress:bool=False, # show bars
+    folder: StripFolder,
+    least: float = 0.5,  # likeness from which two images are one picture; nothing below it is listed
+    progress: bool = False,  # show bars
 ) -> pd.DataFrame:
     """Train images that are the same picture twice, in pairs: a group of k images makes k-1 of them, the most alike first.
 
@@ -241,61 +348,100 @@ def near_duplicates(
     lies further), `differ` (pixels whose labels are not the same, where both show the same steel; see `label_difference`). Images that
     cannot be read are left out: `check_folder` names them. Copies that were turned or mirrored are not found. Raises `ValueError` for another `least`.
     """
-    if not 0 < least <= 1: raise ValueError(f"least {least!r}: a likeness is above 0 and at most 1")
+    if not 0 < least <= 1:
+        raise ValueError(f"least {least!r}: a likeness is above 0 and at most 1")
     ids, paths, number = folder.images.image_id.tolist(), folder.images.path.tolist(), same_bytes(folder.images.path)
-    firsts = np.unique(number, return_index=True)[1] # of every file one
-    links = [(1., int(firsts[n]), i, 0, 0) for i, n in enumerate(number) if firsts[n] != i]
-    by = next((k for k in (8, 4, 2) if min(folder.shape)//k >= 32), 1)
+    firsts = np.unique(number, return_index=True)[1]  # of every file one
+    links = [(1.0, int(firsts[n]), i, 0, 0) for i, n in enumerate(number) if firsts[n] != i]
+    by = next((k for k in (8, 4, 2) if min(folder.shape) // k >= 32), 1)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         bar = lambda f, what, n, **names: tqdm(pool.map(f, what), total=n, disable=not progress, leave=False, **names)
-        small = [s for s in bar(lambda i: (i, _small(paths[i], by)), firsts.tolist(), len(firsts), desc="read", unit="image") if s[1] is not None]
+        small = [
+            s
+            for s in bar(lambda i: (i, _small(paths[i], by)), firsts.tolist(), len(firsts), desc="read", unit="image")
+            if s[1] is not None
+        ]
         pairs = _pairs(np.array([_signature(s) for _, s in small])) if len(small) > 1 else []
         said = bar(lambda p: likeness(small[p[0]][1], small[p[1]][1]), pairs, len(pairs), desc="compare", unit="pair")
-        links += [(r, small[i][0], small[j][0], by*x, by*y) for (i, j), (r, x, y) in zip(pairs, said) if r >= least]
+        links += [(r, small[i][0], small[j][0], by * x, by * y) for (i, j), (r, x, y) in zip(pairs, said) if r >= least]
     kept, group = _spanning(links, len(ids))
     rows = []
     for r, i, j, x, y in tqdm(kept, desc="labels", unit="pair", disable=not progress, leave=False):
-        if other := number[i] != number[j]: x, y = _shift(folder, ids[i], ids[j], x, y, by)
-        rows.append((group[i], ids[i], ids[j], not other, r, x, y, int(label_difference(folder.mask(ids[i]), folder.mask(ids[j]), x, y).sum())))
-    table = pd.DataFrame(rows, columns=["group", "first", "second", "same_bytes", "likeness", "right", "down", "differ"]).sort_values(["same_bytes", "likeness", "differ"], ascending=False, kind="stable", ignore_index=True)
+        if other := number[i] != number[j]:
+            x, y = _shift(folder, ids[i], ids[j], x, y, by)
+        rows.append(
+            (
+                group[i],
+                ids[i],
+                ids[j],
+                not other,
+                r,
+                x,
+                y,
+                int(label_difference(folder.mask(ids[i]), folder.mask(ids[j]), x, y).sum()),
+            )
+        )
+    table = pd.DataFrame(
+        rows, columns=["group", "first", "second", "same_bytes", "likeness", "right", "down", "differ"]
+    ).sort_values(["same_bytes", "likeness", "differ"], ascending=False, kind="stable", ignore_index=True)
     return table.assign(group=pd.factorize(table.group)[0])
 
 # %% ../nbs/43_explore.ipynb #c9e3eba3
 def thumbnail(
-    folder:StripFolder,
-    image_id:str,    # a train image
-    width:int=280,   # pixels, about
+    folder: StripFolder,
+    image_id: str,  # a train image
+    width: int = 280,  # pixels, about
 ) -> bytes:
     "A small JPEG of an image with its labels, a plain grey one where the image cannot be read."
     (h, w), masks = folder.shape, folder.mask(image_id)
-    size, path = (width, max(1, round(width*h/w))), folder.images.path[folder.images.image_id == image_id].iat[0]
-    small, fit = _small(path, next((k for k in (8, 4, 2) if w//k >= width), 1)), lambda x: cv2.resize(x, size, interpolation=cv2.INTER_AREA)
-    rgb = np.full((*size[::-1], 3), 238, np.uint8) if small is None else overlay(fit(small), np.stack([fit(m.astype(np.float32)) > 0 for m in masks]))
+    size, path = (width, max(1, round(width * h / w))), folder.images.path[folder.images.image_id == image_id].iat[0]
+    small, fit = (
+        _small(path, next((k for k in (8, 4, 2) if w // k >= width), 1)),
+        lambda x: cv2.resize(x, size, interpolation=cv2.INTER_AREA),
+    )
+    rgb = (
+        np.full((*size[::-1], 3), 238, np.uint8)
+        if small is None
+        else overlay(fit(small), np.stack([fit(m.astype(np.float32)) > 0 for m in masks]))
+    )
     return cv2.imencode(".jpg", rgb[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes()
 
+
 def pick_images(
-    truth:np.ndarray, # (N,C) labelled pixels
-    show:str,         # "all", "clean", "two or more classes" or "class 3"
-    sort:str="id",    # or "largest first", "smallest first", by the labels of the class shown, or of all
-) -> np.ndarray: # rows
+    truth: np.ndarray,  # (N,C) labelled pixels
+    show: str,  # "all", "clean", "two or more classes" or "class 3"
+    sort: str = "id",  # or "largest first", "smallest first", by the labels of the class shown, or of all
+) -> np.ndarray:  # rows
     "The images that are clean, or have a class, in order. Raises `ValueError` for another choice."
     names = list(class_colours(truth.shape[1]))
-    if show not in ("all", "clean", _MANY, *names): raise ValueError(f"show {show!r}: give 'all', 'clean', {_MANY!r}" + (f" or a class from {names[0]!r} to {names[-1]!r}" if names else ""))
-    if sort not in _SORTS: raise ValueError(f"sort {sort!r}: give one of {', '.join(map(repr, _SORTS))}")
+    if show not in ("all", "clean", _MANY, *names):
+        raise ValueError(
+            f"show {show!r}: give 'all', 'clean', {_MANY!r}"
+            + (f" or a class from {names[0]!r} to {names[-1]!r}" if names else "")
+        )
+    if sort not in _SORTS:
+        raise ValueError(f"sort {sort!r}: give one of {', '.join(map(repr, _SORTS))}")
     area = truth[:, names.index(show)] if show in names else truth.sum(1)
     many = (truth > 0).sum(1)
     rows = np.flatnonzero({"all": many >= 0, "clean": many == 0, _MANY: many > 1}.get(show, area > 0))
-    return rows if sort == "id" else rows[np.argsort(area[rows] if sort == "smallest first" else -area[rows], kind="stable")]
+    return (
+        rows
+        if sort == "id"
+        else rows[np.argsort(area[rows] if sort == "smallest first" else -area[rows], kind="stable")]
+    )
+
 
 _SORTS = "id", "largest first", "smallest first"
+
 
 def _facts(areas):
     "Labelled pixels of each class in words."
     return ", ".join(f"{name}: {a:,} px" for name, a in zip(class_colours(len(areas)), areas) if a) or "clean"
 
+
 def _short(text, most=22):
     "A long id less its middle."
-    return text if len(text) <= most else f"{text[:most//2]}…{text[-(most//2 - 1):]}"
+    return text if len(text) <= most else f"{text[: most // 2]}…{text[-(most // 2 - 1) :]}"
 
 # %% ../nbs/43_explore.ipynb #79191146
 class Table(anywidget.AnyWidget):
@@ -303,7 +449,10 @@ class Table(anywidget.AnyWidget):
 
     Traits: `chosen`, the position of a row, set by a click or the arrow keys too, -1 for none; `hears`, the keys that `on_key` is told of.
     """
-    _esm = _TOOLS + """
+
+    _esm = (
+        _TOOLS
+        + """
 function render({ model, el }) {
   const ear = hearing(model, el), box = make("div", "steel-table"), table = make("table"), head = make("thead"), body = make("tbody");
   const line = (tag, texts) => { const row = make("tr"); row.append(...texts.map(text => make(tag, "", text))); return row };
@@ -338,7 +487,10 @@ function render({ model, el }) {
 }
 export default { render };
 """
-    _css = _CSS + """
+    )
+    _css = (
+        _CSS
+        + """
 .steel-table { overflow: auto; position: relative; border: 1px solid #bbb; font: 13px/1.5 var(--jp-ui-font-family, system-ui, sans-serif); color: var(--jp-ui-font-color1, #222) }
 .steel-table:focus { outline: 2px solid #0072b2 }
 .steel-table table { border-collapse: collapse; width: 100%; margin: 0 }
@@ -346,20 +498,35 @@ export default { render };
 .steel-table td { padding: 1px 8px; text-align: left; vertical-align: top; overflow-wrap: anywhere; min-width: 3em; border-top: 1px solid #8883; cursor: pointer }
 .steel-table tr.steel-chosen { background: #0072b233 }
 """
-    columns, rows, chosen, hears, page = Tuple().tag(sync=True), Tuple().tag(sync=True), Int(-1).tag(sync=True), Tuple().tag(sync=True), Int(0).tag(sync=True)
+    )
+    columns, rows, chosen, hears, page = (
+        Tuple().tag(sync=True),
+        Tuple().tag(sync=True),
+        Int(-1).tag(sync=True),
+        Tuple().tag(sync=True),
+        Int(0).tag(sync=True),
+    )
     height, title = Int(250).tag(sync=True), Unicode("table").tag(sync=True)
 
     @validate("chosen")
-    def _is_there(self, proposal): return proposal.value if 0 <= proposal.value < len(self.rows) else -1
+    def _is_there(self, proposal):
+        return proposal.value if 0 <= proposal.value < len(self.rows) else -1
 
-    def show(self,
-        columns, # texts
-        rows,    # as many values each; they are shown as text
+    def show(
+        self,
+        columns,  # texts
+        rows,  # as many values each; they are shown as text
     ):
         "Change what is in the table; nothing is chosen then."
-        with self.hold_sync(): self.chosen, self.columns, self.rows, self.page = -1, tuple(map(str, columns)), tuple(tuple(map(str, r)) for r in rows), self.page + 1
+        with self.hold_sync():
+            self.chosen, self.columns, self.rows, self.page = (
+                -1,
+                tuple(map(str, columns)),
+                tuple(tuple(map(str, r)) for r in rows),
+                self.page + 1,
+            )
 
-    def on_key(self, f): # called with the key, one of `hears`
+    def on_key(self, f):  # called with the key, one of `hears`
         "Hear keys that are pressed on the table."
         _on_key(self, f)
 
@@ -369,17 +536,27 @@ class Labelled(VBox):
 
     Traits: `image_id`, "" for none. Raises `ValueError` for an id that is not known.
     """
+
     image_id = Unicode()
 
-    def __init__(self,
-        folder:StripFolder,
-        beside=False, # whether there will be a second one beside it
+    def __init__(
+        self,
+        folder: StripFolder,
+        beside=False,  # whether there will be a second one beside it
     ):
         self.folder, self.other, self._known = folder, ("", 0, 0), frozenset(folder.images.image_id)
         self._test, self.text = frozenset(folder.test.image_id), HTML()
         colours = class_colours(folder.n_classes)
-        self.colours = {**colours, "labels differ": tuple(PALETTE[max(4, len(colours)) % len(PALETTE)].tolist())} if beside else colours
-        self.view = StripView(folder.shape, ["image", "labels", "differ"][:3 if beside else 2], width=view_box(folder.shape, 1 + beside)[0])
+        self.colours = (
+            {**colours, "labels differ": tuple(PALETTE[max(4, len(colours)) % len(PALETTE)].tolist())}
+            if beside
+            else colours
+        )
+        self.view = StripView(
+            folder.shape,
+            ["image", "labels", "differ"][: 3 if beside else 2],
+            width=view_box(folder.shape, 1 + beside)[0],
+        )
         self.view.hears, self._below = ("n", "p"), HTML(legend_html(self.colours))
         super().__init__([self.text, self.view, self._below])
         self.observe(lambda change: self._draw(), "image_id")
@@ -387,28 +564,35 @@ class Labelled(VBox):
 
     @validate("image_id")
     def _is_known(self, proposal):
-        if proposal.value and proposal.value not in self._known | self._test: raise ValueError(f"{self.folder.root}: no image {proposal.value!r}")
+        if proposal.value and proposal.value not in self._known | self._test:
+            raise ValueError(f"{self.folder.root}: no image {proposal.value!r}")
         return proposal.value
 
-    def look(self,
-        image_id:str,
-        other:str="", # a train image whose labels to compare
-        right:int=0,  # as for `label_difference`
-        down:int=0,
+    def look(
+        self,
+        image_id: str,
+        other: str = "",  # a train image whose labels to compare
+        right: int = 0,  # as for `label_difference`
+        down: int = 0,
     ):
         "Go to an image, and compare its labels with another's."
         self.other = other, right, down
-        if image_id == self.image_id: self._draw()
-        else: self.image_id = image_id
+        if image_id == self.image_id:
+            self._draw()
+        else:
+            self.image_id = image_id
 
-    def layers(self) -> tuple: # layers, as for `StripView.show`; a line of text
+    def layers(self) -> tuple:  # layers, as for `StripView.show`; a line of text
         "What there is to see."
         i, folder = self.image_id, self.folder
-        if not i: return {}, ""
+        if not i:
+            return {}, ""
         masks = folder.mask(i) if i in self._known else np.zeros((folder.n_classes, *folder.shape), np.uint8)
         says = _facts(masks.sum((1, 2), dtype=np.int64)) if i in self._known else "a test image: no labels"
-        try: image = folder.image(i)
-        except ValueError as e: image, says = np.full(folder.shape, 238, np.uint8), f"{says} · {e}"
+        try:
+            image = folder.image(i)
+        except ValueError as e:
+            image, says = np.full(folder.shape, 238, np.uint8), f"{says} · {e}"
         layers = {"image": image, "labels": mask_layer(masks)}
         if "differ" in self.view.names:
             other, *shift = self.other
@@ -422,7 +606,7 @@ class Labelled(VBox):
         self.view.layout.display = self._below.layout.display = None if layers else "none"
         self.view.show(layers)
 
-    def flat(self) -> np.ndarray: # (H,W,3) uint8
+    def flat(self) -> np.ndarray:  # (H,W,3) uint8
         "The image as it is shown, a blank one where there is none."
         return self.view.flat() if self.image_id else np.full((*self.folder.shape, 3), 238, np.uint8)
 
@@ -432,28 +616,62 @@ class ImagePages(VBox):
 
     Traits: `show`, `sort` as for `pick_images`, and `image_id`; `ids` are the images shown, in order. Keys on the pictures: n next, p previous.
     """
+
     show, sort, image_id = Unicode("all"), Unicode("id"), Unicode()
 
-    def __init__(self,
-        folder:StripFolder,
-        size:int=24, # thumbnails a page
+    def __init__(
+        self,
+        folder: StripFolder,
+        size: int = 24,  # thumbnails a page
     ):
         super().__init__()
-        self.folder, self.size, self._ids, self._truth, self._page = folder, size, folder.images.image_id.tolist(), folder.truth_area(), None
+        self.folder, self.size, self._ids, self._truth, self._page = (
+            folder,
+            size,
+            folder.images.image_id.tolist(),
+            folder.truth_area(),
+            None,
+        )
         self._row, stacked = {i: n for n, i in enumerate(self._ids)}, view_box(folder.shape, 1)[2]
         self.columns = 4 if stacked else 8
-        self._thumbnail = lru_cache(3000)(lambda i: thumbnail(folder, i, 1130//self.columns - 10))
-        self.menu = Dropdown(options=["all", "clean", _MANY, *class_colours(folder.n_classes)], description="Show", layout=Layout(width="210px"))
+        self._thumbnail = lru_cache(3000)(lambda i: thumbnail(folder, i, 1130 // self.columns - 10))
+        self.menu = Dropdown(
+            options=["all", "clean", _MANY, *class_colours(folder.n_classes)],
+            description="Show",
+            layout=Layout(width="210px"),
+        )
         self.sorting = Dropdown(options=_SORTS, description="Sort by", layout=Layout(width="190px"))
         auto = Layout(width="auto")
-        self.back, self.on, self.where = Button(description="Previous page", icon="arrow-left", layout=auto), Button(description="Next page", icon="arrow-right", layout=auto), HTML()
-        self.gallery, self.picker, self.large = Gallery(self.columns, hears=("n", "p")), Picker(self._ids), Labelled(folder)
-        self.children = [control_row(self.menu, self.sorting, self.back, self.on, self.where), self.gallery, self.picker, self.large]
-        for name, there in ("show", (self.menu, "value")), ("sort", (self.sorting, "value")), ("image_id", (self.picker, "image_id")), ("image_id", (self.large, "image_id")): link((self, name), there)
-        self.back.on_click(lambda _: self.picker.go((self._page - 1)*size))
-        self.on.on_click(lambda _: self.picker.go((self._page + 1)*size))
-        self.gallery.observe(lambda change: change.new >= 0 and self.picker.go(self._page*size + change.new), "chosen")
-        for heard in self.gallery, self.large.view: heard.on_key(lambda key: self.picker.go(self.picker.at + (1 if key == "n" else -1)))
+        self.back, self.on, self.where = (
+            Button(description="Previous page", icon="arrow-left", layout=auto),
+            Button(description="Next page", icon="arrow-right", layout=auto),
+            HTML(),
+        )
+        self.gallery, self.picker, self.large = (
+            Gallery(self.columns, hears=("n", "p")),
+            Picker(self._ids),
+            Labelled(folder),
+        )
+        self.children = [
+            control_row(self.menu, self.sorting, self.back, self.on, self.where),
+            self.gallery,
+            self.picker,
+            self.large,
+        ]
+        for name, there in (
+            ("show", (self.menu, "value")),
+            ("sort", (self.sorting, "value")),
+            ("image_id", (self.picker, "image_id")),
+            ("image_id", (self.large, "image_id")),
+        ):
+            link((self, name), there)
+        self.back.on_click(lambda _: self.picker.go((self._page - 1) * size))
+        self.on.on_click(lambda _: self.picker.go((self._page + 1) * size))
+        self.gallery.observe(
+            lambda change: change.new >= 0 and self.picker.go(self._page * size + change.new), "chosen"
+        )
+        for heard in self.gallery, self.large.view:
+            heard.on_key(lambda key: self.picker.go(self.picker.at + (1 if key == "n" else -1)))
         self.observe(self._choose, ["show", "sort"])
         self.observe(self._turn, "image_id")
         self._choose()
@@ -461,69 +679,116 @@ class ImagePages(VBox):
     @validate("show", "sort", "image_id")
     def _fits(self, proposal):
         name, value = proposal.trait.name, proposal.value
-        if name == "image_id" and value and value not in self._row: raise ValueError(f"{self.folder.root}: no train image {value!r}")
-        if name != "image_id": pick_images(self._truth, **{"show": "all", name: value})
+        if name == "image_id" and value and value not in self._row:
+            raise ValueError(f"{self.folder.root}: no train image {value!r}")
+        if name != "image_id":
+            pick_images(self._truth, **{"show": "all", name: value})
         return value
 
     def _choose(self, change=None):
         self.ids = self.picker.ids = tuple(self._ids[i] for i in pick_images(self._truth, self.show, self.sort))
         self._page, goal = None, self.ids[0] if self.ids else ""
-        if goal == self.image_id: self._turn()
-        else: self.image_id = goal
+        if goal == self.image_id:
+            self._turn()
+        else:
+            self.image_id = goal
 
-    def page(self) -> tuple: # ids, captions
+    def page(self) -> tuple:  # ids, captions
         "What is on the page."
-        ids = self.ids[self._page*self.size:(self._page + 1)*self.size]
+        ids = self.ids[self._page * self.size : (self._page + 1) * self.size]
         areas = [self._truth[self._row[i]] for i in ids]
-        if self.columns == 4: return ids, [f"{_short(i)} · {_facts(a)}" for i, a in zip(ids, areas)]
-        return ids, [f"{_short(i, 16)} · " + ("+".join(str(class_id(c)) for c in np.flatnonzero(a)) or "clean") for i, a in zip(ids, areas)] # there is less room
+        if self.columns == 4:
+            return ids, [f"{_short(i)} · {_facts(a)}" for i, a in zip(ids, areas)]
+        return ids, [
+            f"{_short(i, 16)} · " + ("+".join(str(class_id(c)) for c in np.flatnonzero(a)) or "clean")
+            for i, a in zip(ids, areas)
+        ]  # there is less room
 
     def _turn(self, change=None):
         "To the page that the image is on; one from outside the list leaves the page as it is."
-        at, last = self.picker.at, max(0, math.ceil(len(self.ids)/self.size) - 1)
-        page = at//self.size if at >= 0 else self._page or 0
+        at, last = self.picker.at, max(0, math.ceil(len(self.ids) / self.size) - 1)
+        page = at // self.size if at >= 0 else self._page or 0
         if page != self._page:
             self._page = page
             ids, captions = self.page()
-            with ThreadPoolExecutor(os.cpu_count()) as pool: self.gallery.show(list(pool.map(self._thumbnail, ids)), captions)
-            self.where.value = f"page {page + 1} of {last + 1}" if ids else f"no image is {self.show}" if self.show == "clean" else f"no image has {self.show}"
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                self.gallery.show(list(pool.map(self._thumbnail, ids)), captions)
+            self.where.value = (
+                f"page {page + 1} of {last + 1}"
+                if ids
+                else f"no image is {self.show}"
+                if self.show == "clean"
+                else f"no image has {self.show}"
+            )
             self.back.disabled, self.on.disabled = page <= 0, page >= last
-        self.gallery.chosen = at - page*self.size if at >= 0 else -1
+        self.gallery.chosen = at - page * self.size if at >= 0 else -1
 
     def picture(self) -> Picture:
         "The page as one image."
         ids, captions = self.page()
-        if not ids: return still({"": self.large.flat()}, [f"show {self.show}: there is none"], {})
+        if not ids:
+            return still({"": self.large.flat()}, [f"show {self.show}: there is none"], {})
         shown = [cv2.imdecode(np.frombuffer(self._thumbnail(i), np.uint8), cv2.IMREAD_COLOR)[..., ::-1] for i in ids]
-        return _picture(gallery(shown, [_short(c.replace("$", r"\$"), 2*1130//self.columns//11) for c in captions], self.columns, 11.3, self.large.colours))
+        return _picture(
+            gallery(
+                shown,
+                [_short(c.replace("$", r"\$"), 2 * 1130 // self.columns // 11) for c in captions],
+                self.columns,
+                11.3,
+                self.large.colours,
+            )
+        )
+
 
 def _picture(fig):
     "A figure as a JPEG to be shown."
     data = io.BytesIO()
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph") # a letter that the font lacks becomes a box
-        fig.savefig(data, format="jpeg", dpi=100, bbox_inches="tight", pad_inches=.05, facecolor="white", pil_kwargs={"quality": 72})
+        warnings.filterwarnings("ignore", "Glyph")  # a letter that the font lacks becomes a box
+        fig.savefig(
+            data,
+            format="jpeg",
+            dpi=100,
+            bbox_inches="tight",
+            pad_inches=0.05,
+            facecolor="white",
+            pil_kwargs={"quality": 72},
+        )
     return Picture(data.getvalue(), format="jpeg")
 
 # %% ../nbs/43_explore.ipynb #3090f463
 class _Work(Box):
     "A button for work that takes a while, and the line of its progress bar."
-    def __init__(self, text, work): # called when the button is pressed
-        self.button, self.line = Button(description=text, icon="search", layout=Layout(width="auto")), HTML(layout=Layout(flex="1 1 300px"))
-        super().__init__([self.button, self.line], layout=Layout(flex_flow="row wrap", align_items="center", flex="1 1 500px"))
+
+    def __init__(self, text, work):  # called when the button is pressed
+        self.button, self.line = (
+            Button(description=text, icon="search", layout=Layout(width="auto")),
+            HTML(layout=Layout(flex="1 1 300px")),
+        )
+        super().__init__(
+            [self.button, self.line], layout=Layout(flex_flow="row wrap", align_items="center", flex="1 1 500px")
+        )
         self.button.on_click(lambda _: self.run(work))
 
     def run(self, work):
         self.button.disabled = True
         try:
-            with redirect_stderr(_Bars(self.line)): work() # tqdm writes there, and nobody would see it
-        finally: self.button.disabled, self.line.value = False, ""
+            with redirect_stderr(_Bars(self.line)):
+                work()  # tqdm writes there, and nobody would see it
+        finally:
+            self.button.disabled, self.line.value = False, ""
+
 
 class _Bars(io.StringIO):
     "Where tqdm writes; the last it said is shown."
-    def __init__(self, line): super().__init__(); self.line = line
+
+    def __init__(self, line):
+        super().__init__()
+        self.line = line
+
     def write(self, text):
-        if text.strip(): self.line.value = line_html(text.strip())
+        if text.strip():
+            self.line.value = line_html(text.strip())
         return len(text)
 
 # %% ../nbs/43_explore.ipynb #b7614808
@@ -533,22 +798,32 @@ class FaultList(VBox):
     Traits: `severity`, "all", "error" or "warning", and `fault`, a row of `shown`, -1 for none. `table` holds all faults; `read_images()` adds those that
     only show when every image is decoded. A folder that cannot be used has its faults listed too, without pictures.
     """
+
     severity, fault = Unicode("all"), Int(-1)
 
-    def __init__(self,
-        root:str|Path|StripFolder,
-        most:int=500, # rows shown
+    def __init__(
+        self,
+        root: str | Path | StripFolder,
+        most: int = 500,  # rows shown
     ):
         super().__init__()
         self.folder, self.most, self.complete = root if isinstance(root, StripFolder) else None, most, False
         self.root = self.folder.root if self.folder else Path(root)
         self.table = self.folder.warnings if self.folder else check_folder(self.root, read_images=False)
-        self.menu, self.work = Dropdown(options=["all", "error", "warning"], description="Severity", layout=Layout(width="170px")), _Work("Read all images", self.read_images)
-        self.text, self.rows, self.large = HTML(), Table(title="faults", hears=("n", "p")), Labelled(self.folder) if self.folder else VBox()
+        self.menu, self.work = (
+            Dropdown(options=["all", "error", "warning"], description="Severity", layout=Layout(width="170px")),
+            _Work("Read all images", self.read_images),
+        )
+        self.text, self.rows, self.large = (
+            HTML(),
+            Table(title="faults", hears=("n", "p")),
+            Labelled(self.folder) if self.folder else VBox(),
+        )
         self.children = [control_row(self.menu, self.work), self.text, self.rows, self.large]
         link((self, "severity"), (self.menu, "value"))
         link((self, "fault"), (self.rows, "chosen"))
-        for heard in [self.rows, self.large.view] if self.folder else [self.rows]: heard.on_key(lambda key: self.go(1 if key == "n" else -1))
+        for heard in [self.rows, self.large.view] if self.folder else [self.rows]:
+            heard.on_key(lambda key: self.go(1 if key == "n" else -1))
         self.observe(lambda change: self._list(), "severity")
         self.observe(lambda change: self._look(), "fault")
         self._list()
@@ -556,8 +831,10 @@ class FaultList(VBox):
     @validate("severity", "fault")
     def _fits(self, proposal):
         name, value = proposal.trait.name, proposal.value
-        if name == "severity" and value not in ("all", "error", "warning"): raise ValueError(f"severity {value!r}: give 'all', 'error' or 'warning'")
-        if name == "fault" and not -1 <= value < min(len(self.shown), self.most): raise ValueError(f"fault {value}: {min(len(self.shown), self.most)} are listed, from 0")
+        if name == "severity" and value not in ("all", "error", "warning"):
+            raise ValueError(f"severity {value!r}: give 'all', 'error' or 'warning'")
+        if name == "fault" and not -1 <= value < min(len(self.shown), self.most):
+            raise ValueError(f"fault {value}: {min(len(self.shown), self.most)} are listed, from 0")
         return value
 
     @property
@@ -566,46 +843,79 @@ class FaultList(VBox):
         chosen = self.table if self.severity == "all" else self.table[self.table.severity == self.severity]
         return chosen.sort_values("severity", kind="stable", ignore_index=True)
 
-    def go(self, step:int):
+    def go(self, step: int):
         "Some rows on."
-        if len(self.rows.rows): self.fault = min(max(self.fault + step, 0), len(self.rows.rows) - 1)
+        if len(self.rows.rows):
+            self.fault = min(max(self.fault + step, 0), len(self.rows.rows) - 1)
 
     def read_images(self):
         "The full check: decodes every image, and finds copies with other labels."
         found = check_folder(self.root, self.folder.n_classes if self.folder else None)
-        both = pd.concat([found, self.table]).drop_duplicates() # what train.csv has and sample_submission.csv lacks is no fault where the number of classes is given
+        both = (
+            pd.concat([found, self.table]).drop_duplicates()
+        )  # what train.csv has and sample_submission.csv lacks is no fault where the number of classes is given
         self.table, self.complete = fault_table(both.itertuples(index=False, name=None)), True
         self._list()
 
     def says(self) -> str:
         "How many faults there are, and what was looked at."
         n = {s: int((self.table.severity == s).sum()) for s in ("error", "warning")}
-        counts = " and ".join(f"{k:,} {s}{'s'*(k != 1)}" for s, k in n.items())
-        looked = "every image was decoded" if self.complete else "train.csv and the images' headers were read, their pixels not yet"
-        return f"{counts} ({looked})" + (f"; the first {self.most} of {len(self.shown):,} are listed" if len(self.shown) > self.most else "")
+        counts = " and ".join(f"{k:,} {s}{'s' * (k != 1)}" for s, k in n.items())
+        looked = (
+            "every image was decoded"
+            if self.complete
+            else "train.csv and the images' headers were read, their pixels not yet"
+        )
+        return f"{counts} ({looked})" + (
+            f"; the first {self.most} of {len(self.shown):,} are listed" if len(self.shown) > self.most else ""
+        )
 
     def _list(self):
         self.fault = -1
         self.text.value = line_html(self.says())
-        self.rows.show(["severity", "file", "row", "image", "class", "problem"],
-            [(f.severity, _short(f.file, 60), f.row or "", _short(f.image_id, 40), f.class_id, f.problem) for f in self.shown.head(self.most).itertuples()])
+        self.rows.show(
+            ["severity", "file", "row", "image", "class", "problem"],
+            [
+                (f.severity, _short(f.file, 60), f.row or "", _short(f.image_id, 40), f.class_id, f.problem)
+                for f in self.shown.head(self.most).itertuples()
+            ],
+        )
         self.rows.layout.display = None if len(self.shown) else "none"
         self._look()
 
     def _look(self):
-        if not self.folder: return
+        if not self.folder:
+            return
         i = self.shown.image_id[self.fault] if self.fault >= 0 else ""
         self.large.look(i if i in self.large._known | self.large._test else "")
 
     def picture(self) -> Picture:
         "The first faults, or the one chosen with its image, as one picture."
-        if self.folder and self.large.image_id: return still({self.large.layers()[1]: self.large.flat()}, [self.says(), self._line(self.shown.iloc[self.fault])], self.large.colours)
+        if self.folder and self.large.image_id:
+            return still(
+                {self.large.layers()[1]: self.large.flat()},
+                [self.says(), self._line(self.shown.iloc[self.fault])],
+                self.large.colours,
+            )
         lines = [self.says(), *(self._line(f) for f in self.shown.head(20).itertuples())]
-        fig = _figure(11.3, .3 + .22*len(lines))
-        for k, text in enumerate(lines): fig.text(.01, 1 - (k + .8)*.22/fig.get_figheight(), _short(text, 170).replace("$", r"\$"), fontsize=9, weight="bold" if k == 0 else None)
+        fig = _figure(11.3, 0.3 + 0.22 * len(lines))
+        for k, text in enumerate(lines):
+            fig.text(
+                0.01,
+                1 - (k + 0.8) * 0.22 / fig.get_figheight(),
+                _short(text, 170).replace("$", r"\$"),
+                fontsize=9,
+                weight="bold" if k == 0 else None,
+            )
         return _picture(fig)
 
-    def _line(self, f): return f"{f.severity}: {f.file}" + f" row {f.row}"*bool(f.row) + f" ({f.image_id})"*bool(f.image_id) + f": {f.problem}"
+    def _line(self, f):
+        return (
+            f"{f.severity}: {f.file}"
+            + f" row {f.row}" * bool(f.row)
+            + f" ({f.image_id})" * bool(f.image_id)
+            + f": {f.problem}"
+        )
 
 # %% ../nbs/43_explore.ipynb #e3c7ba4f
 class TwinList(VBox):
@@ -614,69 +924,125 @@ class TwinList(VBox):
     Traits: `pair`, a row of `pairs`, -1 for none. `pairs` is the table of `near_duplicates` once `look_for()` was called or its button pressed, before that None.
     Both pictures are zoomed together. Keys: n next, p previous.
     """
+
     pair = Int(-1)
 
-    def __init__(self,
-        folder:StripFolder,
-        most:int=500, # rows listed
+    def __init__(
+        self,
+        folder: StripFolder,
+        most: int = 500,  # rows listed
     ):
         super().__init__()
         self.folder, self.most, self.pairs = folder, most, None
-        self.work, self.text, self.rows = _Work("Look for near-duplicates", self.look_for), HTML(), Table(title="near-duplicates", height=180, hears=("n", "p"))
+        self.work, self.text, self.rows = (
+            _Work("Look for near-duplicates", self.look_for),
+            HTML(),
+            Table(title="near-duplicates", height=180, hears=("n", "p")),
+        )
         self.large = Labelled(folder, beside=True), Labelled(folder, beside=True)
-        for name in "zoom", "left", "top", "contrast", "brightness", "shown": link((self.large[0].view, name), (self.large[1].view, name))
+        for name in "zoom", "left", "top", "contrast", "brightness", "shown":
+            link((self.large[0].view, name), (self.large[1].view, name))
         cells = [VBox([one], layout=Layout(margin="0 12px 0 0", max_width="100%")) for one in self.large]
-        self.children = [control_row(self.work), self.text, self.rows, Box(cells, layout=Layout(flex_flow="column" if view_box(folder.shape, 2)[2] else "row nowrap"))]
+        self.children = [
+            control_row(self.work),
+            self.text,
+            self.rows,
+            Box(cells, layout=Layout(flex_flow="column" if view_box(folder.shape, 2)[2] else "row nowrap")),
+        ]
         link((self, "pair"), (self.rows, "chosen"))
-        for heard in self.rows, *(one.view for one in self.large): heard.on_key(lambda key: self.go(1 if key == "n" else -1))
+        for heard in self.rows, *(one.view for one in self.large):
+            heard.on_key(lambda key: self.go(1 if key == "n" else -1))
         self.observe(lambda change: self._look(), "pair")
         self._list()
 
     @validate("pair")
     def _fits(self, proposal):
         n = 0 if self.pairs is None else min(len(self.pairs), self.most)
-        if not -1 <= proposal.value < n: raise ValueError(f"pair {proposal.value}: {n} are listed, from 0" + "; look_for() finds them"*(self.pairs is None))
+        if not -1 <= proposal.value < n:
+            raise ValueError(
+                f"pair {proposal.value}: {n} are listed, from 0" + "; look_for() finds them" * (self.pairs is None)
+            )
         return proposal.value
 
-    def go(self, step:int):
+    def go(self, step: int):
         "Some pairs on."
-        if len(self.rows.rows): self.pair = min(max(self.pair + step, 0), len(self.rows.rows) - 1)
+        if len(self.rows.rows):
+            self.pair = min(max(self.pair + step, 0), len(self.rows.rows) - 1)
 
     def look_for(self):
         "Find them; they are kept. The first pair is shown."
-        if self.pairs is None: self.pairs = near_duplicates(self.folder, progress=len(self.folder) >= 200)
+        if self.pairs is None:
+            self.pairs = near_duplicates(self.folder, progress=len(self.folder) >= 200)
         self._list()
-        if len(self.pairs): self.pair = 0
+        if len(self.pairs):
+            self.pair = 0
 
     def says(self) -> str:
         "How many there are."
-        if self.pairs is None: return f"Not looked for yet. All {len(self.folder):,} images are read once, which takes about {max(1, len(self.folder)*2//1000)} s."
-        if not len(self.pairs): return "No image is there twice."
-        n, copies, differ, images = len(self.pairs), int(self.pairs.same_bytes.sum()), int((self.pairs.differ > 0).sum()), self.pairs[["first", "second"]].stack().nunique()
-        return f"{n:,} {'pair' if n == 1 else 'pairs'} in {self.pairs.group.nunique():,} groups of {images:,} images; {copies:,} the same bytes; labels differ in {differ:,}" + f"; the first {self.most} are listed"*(n > self.most)
+        if self.pairs is None:
+            return f"Not looked for yet. All {len(self.folder):,} images are read once, which takes about {max(1, len(self.folder) * 2 // 1000)} s."
+        if not len(self.pairs):
+            return "No image is there twice."
+        n, copies, differ, images = (
+            len(self.pairs),
+            int(self.pairs.same_bytes.sum()),
+            int((self.pairs.differ > 0).sum()),
+            self.pairs[["first", "second"]].stack().nunique(),
+        )
+        return (
+            f"{n:,} {'pair' if n == 1 else 'pairs'} in {self.pairs.group.nunique():,} groups of {images:,} images; {copies:,} the same bytes; labels differ in {differ:,}"
+            + f"; the first {self.most} are listed" * (n > self.most)
+        )
 
     def _list(self):
         self.text.value = line_html(self.says())
-        self.rows.show(["group", "first", "second", "likeness", "labels differ in", "second lies further"], [] if self.pairs is None else
-            [(p.group, _short(p.first, 45), _short(p.second, 45), "same bytes" if p.same_bytes else f"{p.likeness:.3f}", f"{p.differ:,} px", _way(p)) for p in self.pairs.head(self.most).itertuples()])
+        self.rows.show(
+            ["group", "first", "second", "likeness", "labels differ in", "second lies further"],
+            []
+            if self.pairs is None
+            else [
+                (
+                    p.group,
+                    _short(p.first, 45),
+                    _short(p.second, 45),
+                    "same bytes" if p.same_bytes else f"{p.likeness:.3f}",
+                    f"{p.differ:,} px",
+                    _way(p),
+                )
+                for p in self.pairs.head(self.most).itertuples()
+            ],
+        )
         self.rows.layout.display = None if len(self.rows.rows) else "none"
         self._look()
 
     def _look(self):
-        a, b, x, y = ("", "", 0, 0) if self.pair < 0 else self.pairs.loc[self.pair, ["first", "second", "right", "down"]]
+        a, b, x, y = (
+            ("", "", 0, 0) if self.pair < 0 else self.pairs.loc[self.pair, ["first", "second", "right", "down"]]
+        )
         self.large[0].look(a, b, x, y)
         self.large[1].look(b, a, -x, -y)
 
     def picture(self) -> Picture:
         "The pair as one image."
-        if self.pair < 0: return still({"": self.large[0].flat()}, [self.says()], {})
+        if self.pair < 0:
+            return still({"": self.large[0].flat()}, [self.says()], {})
         p = self.pairs.loc[self.pair]
         how = "the same bytes" if p.same_bytes else f"likeness {p.likeness:.3f}"
-        return still({one.layers()[1] if view_box(self.folder.shape, 2)[2] else _short(one.image_id, 40): one.flat() for one in self.large}, [f"pair {self.pair + 1} of {len(self.pairs)}: {how}, labels differ in {p.differ:,} px"], self.large[0].colours)
+        return still(
+            {
+                one.layers()[1] if view_box(self.folder.shape, 2)[2] else _short(one.image_id, 40): one.flat()
+                for one in self.large
+            },
+            [f"pair {self.pair + 1} of {len(self.pairs)}: {how}, labels differ in {p.differ:,} px"],
+            self.large[0].colours,
+        )
+
 
 def _way(p):
     "A shift in words."
-    return ", ".join(f"{abs(n)} px {way[n < 0]}" for n, way in ((p.right, ("right", "left")), (p.down, ("down", "up"))) if n)
+    return ", ".join(
+        f"{abs(n)} px {way[n < 0]}" for n, way in ((p.right, ("right", "left")), (p.down, ("down", "up"))) if n
+    )
 
 # %% ../nbs/43_explore.ipynb #7af9df7d
 class DataBrowser(VBox):
@@ -687,20 +1053,35 @@ class DataBrowser(VBox):
     as a `FaultList` or a `TwinList`. `picture()` is the view as one image. A folder that `read_folder` refuses opens with its faults alone; raises
     `ValueError` where there is no folder, and for what does not fit.
     """
+
     view, show, sort, image_id, severity = Unicode("classes"), Unicode("all"), Unicode("id"), Unicode(), Unicode("all")
 
-    def __init__(self,
-        folder:str|Path|StripFolder,
+    def __init__(
+        self,
+        folder: str | Path | StripFolder,
     ):
         super().__init__()
         self.folder, self.refused, self._parts = folder if isinstance(folder, StripFolder) else None, "", {}
         self.root = self.folder.root if self.folder else Path(folder)
-        if not self.root.is_dir(): raise ValueError(f"{self.root}: no such folder; give one that holds train.csv and train_images")
-        try: self.folder = self.folder or read_folder(self.root)
-        except ValueError: self.refused = "This folder cannot be used before these errors are mended; until then there is nothing else to see. "
+        if not self.root.is_dir():
+            raise ValueError(f"{self.root}: no such folder; give one that holds train.csv and train_images")
+        try:
+            self.folder = self.folder or read_folder(self.root)
+        except ValueError:
+            self.refused = (
+                "This folder cannot be used before these errors are mended; until then there is nothing else to see. "
+            )
         self.views = _VIEWS if self.folder else ("faults",)
-        self.tabs = ToggleButtons(options=[(v.capitalize(), v) for v in self.views], description="View", style={"button_width": "auto", "description_width": "initial"}, layout=Layout(display="flex", align_items="center", grid_gap="8px")) # or "View" takes a line of its own
-        self.text, self.body = HTML(line_html(self.refused + self.says())), Box(layout=Layout(display="block", width="100%"))
+        self.tabs = ToggleButtons(
+            options=[(v.capitalize(), v) for v in self.views],
+            description="View",
+            style={"button_width": "auto", "description_width": "initial"},
+            layout=Layout(display="flex", align_items="center", grid_gap="8px"),
+        )  # or "View" takes a line of its own
+        self.text, self.body = (
+            HTML(line_html(self.refused + self.says())),
+            Box(layout=Layout(display="block", width="100%")),
+        )
         self.children = [self.tabs, self.text, self.body]
         self.view = self.views[0]
         link((self, "view"), (self.tabs, "value"))
@@ -709,7 +1090,8 @@ class DataBrowser(VBox):
 
     def says(self) -> str:
         "What folder this is, in one line of plain text."
-        if not self.folder: return str(self.root)
+        if not self.folder:
+            return str(self.root)
         h, w = self.folder.shape
         n, t = len(self.folder), len(self.folder.test)
         return f"{self.root.name}: {n:,} train {'image' if n == 1 else 'images'}, {f'{t:,} test' if t else 'no test'} {'image' if t == 1 else 'images'}, {h} pixels high and {w:,} wide, {self.folder.n_classes} classes, {len(self.folder.masks):,} masks, layout {self.folder.layout}"
@@ -717,39 +1099,60 @@ class DataBrowser(VBox):
     @validate("view", "show", "sort", "image_id", "severity")
     def _fits(self, proposal):
         name, value = proposal.trait.name, proposal.value
-        if name == "view" and value not in self.views: raise ValueError(f"view {value!r}: give " + ("one of " if self.folder else "") + ", ".join(map(repr, self.views)))
-        if name != "view": setattr(self.part("faults" if name == "severity" else "images"), name, value) # which refuses what does not fit
+        if name == "view" and value not in self.views:
+            raise ValueError(
+                f"view {value!r}: give " + ("one of " if self.folder else "") + ", ".join(map(repr, self.views))
+            )
+        if name != "view":
+            setattr(
+                self.part("faults" if name == "severity" else "images"), name, value
+            )  # which refuses what does not fit
         return value
 
-    def part(self, view:str):
+    def part(self, view: str):
         "The widget of a view, made on first use."
-        if view not in self.views: raise ValueError(f"view {view!r}: there is {', '.join(map(repr, self.views))}")
+        if view not in self.views:
+            raise ValueError(f"view {view!r}: there is {', '.join(map(repr, self.views))}")
         if view not in self._parts:
-            make = {"faults": lambda: FaultList(self.folder or self.root), "images": lambda: ImagePages(self.folder), "near-duplicates": lambda: TwinList(self.folder)}
+            make = {
+                "faults": lambda: FaultList(self.folder or self.root),
+                "images": lambda: ImagePages(self.folder),
+                "near-duplicates": lambda: TwinList(self.folder),
+            }
             self._parts[view] = part = make[view]() if view in make else _Figure(_PLOTS[view](self.folder))
-            for name in {"images": ("show", "sort", "image_id"), "faults": ("severity",)}.get(view, ()): link((part, name), (self, name))
+            for name in {"images": ("show", "sort", "image_id"), "faults": ("severity",)}.get(view, ()):
+                link((part, name), (self, name))
         return self._parts[view]
 
     def _open(self):
-        if self.view not in self._parts: self.body.children = [HTML("one moment ...")]
+        if self.view not in self._parts:
+            self.body.children = [HTML("one moment ...")]
         self.body.children = [self.part(self.view)]
 
     def picture(self) -> Picture:
         "What the widget shows now, as one image."
         return self.part(self.view).picture()
 
-    def __repr__(self): return f"DataBrowser({self.root.name!r}, view={self.view!r})"
+    def __repr__(self):
+        return f"DataBrowser({self.root.name!r}, view={self.view!r})"
 
-    def _repr_mimebundle_(self, **kwargs): return with_picture(super()._repr_mimebundle_(**kwargs), self.picture())
+    def _repr_mimebundle_(self, **kwargs):
+        return with_picture(super()._repr_mimebundle_(**kwargs), self.picture())
+
 
 _PLOTS = {"classes": plot_counts, "sizes": plot_areas, "places": plot_places}
 _VIEWS = (*_PLOTS, "images", "faults", "near-duplicates")
 
+
 class _Figure(Image):
     "A figure that stands."
+
     def __init__(self, fig):
         self.fig, data = fig, io.BytesIO()
         fig.savefig(data, format="png", dpi=100)
-        super().__init__(value=data.getvalue(), format="png", layout=Layout(max_width="calc(100% - 4px)", height="auto")) # less its margins
+        super().__init__(
+            value=data.getvalue(), format="png", layout=Layout(max_width="calc(100% - 4px)", height="auto")
+        )  # less its margins
 
-    def picture(self): return _picture(self.fig)
+    def picture(self):
+        return _picture(self.fig)

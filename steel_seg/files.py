@@ -6,7 +6,14 @@
 __all__ = ['whole', 'write_text', 'to_json', 'write_json', 'read_json', 'sha256_file', 'versions']
 
 # %% ../nbs/02_files.ipynb #35e87adf
-import dataclasses, hashlib, json, math, os, secrets, shutil, sys
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import secrets
+import shutil
+import sys
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,16 +22,22 @@ from pathlib import Path
 def _sync(path):
     "Flush one file or folder entry to disk."
     fd = os.open(path, os.O_RDONLY)
-    try: os.fsync(fd)
-    finally: os.close(fd)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
 
 def _remove(path):
-    if path.is_dir() and not path.is_symlink(): shutil.rmtree(path)
-    else: path.unlink(missing_ok=True)
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
 
 @contextmanager
 def whole(
-    path:str|Path, # the file or folder that is to appear, or to be replaced
+    path: str | Path,  # the file or folder that is to appear, or to be replaced
 ):
     """A temporary path beside `path` to write to; it becomes `path` when the block ends well.
 
@@ -39,71 +52,105 @@ def whole(
     try:
         yield temp
         if temp.is_dir():
-            for part in (*temp.rglob("*"), temp): _sync(part)
-        else: _sync(temp)
+            for part in (*temp.rglob("*"), temp):
+                _sync(part)
+        else:
+            _sync(temp)
         if path.is_dir():
             old = temp.with_suffix(".old")
             path.rename(old)
-            try: temp.rename(path)
-            except OSError: old.rename(path); raise
+            try:
+                temp.rename(path)
+            except OSError:
+                old.rename(path)
+                raise
             shutil.rmtree(old)
-        else: os.replace(temp, path)
+        else:
+            os.replace(temp, path)
         _sync(path.parent)
-    finally: _remove(temp)
+    finally:
+        _remove(temp)
 
 # %% ../nbs/02_files.ipynb #db16d5c4
 def write_text(
-    path:str|Path, # replaced in one step
-    text:str,      # written as UTF-8, with "\n" line ends on every system
+    path: str | Path,  # replaced in one step
+    text: str,  # written as UTF-8, with "\n" line ends on every system
 ) -> Path:
     "Write a text file whole or not at all; returns its path."
-    with whole(path) as temp: temp.write_bytes(text.encode("utf-8"))
+    with whole(path) as temp:
+        temp.write_bytes(text.encode("utf-8"))
     return Path(path)
+
 
 def _plain(x):
     "Turn dataclasses, numpy scalars and arrays, paths, tuples and NaN into what JSON knows."
-    if dataclasses.is_dataclass(x) and not isinstance(x, type): x = {f.name: getattr(x, f.name) for f in dataclasses.fields(x)}
-    if isinstance(x, dict): return {str(k): _plain(v) for k, v in x.items()}
-    if isinstance(x, (list, tuple)): return [_plain(v) for v in x]
-    if isinstance(x, Path): return str(x)
-    if hasattr(x, "tolist"): return _plain(x.tolist())
-    if isinstance(x, float) and not math.isfinite(x): return None
+    if dataclasses.is_dataclass(x) and not isinstance(x, type):
+        x = {f.name: getattr(x, f.name) for f in dataclasses.fields(x)}
+    if isinstance(x, dict):
+        return {str(k): _plain(v) for k, v in x.items()}
+    if isinstance(x, (list, tuple)):
+        return [_plain(v) for v in x]
+    if isinstance(x, Path):
+        return str(x)
+    if hasattr(x, "tolist"):
+        return _plain(x.tolist())
+    if isinstance(x, float) and not math.isfinite(x):
+        return None
     return x
 
+
 def to_json(
-    obj,         # dict, list, str, number, None; dataclasses, numpy and paths are turned into these
-    indent=None, # spaces, or None for one line
+    obj,  # dict, list, str, number, None; dataclasses, numpy and paths are turned into these
+    indent=None,  # spaces, or None for one line
 ) -> str:
     "JSON text of `obj`, where NaN and infinities become null."
     return json.dumps(_plain(obj), indent=indent, ensure_ascii=False, allow_nan=False)
 
+
 def write_json(
-    path:str|Path, # replaced in one step
-    obj,           # as for `to_json`
+    path: str | Path,  # replaced in one step
+    obj,  # as for `to_json`
 ) -> Path:
     "Write an object as indented JSON, whole or not at all; returns the path."
     return write_text(path, to_json(obj, indent=1) + "\n")
 
+
 def read_json(
-    path:str|Path, # a JSON file
+    path: str | Path,  # a JSON file
 ):
     "Read a JSON file; raises `ValueError` that names the file and the place where it is not JSON."
     path = Path(path)
-    if not path.is_file(): raise ValueError(f"{path}: no such file")
-    try: return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as e: raise ValueError(f"{path}: not valid JSON ({e})") from None
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as e:
+        raise ValueError(f"{path}: not valid JSON ({e})") from None
 
 # %% ../nbs/02_files.ipynb #8a723d3d
 def sha256_file(
-    path:str|Path, # any file
+    path: str | Path,  # any file
 ) -> str:
     "The SHA-256 of a file's bytes, in hexadecimal."
-    with open(path, "rb") as f: return hashlib.file_digest(f, "sha256").hexdigest()
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
 
 def versions() -> dict:
     "Versions of Python and of the packages that shape a result; a package that is absent is left out."
     found = {"python": sys.version.split()[0]}
-    for name in ("steel_seg", "numpy", "pandas", "torch", "segmentation-models-pytorch", "albumentations", "opencv-python-headless", "zarr"):
-        try: found[name] = version(name)
-        except PackageNotFoundError: pass
+    for name in (
+        "steel_seg",
+        "numpy",
+        "pandas",
+        "torch",
+        "segmentation-models-pytorch",
+        "albumentations",
+        "opencv-python-headless",
+        "zarr",
+    ):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            pass
     return found

@@ -15,63 +15,99 @@ from numba import njit
 @njit(nogil=True, cache=True)
 def _count(prob, words, truth, n_truth, area, hit):
     "Fill area and hit (256,) of one map, given flat and, but for a rest, as words of eight pixels; `truth` is read where there are `n_truth` > 0 pixels of it."
-    levels = np.zeros((4, 512), np.int32) # from 256 on: of truth
+    levels = np.zeros((4, 512), np.int32)  # from 256 on: of truth
     for w in range(0, len(words), 8):
-        if not (words[w] | words[w+1] | words[w+2] | words[w+3] | words[w+4] | words[w+5] | words[w+6] | words[w+7]): continue
-        for p in range(8*w, 8*w + 64, 4):
-            for k in range(4): levels[k, prob[p+k] + (np.intp(truth[p+k] != 0) << 8 if n_truth else 0)] += 1
-    for p in range(8*len(words), len(prob)): levels[0, prob[p] + (np.intp(truth[p] != 0) << 8 if n_truth else 0)] += 1
+        if not (
+            words[w]
+            | words[w + 1]
+            | words[w + 2]
+            | words[w + 3]
+            | words[w + 4]
+            | words[w + 5]
+            | words[w + 6]
+            | words[w + 7]
+        ):
+            continue
+        for p in range(8 * w, 8 * w + 64, 4):
+            for k in range(4):
+                levels[k, prob[p + k] + (np.intp(truth[p + k] != 0) << 8 if n_truth else 0)] += 1
+    for p in range(8 * len(words), len(prob)):
+        levels[0, prob[p] + (np.intp(truth[p] != 0) << 8 if n_truth else 0)] += 1
     a = h = 0
     for t in range(255, 0, -1):
         for k in range(4):
-            a += levels[k, t] + levels[k, t+256]
-            h += levels[k, t+256]
+            a += levels[k, t] + levels[k, t + 256]
+            h += levels[k, t + 256]
         area[t], hit[t] = a, h
-    area[0], hit[0] = len(prob), n_truth # zeros were passed over
+    area[0], hit[0] = len(prob), n_truth  # zeros were passed over
+
 
 def map_counts(
-    prob:np.ndarray,       # (H,W) uint8, levels of one class
-    truth:np.ndarray|None, # (H,W), nonzero is defect; None where the class is absent
-) -> tuple: # area (256,), hit (256,), both int32
+    prob: np.ndarray,  # (H,W) uint8, levels of one class
+    truth: np.ndarray | None,  # (H,W), nonzero is defect; None where the class is absent
+) -> tuple:  # area (256,), hit (256,), both int32
     "Pixels of `prob >= t`, and those of them that are truth, at every level t = 0..255. Raises `ValueError` for other kinds of arrays."
     prob = np.asarray(prob)
-    if prob.dtype != np.uint8: raise ValueError(f"levels must be uint8, not {prob.dtype}")
-    if truth is not None and np.shape(truth) != prob.shape: raise ValueError(f"truth {np.shape(truth)} and map {prob.shape} differ in shape")
+    if prob.dtype != np.uint8:
+        raise ValueError(f"levels must be uint8, not {prob.dtype}")
+    if truth is not None and np.shape(truth) != prob.shape:
+        raise ValueError(f"truth {np.shape(truth)} and map {prob.shape} differ in shape")
     flat = np.ascontiguousarray(prob).ravel()
-    if flat.ctypes.data % 8: flat = flat.copy() # words begin at multiples of eight bytes
+    if flat.ctypes.data % 8:
+        flat = flat.copy()  # words begin at multiples of eight bytes
     n_truth = 0 if truth is None else int(np.count_nonzero(truth))
     area, hit = np.empty((2, 256), np.int32)
-    _count(flat, flat[:len(flat)//64*64].view(np.uint64), np.ascontiguousarray(truth).ravel() if n_truth else flat, n_truth, area, hit)
+    _count(
+        flat,
+        flat[: len(flat) // 64 * 64].view(np.uint64),
+        np.ascontiguousarray(truth).ravel() if n_truth else flat,
+        n_truth,
+        area,
+        hit,
+    )
     return area, hit
 
 # %% ../nbs/15_flood.ipynb #62c8db8e
 class Room(NamedTuple):
     "Arrays that the kernels work in, for maps of one shape; made by `make_room`, used by one thread at a time."
-    map:np.ndarray   # (H+2,S) uint8, zero frame; S is a multiple of 64, so that as many pixels can be looked at together
-    truth:np.ndarray # (H+2,S) uint8
-    seen:np.ndarray  # (H+2,S) uint8
-    wait:np.ndarray  # (H*W,) uint32, pixels that wait, level by level
-    pit:np.ndarray   # (H*W,) uint32, pixels that wait at the level that is flooded now
-    low:np.ndarray   # (H*W,) uint8, then as many of high, area, hit: the components found
-    high:np.ndarray
-    area:np.ndarray  # int32
-    hit:np.ndarray   # int32
-    shape:tuple      # (H,W)
+
+    map: (
+        np.ndarray
+    )  # (H+2,S) uint8, zero frame; S is a multiple of 64, so that as many pixels can be looked at together
+    truth: np.ndarray  # (H+2,S) uint8
+    seen: np.ndarray  # (H+2,S) uint8
+    wait: np.ndarray  # (H*W,) uint32, pixels that wait, level by level
+    pit: np.ndarray  # (H*W,) uint32, pixels that wait at the level that is flooded now
+    low: np.ndarray  # (H*W,) uint8, then as many of high, area, hit: the components found
+    high: np.ndarray
+    area: np.ndarray  # int32
+    hit: np.ndarray  # int32
+    shape: tuple  # (H,W)
+
 
 def make_room(
-    shape, # (H,W)
+    shape,  # (H,W)
 ) -> Room:
     "New arrays for maps of one shape."
     h, w = shape
-    framed = (3, h + 2, (w + 2 + 63)//64*64)
-    return Room(*np.zeros(framed, np.uint8), *np.zeros((2, h*w), np.uint32), *np.zeros((2, h*w), np.uint8), *np.zeros((2, h*w), np.int32), (h, w))
+    framed = (3, h + 2, (w + 2 + 63) // 64 * 64)
+    return Room(
+        *np.zeros(framed, np.uint8),
+        *np.zeros((2, h * w), np.uint32),
+        *np.zeros((2, h * w), np.uint8),
+        *np.zeros((2, h * w), np.int32),
+        (h, w),
+    )
+
 
 @njit(nogil=True, cache=True)
 def _frame(image, framed):
     "Copy (H,W) into the middle of its frame."
     h, w = image.shape
     for r in range(h):
-        for c in range(w): framed[r+1, c+1] = image[r, c]
+        for c in range(w):
+            framed[r + 1, c + 1] = image[r, c]
+
 
 @njit(nogil=True, cache=True)
 def _places(area):
@@ -80,8 +116,9 @@ def _places(area):
     total = 0
     for t in range(256):
         first[t] = total
-        total += area[t] - (area[t+1] if t < 255 else 0)
+        total += area[t] - (area[t + 1] if t < 255 else 0)
     return first
+
 
 def _offsets(connectivity, stride):
     "Steps to the neighbours in a flat frame. Unsigned, or numba would ask at each access whether an index is negative; adding wraps round."
@@ -100,11 +137,22 @@ def _nodes(room, has_truth, steps, first, smallest):
     level, sizes, boths, depth = np.zeros(257, np.uint8), np.zeros(257, np.int32), np.zeros(257, np.int32), np.uint64(0)
     n = np.uint64(0)
     for w in range(0, len(words), 8):
-        if not (words[w] | words[w+1] | words[w+2] | words[w+3] | words[w+4] | words[w+5] | words[w+6] | words[w+7]): continue # 0, or visited
-        for start in range(8*w, 8*w + 64):
+        if not (
+            words[w]
+            | words[w + 1]
+            | words[w + 2]
+            | words[w + 3]
+            | words[w + 4]
+            | words[w + 5]
+            | words[w + 6]
+            | words[w + 7]
+        ):
+            continue  # 0, or visited
+        for start in range(8 * w, 8 * w + 64):
             at = np.uint64(start)
             here = v[at]
-            if here == 0: continue
+            if here == 0:
+                continue
             v[at] = 0
             lowest, size, both = here, np.int32(0), np.int32(0)
             while True:
@@ -112,9 +160,10 @@ def _nodes(room, has_truth, steps, first, smallest):
                 for step in steps:
                     near = at + step
                     up = v[near]
-                    if up == 0: continue
+                    if up == 0:
+                        continue
                     v[near] = 0
-                    if up > here: # this pixel waits; its other neighbours are looked at when its turn comes
+                    if up > here:  # this pixel waits; its other neighbours are looked at when its turn comes
                         wait[next_[here]] = at
                         next_[here] += np.uint32(1)
                         depth += np.uint64(1)
@@ -124,12 +173,16 @@ def _nodes(room, has_truth, steps, first, smallest):
                     wait[next_[up]] = near
                     next_[up] += np.uint32(1)
                     lowest = min(lowest, up)
-                if climbs: continue
+                if climbs:
+                    continue
                 size += 1
-                if has_truth: both += truth[at]
+                if has_truth:
+                    both += truth[at]
                 down = here
-                while down >= lowest and next_[down] == first[down]: down -= np.uint8(1)
-                if down < lowest: down = np.uint8(0) # nothing waits: all that is open is complete
+                while down >= lowest and next_[down] == first[down]:
+                    down -= np.uint8(1)
+                if down < lowest:
+                    down = np.uint8(0)  # nothing waits: all that is open is complete
                 while here > down:
                     below = level[depth] if depth else np.uint8(0)
                     if size >= smallest:
@@ -140,8 +193,10 @@ def _nodes(room, has_truth, steps, first, smallest):
                         size += sizes[depth]
                         both += boths[depth]
                         depth -= np.uint64(1)
-                    else: here = down
-                if down == 0: break
+                    else:
+                        here = down
+                if down == 0:
+                    break
                 next_[down] -= np.uint32(1)
                 at = np.uint64(wait[next_[down]])
     return n
@@ -150,18 +205,21 @@ def _nodes(room, has_truth, steps, first, smallest):
 def _checked(prob, room):
     "The map as an array, and a room that fits it."
     prob = np.asarray(prob)
-    if prob.ndim != 2 or prob.dtype != np.uint8: raise ValueError(f"a map must be uint8 (H,W), not {prob.dtype} {prob.shape}")
-    if room is not None and room.shape != prob.shape: raise ValueError(f"a room for maps of {room.shape}, and a map of {prob.shape}")
+    if prob.ndim != 2 or prob.dtype != np.uint8:
+        raise ValueError(f"a map must be uint8 (H,W), not {prob.dtype} {prob.shape}")
+    if room is not None and room.shape != prob.shape:
+        raise ValueError(f"a room for maps of {room.shape}, and a map of {prob.shape}")
     return prob, room or make_room(prob.shape)
 
+
 def component_nodes(
-    prob:np.ndarray,       # (H,W) uint8, levels of one class
-    truth:np.ndarray=None, # (H,W), nonzero is defect; None where the class is absent
-    connectivity:int=8,    # 4 or 8: what touches
-    smallest:int=1,        # components of fewer pixels are not listed
-    room:Room=None,        # of the map's shape, to be used again; None: a new one
-    area=None,             # (256,) pixels at or above each level, where they are known
-) -> tuple: # low, high (M,) uint8; area, hit (M,) int32
+    prob: np.ndarray,  # (H,W) uint8, levels of one class
+    truth: np.ndarray = None,  # (H,W), nonzero is defect; None where the class is absent
+    connectivity: int = 8,  # 4 or 8: what touches
+    smallest: int = 1,  # components of fewer pixels are not listed
+    room: Room = None,  # of the map's shape, to be used again; None: a new one
+    area=None,  # (256,) pixels at or above each level, where they are known
+) -> tuple:  # low, high (M,) uint8; area, hit (M,) int32
     """Every component of `prob >= t` at every level t = 1..255, the largest first.
 
     Row k says: for each t in low..high this is one component, of `area` pixels, `hit` of them truth. So the components at one
@@ -169,12 +227,16 @@ def component_nodes(
     Source: Nistér and Stewénius, Linear time maximally stable extremal regions (ECCV 2008).
     """
     prob, room = _checked(prob, room)
-    if connectivity not in (4, 8): raise ValueError(f"connectivity must be 4 or 8, not {connectivity}")
-    if truth is not None and np.shape(truth) != prob.shape: raise ValueError(f"truth {np.shape(truth)} and map {prob.shape} differ in shape")
+    if connectivity not in (4, 8):
+        raise ValueError(f"connectivity must be 4 or 8, not {connectivity}")
+    if truth is not None and np.shape(truth) != prob.shape:
+        raise ValueError(f"truth {np.shape(truth)} and map {prob.shape} differ in shape")
     area = map_counts(prob, None)[0] if area is None else area
-    if not area[1]: return tuple(x[:0].copy() for x in (room.low, room.high, room.area, room.hit))
+    if not area[1]:
+        return tuple(x[:0].copy() for x in (room.low, room.high, room.area, room.hit))
     _frame(prob, room.map)
-    if truth is not None: _frame(np.asarray(truth) != 0, room.truth)
+    if truth is not None:
+        _frame(np.asarray(truth) != 0, room.truth)
     n = _nodes(room, truth is not None, _offsets(connectivity, room.map.shape[1]), _places(area), max(1, smallest))
     order = np.argsort(-room.area[:n])
     return tuple(x[:n][order] for x in (room.low, room.high, room.area, room.hit))
@@ -186,10 +248,13 @@ def _fill(room, r0, r1, c0, c1, steps, first):
     v, seen, wait, pit, stride = room.map.ravel(), room.seen.ravel(), room.wait, room.pit, room.map.shape[1]
     next_ = first.copy()
     for r in range(r0 - 1, r1 + 2):
-        for c in range(c0 - 1, c1 + 2): room.seen[r, c] = r < r0 or r > r1 or c < c0 or c > c1
+        for c in range(c0 - 1, c1 + 2):
+            room.seen[r, c] = r < r0 or r > r1 or c < c0 or c > c1
     for r in range(r0, r1 + 1):
-        for c in range(c0, c1 + 1, 1 if r == r0 or r == r1 else max(1, c1 - c0)): # round the edge, where water comes in
-            at = np.uint64(r*stride + c)
+        for c in range(
+            c0, c1 + 1, 1 if r == r0 or r == r1 else max(1, c1 - c0)
+        ):  # round the edge, where water comes in
+            at = np.uint64(r * stride + c)
             seen[at] = 1
             wait[next_[v[at]]] = at
             next_[v[at]] += np.uint32(1)
@@ -202,19 +267,22 @@ def _fill(room, r0, r1, c0, c1, steps, first):
             elif next_[t] > first[t]:
                 next_[t] -= np.uint32(1)
                 at = np.uint64(wait[next_[t]])
-            else: break
+            else:
+                break
             for step in steps:
                 near = at + step
-                if seen[near]: continue
+                if seen[near]:
+                    continue
                 seen[near] = 1
                 height = v[near]
-                if height <= water: # the water runs into the pit and stands in it at its own level
+                if height <= water:  # the water runs into the pit and stands in it at its own level
                     v[near] = water
                     pit[k] = near
                     k += np.uint64(1)
                 else:
                     wait[next_[height]] = near
                     next_[height] += np.uint32(1)
+
 
 @njit(nogil=True, cache=True)
 def _box(image):
@@ -228,20 +296,23 @@ def _box(image):
             some[c] |= image[r, c]
             here |= image[r, c]
         if here:
-            if not r0: r0 = r + 1
+            if not r0:
+                r0 = r + 1
             r1 = r + 1
     c0 = c1 = 0
     for c in range(w):
         if some[c]:
-            if not c0: c0 = c + 1
+            if not c0:
+                c0 = c + 1
             c1 = c + 1
     return r0, r1, c0, c1
 
+
 def fill_levels(
-    prob:np.ndarray, # (H,W) uint8, levels of one class
-    room:Room=None,  # of the map's shape, to be used again; None: a new one
-    area=None,       # (256,) pixels at or above each level, where they are known
-) -> np.ndarray: # (H,W) uint8
+    prob: np.ndarray,  # (H,W) uint8, levels of one class
+    room: Room = None,  # of the map's shape, to be used again; None: a new one
+    area=None,  # (256,) pixels at or above each level, where they are known
+) -> np.ndarray:  # (H,W) uint8
     """The map whose mask at every threshold is the mask of `prob` with its holes filled.
 
     For each t: `fill_levels(prob) >= t` equals `scipy.ndimage.binary_fill_holes(prob >= t)`; a hole is background that is not
@@ -249,7 +320,16 @@ def fill_levels(
     """
     prob, room = _checked(prob, room)
     r0, r1, c0, c1 = _box(prob)
-    if r1 - r0 < 2 or c1 - c0 < 2: return prob.copy() # a hole needs a row and a column on either side
+    if r1 - r0 < 2 or c1 - c0 < 2:
+        return prob.copy()  # a hole needs a row and a column on either side
     _frame(prob, room.map)
-    _fill(room, r0, r1, c0, c1, _offsets(4, room.map.shape[1]), _places(map_counts(prob, None)[0] if area is None else area))
-    return room.map[1:-1, 1:prob.shape[1] + 1].copy()
+    _fill(
+        room,
+        r0,
+        r1,
+        c0,
+        c1,
+        _offsets(4, room.map.shape[1]),
+        _places(map_counts(prob, None)[0] if area is None else area),
+    )
+    return room.map[1:-1, 1 : prob.shape[1] + 1].copy()

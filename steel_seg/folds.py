@@ -6,7 +6,8 @@
 __all__ = ['make_folds', 'write_folds', 'read_folds']
 
 # %% ../nbs/12_folds.ipynb #7e858d5e
-import csv, io
+import csv
+import io
 from collections import Counter, defaultdict
 from pathlib import Path
 
@@ -20,8 +21,10 @@ from .files import write_text
 def _units(folder):
     "Images that belong in one fold: lists of row numbers, in the order of the first image's id."
     rows = defaultdict(list)
-    for n, twin in enumerate(same_bytes(folder.images.path)): rows[twin].append(n)
+    for n, twin in enumerate(same_bytes(folder.images.path)):
+        rows[twin].append(n)
     return list(rows.values())
+
 
 def _deal(units, classes, k, rng):
     "Fold of each unit (a list of rows); classes: the sorted tuple of classes of each."
@@ -29,22 +32,30 @@ def _deal(units, classes, k, rng):
     n_sets = Counter(classes)
     luck = rng.permutation(len(units))
     # rare sets first, clean last; within a set the lumps (twins) first, then by lot
-    order = sorted(range(len(units)), key=lambda u: (classes[u] == (), n_sets[classes[u]], classes[u], -len(units[u]), luck[u]))
-    of_set, of_class, size = defaultdict(lambda: [0]*k), defaultdict(lambda: [0]*k), [0]*k
+    order = sorted(
+        range(len(units)), key=lambda u: (classes[u] == (), n_sets[classes[u]], classes[u], -len(units[u]), luck[u])
+    )
+    of_set, of_class, size = defaultdict(lambda: [0] * k), defaultdict(lambda: [0] * k), [0] * k
     for u in order:
         lot = rng.permutation(k)
-        cost = lambda f: (of_set[classes[u]][f] if classes[u] else 0, sum(of_class[c][f] for c in classes[u]), size[f], lot[f])
+        cost = lambda f: (
+            of_set[classes[u]][f] if classes[u] else 0,
+            sum(of_class[c][f] for c in classes[u]),
+            size[f],
+            lot[f],
+        )
         fold[u] = f = min(range(k), key=cost)
         of_set[classes[u]][f] += len(units[u])
         size[f] += len(units[u])
-        for c in classes[u]: of_class[c][f] += len(units[u])
+        for c in classes[u]:
+            of_class[c][f] += len(units[u])
     return fold
 
 # %% ../nbs/12_folds.ipynb #936a0b35
 def make_folds(
-    folder:StripFolder, # its images and their classes
-    k:int,              # 2 or more, at most the number of images
-    seed:int,           # the same seed gives the same folds
+    folder: StripFolder,  # its images and their classes
+    k: int,  # 2 or more, at most the number of images
+    seed: int,  # the same seed gives the same folds
 ) -> pd.DataFrame:
     """Deal the train images into k folds that are alike; a table of image_id and fold (0..k-1), in the order of `folder.images`.
 
@@ -52,26 +63,32 @@ def make_folds(
     images, their classes, k and seed: the order of rows in train.csv does not matter. Raises `ValueError` when a fold would be empty.
     """
     units, sets = _units(folder), folder.class_sets()
-    if k < 2: raise ValueError(f"{k} folds: needs 2 or more, one to predict and the others to learn from")
-    if k > len(units): raise ValueError(f"{k} folds from {len(units)} different images: a fold would be empty; choose k of {len(units)} or less")
+    if k < 2:
+        raise ValueError(f"{k} folds: needs 2 or more, one to predict and the others to learn from")
+    if k > len(units):
+        raise ValueError(
+            f"{k} folds from {len(units)} different images: a fold would be empty; choose k of {len(units)} or less"
+        )
     classes = [tuple(sorted({c for n in unit for c in sets[n].split("+") if c})) for unit in units]
     fold = np.zeros(len(folder), np.int64)
-    for unit, f in zip(units, _deal(units, classes, k, np.random.default_rng(seed))): fold[unit] = f
+    for unit, f in zip(units, _deal(units, classes, k, np.random.default_rng(seed))):
+        fold[unit] = f
     return pd.DataFrame({"image_id": folder.images.image_id, "fold": fold})
 
 # %% ../nbs/12_folds.ipynb #49b21758
 def write_folds(
-    path:str|Path,      # folds.csv
-    folds:pd.DataFrame, # image_id, fold
+    path: str | Path,  # folds.csv
+    folds: pd.DataFrame,  # image_id, fold
 ) -> Path:
     "Write a fold table as csv, whole or not at all; returns its path."
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([("image_id", "fold"), *zip(folds.image_id, folds.fold)])
     return write_text(path, text.getvalue())
 
+
 def read_folds(
-    path:str|Path, # as written by `write_folds`
-    image_ids,     # the ids it must hold, each once
+    path: str | Path,  # as written by `write_folds`
+    image_ids,  # the ids it must hold, each once
 ) -> pd.DataFrame:
     """A fold table from a csv: image_id and fold, in the order of `image_ids`.
 
@@ -79,18 +96,24 @@ def read_folds(
     is not a whole number, fewer than two folds, or a number left out (folds are 0..k-1).
     """
     rows, problems = csv_rows(path)
-    for row, problem in problems: raise ValueError(f"{path} row {row}: {problem}")
-    if rows[0][1] != ["image_id", "fold"]: raise ValueError(f"{path} row {rows[0][0]}: columns {','.join(rows[0][1])[:60]!r}, expected 'image_id,fold'")
+    for row, problem in problems:
+        raise ValueError(f"{path} row {row}: {problem}")
+    if rows[0][1] != ["image_id", "fold"]:
+        raise ValueError(f"{path} row {rows[0][0]}: columns {','.join(rows[0][1])[:60]!r}, expected 'image_id,fold'")
     image_ids = list(image_ids)
     fold, wanted = {}, set(image_ids)
     for row, fields in rows[1:]:
         if len(fields) != 2 or not (fields[1].isdecimal() and fields[1].isascii()):
             raise ValueError(f"{path} row {row}: {','.join(fields)[:60]!r} is not an image id and a fold number")
-        if fields[0] not in wanted: raise ValueError(f"{path} row {row}: image {fields[0]!r} is not in the data")
-        if fields[0] in fold: raise ValueError(f"{path} row {row}: image {fields[0]!r} is there twice")
+        if fields[0] not in wanted:
+            raise ValueError(f"{path} row {row}: image {fields[0]!r} is not in the data")
+        if fields[0] in fold:
+            raise ValueError(f"{path} row {row}: image {fields[0]!r} is there twice")
         fold[fields[0]] = int(fields[1])
     lacking = [i for i in image_ids if i not in fold]
-    if lacking: raise ValueError(f"{path}: {len(lacking)} images have no fold, the first is {lacking[0]!r}")
+    if lacking:
+        raise ValueError(f"{path}: {len(lacking)} images have no fold, the first is {lacking[0]!r}")
     numbers = sorted(set(fold.values()))
-    if len(numbers) < 2 or numbers != list(range(len(numbers))): raise ValueError(f"{path}: folds {numbers[:20]}, expected 0, 1, .. without a gap, two or more")
+    if len(numbers) < 2 or numbers != list(range(len(numbers))):
+        raise ValueError(f"{path}: folds {numbers[:20]}, expected 0, 1, .. without a gap, two or more")
     return pd.DataFrame({"image_id": image_ids, "fold": np.array([fold[i] for i in image_ids], np.int64)})

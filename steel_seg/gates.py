@@ -10,153 +10,201 @@ __all__ = ['read_scores', 'gate_values', 'area_values', 'choose_gate', 'compare_
 import re
 from dataclasses import replace
 from pathlib import Path
+
 import numpy as np
 import pandas as pd
+
+from .curves import Curves
 from .data import class_id, csv_rows
+from .decide import _TIE, Decision, decide
 from .metric import Interval
 from .post import GATES, NEEDS_SCORE, Rule
-from .curves import Curves
-from .decide import _TIE, Decision, decide
 from .score import dice_rows, rows_of, veto_values
 from .surface import surface
 
 # %% ../nbs/37_gates.ipynb #2809be04
 def read_scores(
-    path:str|Path,       # a csv with image_id or ImageId, and a column of probabilities 0..1 for each class
-    image_ids,           # N of str
-    n_classes:int,
-    prefix:str|None=None,# what stands before the class in the columns' names; None: there is only one such prefix in the file
-) -> np.ndarray: # (N,C) uint8, the levels round(255*p)
+    path: str | Path,  # a csv with image_id or ImageId, and a column of probabilities 0..1 for each class
+    image_ids,  # N of str
+    n_classes: int,
+    prefix: str
+    | None = None,  # what stands before the class in the columns' names; None: there is only one such prefix in the file
+) -> np.ndarray:  # (N,C) uint8, the levels round(255*p)
     """Scores of some images, in the order asked for; rows of other images are checked and passed over.
 
     Raises `ValueError` that names the file and the row where a column is missing, an image is missing or twice, or a value is no probability.
     """
     records, problems = csv_rows(path)
-    if problems: raise ValueError(f"{path}: " + (f"row {problems[0][0]}: " if problems[0][0] else "") + problems[0][1])
+    if problems:
+        raise ValueError(f"{path}: " + (f"row {problems[0][0]}: " if problems[0][0] else "") + problems[0][1])
     (_, header), *records = records
     ids = [k for k, name in enumerate(header) if name in ("image_id", "ImageId")]
-    if len(ids) != 1 or len(set(header)) < len(header): raise ValueError(f"{path}: columns {', '.join(header)}: needs image_id or ImageId once, and no name twice")
+    if len(ids) != 1 or len(set(header)) < len(header):
+        raise ValueError(f"{path}: columns {', '.join(header)}: needs image_id or ImageId once, and no name twice")
     columns = _class_columns(path, header, n_classes, prefix)
     levels = {}
     for row, record in records:
-        if len(record) != len(header): raise ValueError(f"{path} row {row}: {len(record)} values for {len(header)} columns")
+        if len(record) != len(header):
+            raise ValueError(f"{path} row {row}: {len(record)} values for {len(header)} columns")
         image_id = record[ids[0]]
-        if image_id in levels: raise ValueError(f"{path} row {row}: {image_id!r} has a row before this one")
+        if image_id in levels:
+            raise ValueError(f"{path} row {row}: {image_id!r} has a row before this one")
         levels[image_id] = [_probability(record[k], f"{path} row {row}, column {header[k]}") for k in columns]
     image_ids = tuple(image_ids)
-    if missing := [i for i in image_ids if i not in levels]: raise ValueError(f"{path}: no row for {len(missing)} of {len(image_ids)} images, {missing[0]!r} for one")
-    return np.rint(255*np.array([levels[i] for i in image_ids]).reshape(len(image_ids), n_classes)).astype(np.uint8)
+    if missing := [i for i in image_ids if i not in levels]:
+        raise ValueError(f"{path}: no row for {len(missing)} of {len(image_ids)} images, {missing[0]!r} for one")
+    return np.rint(255 * np.array([levels[i] for i in image_ids]).reshape(len(image_ids), n_classes)).astype(np.uint8)
+
 
 def _class_columns(path, header, n_classes, prefix):
     "Positions of the columns of classes 1..C that share a prefix."
     wanted, found = [str(class_id(c)) for c in range(n_classes)], {}
     for k, name in enumerate(header):
-        if m := re.fullmatch(r"(.*?)([0-9]+)", name): found.setdefault(m[1], {})[m[2]] = k
+        if m := re.fullmatch(r"(.*?)([0-9]+)", name):
+            found.setdefault(m[1], {})[m[2]] = k
     complete = [p for p in found if set(wanted) <= set(found[p])]
-    if prefix is None and len(complete) > 1: raise ValueError(f"{path}: columns of {n_classes} classes begin with {' or '.join(map(repr, complete))}: say which by the prefix")
+    if prefix is None and len(complete) > 1:
+        raise ValueError(
+            f"{path}: columns of {n_classes} classes begin with {' or '.join(map(repr, complete))}: say which by the prefix"
+        )
     if prefix is None and not complete or prefix is not None and prefix not in complete:
-        raise ValueError(f"{path}: columns {', '.join(header)}: needs {', '.join((prefix or '') + w for w in wanted)}" + " with any one prefix"*(prefix is None))
+        raise ValueError(
+            f"{path}: columns {', '.join(header)}: needs {', '.join((prefix or '') + w for w in wanted)}"
+            + " with any one prefix" * (prefix is None)
+        )
     prefix = complete[0] if prefix is None else prefix
-    if len(found[prefix]) > n_classes: raise ValueError(f"{path}: {len(found[prefix])} columns begin with {prefix!r}, where there are {n_classes} classes")
+    if len(found[prefix]) > n_classes:
+        raise ValueError(
+            f"{path}: {len(found[prefix])} columns begin with {prefix!r}, where there are {n_classes} classes"
+        )
     return [found[prefix][w] for w in wanted]
 
+
 def _probability(text, where):
-    try: value = float(text)
-    except ValueError: value = np.nan
-    if not 0 <= value <= 1: raise ValueError(f"{where}: {text!r} is not a probability 0..1")
+    try:
+        value = float(text)
+    except ValueError:
+        value = np.nan
+    if not 0 <= value <= 1:
+        raise ValueError(f"{where}: {text!r} is not a probability 0..1")
     return value
 
 # %% ../nbs/37_gates.ipynb #e2864a57
 _VETO = ("peak", "score", "sum")
 
+
 def gate_values(
-    gate_by:str, # of Rule
-    floor:int,   # of the curves
-) -> tuple: # of int, rising
+    gate_by: str,  # of Rule
+    floor: int,  # of the curves
+) -> tuple:  # of int, rising
     "The gates that are tried where no others are asked for; the first leaves things as they are, except for a product."
-    if gate_by in ("peak", "score"): return (0, 1, 2, 4, *range(8, 249, 8), 252, 254, 255)
-    if gate_by == "sum": return (*range(0, 505, 8), 508, 510)
-    if gate_by == "core": return (0, *sorted({max(1, floor), *range(8*(floor//8 + 1), 255, 8), 255}))
+    if gate_by in ("peak", "score"):
+        return (0, 1, 2, 4, *range(8, 249, 8), 252, 254, 255)
+    if gate_by == "sum":
+        return (*range(0, 505, 8), 508, 510)
+    if gate_by == "core":
+        return (0, *sorted({max(1, floor), *range(8 * (floor // 8 + 1), 255, 8), 255}))
     return {"area": (1, 2, 3, 4, 5, 7, 10, 15, 25, 40, 60), "product": (1,)}[gate_by]
 
+
 def area_values(
-    shape, # (H,W)
+    shape,  # (H,W)
     n=64,  # about how many
-) -> np.ndarray: # rising: 0, then growing by some 10 to 30%, up to H*W + 1, which no mask reaches
+) -> np.ndarray:  # rising: 0, then growing by some 10 to 30%, up to H*W + 1, which no mask reaches
     "Minimum areas to try for images of a shape."
     pixels = int(np.prod(shape))
     return np.unique(np.concatenate([[0], np.rint(np.geomspace(1, pixels, n)), [pixels + 1]]).astype(np.int64))
+
 
 def _fold_sums(curves, channel, gate_by, gates, code, scores, rule, threshes, min_areas):
     "(K,G,T,A): the sum of Dice over each fold's images, for every gate, threshold and area."
     folds, absent = range(code.max() + 1), curves.truth[:, channel] == 0
     sums = np.zeros((len(folds), len(gates), len(threshes), len(min_areas)))
-    total = lambda rows, mine: surface(rows, threshes, min_areas, mine)*mine.sum() if mine.any() else 0.
+    total = lambda rows, mine: surface(rows, threshes, min_areas, mine) * mine.sum() if mine.any() else 0.0
     if gate_by not in _VETO:
         for g, gate in enumerate(gates):
             rows = rows_of(curves, channel, replace(rule, gate=gate, gate_by=gate_by or "peak"), scores)
-            for k in folds: sums[k, g] = total(rows, code == k)
+            for k in folds:
+                sums[k, g] = total(rows, code == k)
         return sums
-    rows, last_passed = rows_of(curves, channel, rule), np.searchsorted(gates, veto_values(curves, channel, gate_by, scores), side="right") - 1
+    rows, last_passed = (
+        rows_of(curves, channel, rule),
+        np.searchsorted(gates, veto_values(curves, channel, gate_by, scores), side="right") - 1,
+    )
     for k in folds:
-        for g in range(len(gates)): sums[k, g] = total(rows, (code == k) & (last_passed == g))
+        for g in range(len(gates)):
+            sums[k, g] = total(rows, (code == k) & (last_passed == g))
         sums[k] = sums[k, ::-1].cumsum(0)[::-1]
         sums[k] += [[[(absent & (code == k) & (last_passed < g)).sum()]] for g in range(len(gates))]
     return sums
 
+
 def _middle(sums, n, never):
     "Positions (gate, thresh, area) of the highest of (G,T,A) sums; of a tie its middle, gate by gate, then level by level, then area by area."
     best = sums.max()
-    if best <= never + _TIE*n: return 0, int(sums.shape[1]//2), sums.shape[2] - 1
-    at = np.argwhere(sums >= best - _TIE*n)
+    if best <= never + _TIE * n:
+        return 0, int(sums.shape[1] // 2), sums.shape[2] - 1
+    at = np.argwhere(sums >= best - _TIE * n)
     for axis in range(3):
         found = np.unique(at[:, axis])
-        at = at[at[:, axis] == found[len(found)//2]]
+        at = at[at[:, axis] == found[len(found) // 2]]
     return tuple(at[0].tolist())
 
+
 def choose_gate(
-    curves:Curves,
-    channel:int,      # 0..C-1
-    gate_by:str|None, # of Rule; None: no gate
-    fold:np.ndarray,  # (N,) fold of each image
-    scores=None,      # (N,) integers, levels 0..255 of this class
-    rule:Rule=Rule(), # its fill_holes, min_component and connectivity are kept
-    gates=None,       # to try, rising; None: `gate_values`
-    threshes=None,    # to try; None: every level from the floor up
-    min_areas=None,   # to try, rising; None: `area_values`
-) -> tuple: # Rule chosen on all images, and a dict fold -> Rule chosen on the other folds
+    curves: Curves,
+    channel: int,  # 0..C-1
+    gate_by: str | None,  # of Rule; None: no gate
+    fold: np.ndarray,  # (N,) fold of each image
+    scores=None,  # (N,) integers, levels 0..255 of this class
+    rule: Rule = Rule(),  # its fill_holes, min_component and connectivity are kept
+    gates=None,  # to try, rising; None: `gate_values`
+    threshes=None,  # to try; None: every level from the floor up
+    min_areas=None,  # to try, rising; None: `area_values`
+) -> tuple:  # Rule chosen on all images, and a dict fold -> Rule chosen on the other folds
     """The gate, threshold and minimum area with the highest mean Dice of one class, of all that are tried; of a tie its middle.
 
     Where nothing scores more than predicting nothing, the largest area of `min_areas` is chosen. Raises `ValueError` as `rows_of` does, and where there are not two folds.
     """
     fold = np.asarray(fold)
-    if fold.shape != (len(curves),): raise ValueError(f"fold has shape {fold.shape} for {len(curves)} images")
+    if fold.shape != (len(curves),):
+        raise ValueError(f"fold has shape {fold.shape} for {len(curves)} images")
     names, code = np.unique(fold, return_inverse=True)
-    if len(names) < 2: raise ValueError(f"all {len(curves)} images are in fold {names.tolist()}: a nested score needs at least two folds")
-    if gate_by in NEEDS_SCORE and scores is None: raise ValueError(f"gate_by={gate_by!r} needs a score for each image, and none are given")
-    if scores is not None: rows_of(curves, channel, scores=scores)  # checks them
-    if gates is None: gates = (0,) if gate_by is None else gate_values(gate_by, curves.floor)
+    if len(names) < 2:
+        raise ValueError(
+            f"all {len(curves)} images are in fold {names.tolist()}: a nested score needs at least two folds"
+        )
+    if gate_by in NEEDS_SCORE and scores is None:
+        raise ValueError(f"gate_by={gate_by!r} needs a score for each image, and none are given")
+    if scores is not None:
+        rows_of(curves, channel, scores=scores)  # checks them
+    if gates is None:
+        gates = (0,) if gate_by is None else gate_values(gate_by, curves.floor)
     threshes = np.arange(max(1, curves.floor), 256) if threshes is None else np.asarray(threshes)
     min_areas = area_values(curves.shape) if min_areas is None else np.asarray(min_areas)
     sums = _fold_sums(curves, channel, gate_by, gates, code, scores, replace(rule, gate=0), threshes, min_areas)
     absent = np.bincount(code[curves.truth[:, channel] == 0], minlength=len(names))
+
     def best(left_out):
         seen = np.ones(len(names), bool) if left_out is None else np.arange(len(names)) != left_out
         g, t, a = _middle(sums[seen].sum(0), seen[code].sum(), absent[seen].sum())
-        return replace(rule, thresh=int(threshes[t]), min_area=int(min_areas[a]), gate=int(gates[g]), gate_by=gate_by or "peak")
+        return replace(
+            rule, thresh=int(threshes[t]), min_area=int(min_areas[a]), gate=int(gates[g]), gate_by=gate_by or "peak"
+        )
+
     return best(None), {name: best(k) for k, name in enumerate(names.tolist())}
 
 # %% ../nbs/37_gates.ipynb #6cc7cb9d
 def compare_gates(
-    curves:Curves,           # of N images, C classes
-    fold:np.ndarray,         # (N,) fold of each image, in the order of curves.image_ids
-    scores,                  # (N,C) integers, levels 0..255, in the same order; None: only the gates that need none
-    rng:np.random.Generator, # for the intervals
-    rule:Rule=Rule(),        # its fill_holes, min_component and connectivity are kept
-    n_boot:int=2000,         # resamples
-    level:float=.95,         # confidence, 0..1
-    **grid,                  # threshes and min_areas to try, see `choose_gate`
-) -> pd.DataFrame: # index (gate_by, row): "none" and the gates, each with the rows "all", "class 1", ...
+    curves: Curves,  # of N images, C classes
+    fold: np.ndarray,  # (N,) fold of each image, in the order of curves.image_ids
+    scores,  # (N,C) integers, levels 0..255, in the same order; None: only the gates that need none
+    rng: np.random.Generator,  # for the intervals
+    rule: Rule = Rule(),  # its fill_holes, min_component and connectivity are kept
+    n_boot: int = 2000,  # resamples
+    level: float = 0.95,  # confidence, 0..1
+    **grid,  # threshes and min_areas to try, see `choose_gate`
+) -> pd.DataFrame:  # index (gate_by, row): "none" and the gates, each with the rows "all", "class 1", ...
     """No gate and every gate, each with the best setting found for it: what it scores, and the paired difference to no gate.
 
     Columns: `gate`, `thresh`, `min_area`, chosen on all images; `gate_low` and `gate_high`, the range of the gates chosen without one
@@ -166,23 +214,38 @@ def compare_gates(
     n, n_classes = curves.truth.shape
     if scores is not None:
         scores = np.asarray(scores)
-        if scores.shape != (n, n_classes): raise ValueError(f"scores of shape {scores.shape} for {n} images and {n_classes} classes")
+        if scores.shape != (n, n_classes):
+            raise ValueError(f"scores of shape {scores.shape} for {n} images and {n_classes} classes")
     fold, found, rows, dices = np.asarray(fold), {}, [], []
     for by in (None, *GATES):
-        if scores is None and by in NEEDS_SCORE: continue
+        if scores is None and by in NEEDS_SCORE:
+            continue
         nested, chosen = np.empty((2, n, n_classes))
         for c in range(n_classes):
             one = None if scores is None else scores[:, c]
             best, others = choose_gate(curves, c, by, fold, one, rule, **grid)
-            known = {gate: rows_of(curves, c, replace(best, gate=gate), one) for gate in {r.gate for r in (best, *others.values())}}
+            known = {
+                gate: rows_of(curves, c, replace(best, gate=gate), one)
+                for gate in {r.gate for r in (best, *others.values())}
+            }
             chosen[:, c] = dice_rows(known[best.gate], best.thresh, best.min_area)
-            for k, r in others.items(): nested[fold == k, c] = dice_rows(known[r.gate].take(fold == k), r.thresh, r.min_area)
+            for k, r in others.items():
+                nested[fold == k, c] = dice_rows(known[r.gate].take(fold == k), r.thresh, r.min_area)
             gates = [r.gate for r in others.values()]
-            found[by, c] = dict(gate=best.gate, thresh=best.thresh, min_area=best.min_area, gate_low=min(gates), gate_high=max(gates))
+            found[by, c] = dict(
+                gate=best.gate, thresh=best.thresh, min_area=best.min_area, gate_low=min(gates), gate_high=max(gates)
+            )
         for c in (None, *range(n_classes)):
             mine = slice(None) if c is None else [c]
-            rows.append({"gate_by": by or "none", "row": "all" if c is None else f"class {class_id(c)}", **found.get((by, c), {}),
-                         "optimistic": chosen[:, mine].mean(), "nested": nested[:, mine].mean()})
+            rows.append(
+                {
+                    "gate_by": by or "none",
+                    "row": "all" if c is None else f"class {class_id(c)}",
+                    **found.get((by, c), {}),
+                    "optimistic": chosen[:, mine].mean(),
+                    "nested": nested[:, mine].mean(),
+                }
+            )
             dices.append(nested[:, mine].mean(1))
     table, dices = pd.DataFrame(rows).set_index(["gate_by", "row"]), np.array(dices).reshape(-1, 1 + n_classes, n)
     difference = (dices - dices[0]).reshape(-1, n).T
@@ -191,103 +254,135 @@ def compare_gates(
     whole = ["gate", "thresh", "min_area", "gate_low", "gate_high"]
     return table.astype(dict.fromkeys(whole, "Int64"))[[*whole, "optimistic", "nested", "difference", "low", "high"]]
 
+
 def _resampled(d, rng, n_boot, level):
     "Bounds (2,K) of the means of (N,K) numbers over resampled images; the same resamples for all K."
-    if not isinstance(rng, np.random.Generator): raise ValueError(f"rng of type {type(rng).__name__}: pass np.random.default_rng(seed)")
+    if not isinstance(rng, np.random.Generator):
+        raise ValueError(f"rng of type {type(rng).__name__}: pass np.random.default_rng(seed)")
     n = len(d)
-    means = np.array([np.bincount(rng.integers(n, size=n), minlength=n)@d for _ in range(n_boot)])/n
-    return np.quantile(means, [(1 - level)/2, (1 + level)/2], axis=0)
+    means = np.array([np.bincount(rng.integers(n, size=n), minlength=n) @ d for _ in range(n_boot)]) / n
+    return np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
+
 
 def gate_rules(
-    table:pd.DataFrame, # as from `compare_gates`
-    gate_by,            # "none" or a gate, for all classes; or one for each class
-    rule:Rule=Rule(),   # its fill_holes, min_component and connectivity are kept: give the one that `compare_gates` was given
-) -> tuple: # C of Rule
+    table: pd.DataFrame,  # as from `compare_gates`
+    gate_by,  # "none" or a gate, for all classes; or one for each class
+    rule: Rule = Rule(),  # its fill_holes, min_component and connectivity are kept: give the one that `compare_gates` was given
+) -> tuple:  # C of Rule
     "The rules that a table shows for a gate, or for a gate of its own for each class."
     names = [row for by, row in table.index if by == "none" and row != "all"]
-    each = [gate_by]*len(names) if isinstance(gate_by, str) else list(gate_by)
-    if len(each) != len(names) or not set(each) <= set(table.index.get_level_values(0)): raise ValueError(f"gate_by {gate_by!r}: needs one of {', '.join(dict.fromkeys(table.index.get_level_values(0)))}, or one for each of {len(names)} classes")
+    each = [gate_by] * len(names) if isinstance(gate_by, str) else list(gate_by)
+    if len(each) != len(names) or not set(each) <= set(table.index.get_level_values(0)):
+        raise ValueError(
+            f"gate_by {gate_by!r}: needs one of {', '.join(dict.fromkeys(table.index.get_level_values(0)))}, or one for each of {len(names)} classes"
+        )
     picked = [table.loc[(by, name)] for by, name in zip(each, names)]
-    return tuple(replace(rule, thresh=int(p.thresh), min_area=int(p.min_area), gate=int(p.gate), gate_by="peak" if by == "none" else by) for by, p in zip(each, picked))
+    return tuple(
+        replace(
+            rule,
+            thresh=int(p.thresh),
+            min_area=int(p.min_area),
+            gate=int(p.gate),
+            gate_by="peak" if by == "none" else by,
+        )
+        for by, p in zip(each, picked)
+    )
 
 # %% ../nbs/37_gates.ipynb #4dcfb889
 def decide_gate(
-    curves:Curves,
-    fold:np.ndarray,         # (N,) fold of each image
-    rng:np.random.Generator, # for the intervals and resamples
-    gate_by:str,             # of `Rule`, for all classes
-    scores=None,             # (N,C) integers, levels 0..255, for the gates that need them
-    rule:Rule=Rule(),        # its fill_holes, min_component and connectivity are kept
-    **grid,                  # gates, threshes and min_areas to try, see `choose_gate`
+    curves: Curves,
+    fold: np.ndarray,  # (N,) fold of each image
+    rng: np.random.Generator,  # for the intervals and resamples
+    gate_by: str,  # of `Rule`, for all classes
+    scores=None,  # (N,C) integers, levels 0..255, for the gates that need them
+    rule: Rule = Rule(),  # its fill_holes, min_component and connectivity are kept
+    **grid,  # gates, threshes and min_areas to try, see `choose_gate`
 ) -> Decision:
     "The decision for one gate, its settings those of `choose_gate`. Raises `ValueError` as that does."
-    each = [choose_gate(curves, c, gate_by, fold, None if scores is None else np.asarray(scores)[:, c], rule, **grid) for c in range(curves.truth.shape[1])]
+    each = [
+        choose_gate(curves, c, gate_by, fold, None if scores is None else np.asarray(scores)[:, c], rule, **grid)
+        for c in range(curves.truth.shape[1])
+    ]
     by_fold = {k: tuple(others[k] for _, others in each) for k in each[0][1]}
     return decide(curves, fold, rng, how="best", scores=scores, chosen=(tuple(best for best, _ in each), by_fold))
 
 # %% ../nbs/37_gates.ipynb #0920e50a
 def _checked(score, label):
     score, label = np.asarray(score), np.asarray(label)
-    if score.ndim != 1 or score.shape != label.shape: raise ValueError(f"scores of shape {score.shape} and labels of shape {label.shape}: expected a number and a label for each image")
-    if score.dtype.kind not in "iuf" or not (np.isfinite(score) & (score >= 0)).all(): raise ValueError("scores must be numbers of at least 0")
+    if score.ndim != 1 or score.shape != label.shape:
+        raise ValueError(
+            f"scores of shape {score.shape} and labels of shape {label.shape}: expected a number and a label for each image"
+        )
+    if score.dtype.kind not in "iuf" or not (np.isfinite(score) & (score >= 0)).all():
+        raise ValueError("scores must be numbers of at least 0")
     return score, label != 0
+
 
 def f1_at(
     score,  # (N,) numbers of at least 0
     label,  # (N,) nonzero where the class is present
-    thresh, # a class is said to be present where its score is at least this
+    thresh,  # a class is said to be present where its score is at least this
 ) -> float:
     "F1 of a threshold; NaN where nothing is present and nothing is said to be."
     score, label = _checked(score, label)
     said = score >= thresh
-    return float(2*(said & label).sum()/(said.sum() + label.sum())) if said.any() or label.any() else np.nan
+    return float(2 * (said & label).sum() / (said.sum() + label.sum())) if said.any() or label.any() else np.nan
+
 
 def best_f1(
-    score, # (N,) numbers of at least 0: probabilities or levels
-    label, # (N,) nonzero where the class is present
-) -> tuple: # thresh (an int where the scores are), its F1
+    score,  # (N,) numbers of at least 0: probabilities or levels
+    label,  # (N,) nonzero where the class is present
+) -> tuple:  # thresh (an int where the scores are), its F1
     """The threshold with the highest F1, exactly, in the middle of the widest gap between scores that reaches it.
 
     Raises `ValueError` where no image shows the class.
     """
     score, label = _checked(score, label)
-    if not label.any(): raise ValueError(f"none of {len(label)} images shows the class: F1 has no best threshold")
+    if not label.any():
+        raise ValueError(f"none of {len(label)} images shows the class: F1 has no best threshold")
     order = np.argsort(-score.astype(np.float64), kind="stable")
     ordered, found = score[order].astype(np.float64), label[order].cumsum()
     last = np.flatnonzero(np.append(ordered[1:] != ordered[:-1], True))  # a threshold passes equal scores together
-    f1 = 2*found[last]/(last + 1 + label.sum())
-    high, low = ordered[last], np.append(ordered[last][1:], 0.)  # thresholds above low, up to high, say the same
+    f1 = 2 * found[last] / (last + 1 + label.sum())
+    high, low = ordered[last], np.append(ordered[last][1:], 0.0)  # thresholds above low, up to high, say the same
     k = np.flatnonzero(f1 == f1.max())
     k = k[(high - low)[k].argmax()]
-    if score.dtype.kind in "iu": return int(np.ceil((low[k] + high[k])/2)), float(f1[k])
-    return float((low[k] + high[k])/2), float(f1[k])
+    if score.dtype.kind in "iu":
+        return int(np.ceil((low[k] + high[k]) / 2)), float(f1[k])
+    return float((low[k] + high[k]) / 2), float(f1[k])
 
 # %% ../nbs/37_gates.ipynb #b89bbeb8
 def f1_intervals(
-    score, # (N,) numbers of at least 0
-    label, # (N,) nonzero where the class is present
-    rng:np.random.Generator,
-    n_boot:int=1000,  # resamples
-    level:float=.95,  # confidence, 0..1
-) -> tuple: # Interval of the best threshold, Interval of its F1
+    score,  # (N,) numbers of at least 0
+    label,  # (N,) nonzero where the class is present
+    rng: np.random.Generator,
+    n_boot: int = 1000,  # resamples
+    level: float = 0.95,  # confidence, 0..1
+) -> tuple:  # Interval of the best threshold, Interval of its F1
     """How far the best threshold moves when the images are resampled, and its F1 when it is held fixed meanwhile.
 
     Resamples that do not show the class are drawn again. Raises `ValueError` as `best_f1` does.
     """
-    if not isinstance(rng, np.random.Generator): raise ValueError(f"rng of type {type(rng).__name__}: pass np.random.default_rng(seed)")
+    if not isinstance(rng, np.random.Generator):
+        raise ValueError(f"rng of type {type(rng).__name__}: pass np.random.default_rng(seed)")
     score, label = _checked(score, label)
     (thresh, f1), found = best_f1(score, label), []
     while len(found) < n_boot:
         drawn = rng.integers(len(score), size=len(score))
-        if label[drawn].any(): found.append((best_f1(score[drawn], label[drawn])[0], f1_at(score[drawn], label[drawn], thresh)))
-    bounds = np.quantile(found, [(1 - level)/2, (1 + level)/2], axis=0)
-    return tuple(Interval(value, min(low, value), max(high, value), level) for value, low, high in zip((thresh, f1), *bounds.tolist()))
+        if label[drawn].any():
+            found.append((best_f1(score[drawn], label[drawn])[0], f1_at(score[drawn], label[drawn], thresh)))
+    bounds = np.quantile(found, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return tuple(
+        Interval(value, min(low, value), max(high, value), level)
+        for value, low, high in zip((thresh, f1), *bounds.tolist())
+    )
+
 
 def f1_folds(
-    score, # (N,) numbers of at least 0
-    label, # (N,) nonzero where the class is present
+    score,  # (N,) numbers of at least 0
+    label,  # (N,) nonzero where the class is present
     fold,  # (N,) fold of each image
-) -> pd.DataFrame: # index fold
+) -> pd.DataFrame:  # index fold
     """Fold to fold: the best threshold of each fold's own images and of all the others.
 
     Columns: `present`, images of the fold that show the class; `own` and `own_f1`, the best threshold on these images and its F1 there;
@@ -295,17 +390,25 @@ def f1_folds(
     Raises `ValueError` where the folds but one do not show the class.
     """
     (score, label), fold, rows = _checked(score, label), np.asarray(fold), {}
-    if fold.shape != label.shape: raise ValueError(f"fold has shape {fold.shape} for {len(label)} images")
+    if fold.shape != label.shape:
+        raise ValueError(f"fold has shape {fold.shape} for {len(label)} images")
     for k in np.unique(fold).tolist():
         mine = fold == k
         own = best_f1(score[mine], label[mine]) if label[mine].any() else (np.nan, np.nan)
         others, _ = best_f1(score[~mine], label[~mine])
-        rows[k] = dict(present=int(label[mine].sum()), own=own[0], own_f1=own[1], others=others, others_f1=f1_at(score[mine], label[mine], others))
+        rows[k] = dict(
+            present=int(label[mine].sum()),
+            own=own[0],
+            own_f1=own[1],
+            others=others,
+            others_f1=f1_at(score[mine], label[mine], others),
+        )
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("fold")
 
+
 def nested_f1(
-    score, # (N,) numbers of at least 0
-    label, # (N,) nonzero where the class is present
+    score,  # (N,) numbers of at least 0
+    label,  # (N,) nonzero where the class is present
     fold,  # (N,) fold of each image
 ) -> float:
     "F1 over all images, each judged by the best threshold of the other folds. Raises as `f1_folds` does."
@@ -313,23 +416,36 @@ def nested_f1(
     thresh = f1_folds(score, label, fold).others.loc[np.asarray(fold)].to_numpy()
     return f1_at((score >= thresh).astype(int), label, 1)
 
+
 def f1_table(
-    scores, # (N,C) numbers of at least 0: probabilities or levels
-    labels, # (N,C) nonzero where the class is present
-    fold,   # (N,) fold of each image
-    rng:np.random.Generator,
-    n_boot:int=1000, # resamples
-) -> pd.DataFrame: # index "class 1", ..., "class C", "mean"
+    scores,  # (N,C) numbers of at least 0: probabilities or levels
+    labels,  # (N,C) nonzero where the class is present
+    fold,  # (N,) fold of each image
+    rng: np.random.Generator,
+    n_boot: int = 1000,  # resamples
+) -> pd.DataFrame:  # index "class 1", ..., "class C", "mean"
     """A classifier class by class. `present`: images that show it. `half`: F1 at .5, or at level 128 where the scores are integers.
     `thresh`, `thresh_low`, `thresh_high`: the best threshold and its 95% interval. `best`, `low`, `high`: its F1, on the images that
     chose it, and the interval. `nested`: `nested_f1`.
     """
     scores, labels, rows = np.asarray(scores), np.asarray(labels), {}
-    if scores.ndim != 2 or scores.shape != labels.shape: raise ValueError(f"scores of shape {scores.shape} and labels of shape {labels.shape}: expected (images, classes) twice")
+    if scores.ndim != 2 or scores.shape != labels.shape:
+        raise ValueError(
+            f"scores of shape {scores.shape} and labels of shape {labels.shape}: expected (images, classes) twice"
+        )
     for c, (score, label) in enumerate(zip(scores.T, labels.T)):
         t, f = f1_intervals(score, label, rng, n_boot)
-        rows[f"class {class_id(c)}"] = dict(present=int((label != 0).sum()), half=f1_at(score, label, .5 if scores.dtype.kind == "f" else 128),
-            thresh=t.value, thresh_low=t.low, thresh_high=t.high, best=f.value, low=f.low, high=f.high, nested=nested_f1(score, label, fold))
+        rows[f"class {class_id(c)}"] = dict(
+            present=int((label != 0).sum()),
+            half=f1_at(score, label, 0.5 if scores.dtype.kind == "f" else 128),
+            thresh=t.value,
+            thresh_low=t.low,
+            thresh_high=t.high,
+            best=f.value,
+            low=f.low,
+            high=f.high,
+            nested=nested_f1(score, label, fold),
+        )
     table = pd.DataFrame.from_dict(rows, orient="index")
     table.loc["mean", ["half", "best", "nested"]] = table[["half", "best", "nested"]].mean()
     return table.astype({"present": "Int64"})

@@ -7,11 +7,14 @@ __all__ = ['bce', 'weighted_bce', 'focal', 'soft_dice', 'lovasz', 'symmetric_lov
 
 # %% ../nbs/23_loss.ipynb #c8a78a49
 import math
+
 import torch
 import torch.nn.functional as F
 
 # %% ../nbs/23_loss.ipynb #6a199609
-def _at_least_float32(x): return x.to(torch.promote_types(x.dtype, torch.float32))
+def _at_least_float32(x):
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
 
 def _ready(logits, target):
     "Both as float32 (as float64 where the logits are), of one shape; a silent broadcast here would train on nonsense."
@@ -22,27 +25,37 @@ def _ready(logits, target):
     return logits, target.to(logits.dtype)
 
 # %% ../nbs/23_loss.ipynb #fba806f4
-def _between(v, low, high): return type(v) in (int, float) and low <= v <= high  # neither nan nor True is
+def _between(v, low, high):
+    return type(v) in (int, float) and low <= v <= high  # neither nan nor True is
 
-_SETTINGS = { # is this value fit, and what would be
-    "pos_weight": (lambda v: len(v) > 0 and all(_between(w, 1e-6, 1e6) for w in v) if isinstance(v, (list, tuple)) else _between(v, 1e-6, 1e6),
-                   "a number from 1e-6 to 1e6 or a list of them, one per class"),
+
+_SETTINGS = {  # is this value fit, and what would be
+    "pos_weight": (
+        lambda v: (
+            len(v) > 0 and all(_between(w, 1e-6, 1e6) for w in v)
+            if isinstance(v, (list, tuple))
+            else _between(v, 1e-6, 1e6)
+        ),
+        "a number from 1e-6 to 1e6 or a list of them, one per class",
+    ),
     "gamma": (lambda v: _between(v, 0, 1e6), "a number from 0 to 1e6"),
     "alpha": (lambda v: v is None or _between(v, 0, 1) and 0 < v < 1, "None or a number above 0 and below 1"),
     "per": (lambda v: isinstance(v, str) and v in ("image", "class"), '"image" or "class"'),
 }
 
+
 def _check(**settings):
     "Raise `ValueError` at the first setting that is not what it may be."
     for name, value in settings.items():
         fits, wanted = _SETTINGS[name]
-        if not fits(value): raise ValueError(f"{name}={value!r} is not {wanted}")
+        if not fits(value):
+            raise ValueError(f"{name}={value!r} is not {wanted}")
 
 # %% ../nbs/23_loss.ipynb #3790b5de
 def bce(
-    logits:torch.Tensor, # (N,C,H,W), any float dtype
-    target:torch.Tensor, # (N,C,H,W), 0/1, uint8 or float
-) -> torch.Tensor: # scalar, float32 (float64 for float64 logits, here and below)
+    logits: torch.Tensor,  # (N,C,H,W), any float dtype
+    target: torch.Tensor,  # (N,C,H,W), 0/1, uint8 or float
+) -> torch.Tensor:  # scalar, float32 (float64 for float64 logits, here and below)
     """Binary cross-entropy, the mean over all pixels of all classes and images.
 
     On an empty image a false pixel costs as much as anywhere else. Raises `ValueError` when the shapes differ.
@@ -52,10 +65,10 @@ def bce(
 
 # %% ../nbs/23_loss.ipynb #23ba5ddd
 def weighted_bce(
-    logits:torch.Tensor, # (N,C,H,W), any float dtype
-    target:torch.Tensor, # (N,C,H,W), 0/1, uint8 or float
-    pos_weight:float|list=2., # of true pixels, for all classes or one number per class
-) -> torch.Tensor: # scalar, float32
+    logits: torch.Tensor,  # (N,C,H,W), any float dtype
+    target: torch.Tensor,  # (N,C,H,W), 0/1, uint8 or float
+    pos_weight: float | list = 2.0,  # of true pixels, for all classes or one number per class
+) -> torch.Tensor:  # scalar, float32
     """`bce` in which each true pixel counts `pos_weight` times; the mean over all pixels, not over the weights.
 
     A weight of 1 is `bce`. An empty image costs what it does there; above 1 a false alarm is cheap beside a miss.
@@ -65,18 +78,21 @@ def weighted_bce(
     """
     _check(pos_weight=pos_weight)
     logits, target = _ready(logits, target)
-    each = pos_weight if isinstance(pos_weight, (list, tuple)) else [pos_weight]*logits.shape[1]
-    if len(each) != logits.shape[1]: raise ValueError(f"pos_weight={pos_weight!r} is for {len(each)} classes, the logits have {logits.shape[1]}")
-    weight = torch.cat([logits.new_full((1, 1, 1), w) for w in each])  # filled on the device: a list copied there would wait for it
+    each = pos_weight if isinstance(pos_weight, (list, tuple)) else [pos_weight] * logits.shape[1]
+    if len(each) != logits.shape[1]:
+        raise ValueError(f"pos_weight={pos_weight!r} is for {len(each)} classes, the logits have {logits.shape[1]}")
+    weight = torch.cat(
+        [logits.new_full((1, 1, 1), w) for w in each]
+    )  # filled on the device: a list copied there would wait for it
     return F.binary_cross_entropy_with_logits(logits, target, pos_weight=weight)
 
 # %% ../nbs/23_loss.ipynb #40d77a07
 def focal(
-    logits:torch.Tensor, # (N,C,H,W), any float dtype
-    target:torch.Tensor, # (N,C,H,W), 0/1, uint8 or float
-    gamma:float=2.,      # 0 is `bce`; the more, the less an easy pixel counts
-    alpha:float|None=None, # weight of true pixels, 1 - alpha that of the others; None: both 1
-) -> torch.Tensor: # scalar, float32
+    logits: torch.Tensor,  # (N,C,H,W), any float dtype
+    target: torch.Tensor,  # (N,C,H,W), 0/1, uint8 or float
+    gamma: float = 2.0,  # 0 is `bce`; the more, the less an easy pixel counts
+    alpha: float | None = None,  # weight of true pixels, 1 - alpha that of the others; None: both 1
+) -> torch.Tensor:  # scalar, float32
     """Focal loss, the mean over all pixels of all classes and images.
 
     On an empty image a confident false pixel costs what it does in `bce`, a doubtful one much less: at a probability
@@ -87,16 +103,17 @@ def focal(
     """
     _check(gamma=gamma, alpha=alpha)
     logits, target = _ready(logits, target)
-    sure = logits*(2*target - 1)  # the logit of the truth
-    cost = (gamma*F.logsigmoid(-sure)).exp() * -F.logsigmoid(sure)
-    if alpha is not None: cost = cost*(alpha*target + (1 - alpha)*(1 - target))
+    sure = logits * (2 * target - 1)  # the logit of the truth
+    cost = (gamma * F.logsigmoid(-sure)).exp() * -F.logsigmoid(sure)
+    if alpha is not None:
+        cost = cost * (alpha * target + (1 - alpha) * (1 - target))
     return cost.mean()
 
 # %% ../nbs/23_loss.ipynb #1f892b4a
 def soft_dice(
-    logits:torch.Tensor, # (N,C,H,W), any float dtype
-    target:torch.Tensor, # (N,C,H,W), 0/1, uint8 or float
-) -> torch.Tensor: # scalar, float32, 0..1
+    logits: torch.Tensor,  # (N,C,H,W), any float dtype
+    target: torch.Tensor,  # (N,C,H,W), 0/1, uint8 or float
+) -> torch.Tensor:  # scalar, float32, 0..1
     """One minus the Dice of each image and class, with probabilities for pixels; the mean over the pairs.
 
     1 is added above and below, so an empty pair costs about 0 when it stays clean and about 1 with a confident
@@ -106,37 +123,45 @@ def soft_dice(
     """
     logits, target = _ready(logits, target)
     prob = logits.sigmoid()
-    overlap, total = (prob*target).sum((2, 3)), (prob + target).sum((2, 3))
-    return (1 - (2*overlap + 1)/(total + 1)).mean()
+    overlap, total = (prob * target).sum((2, 3)), (prob + target).sum((2, 3))
+    return (1 - (2 * overlap + 1) / (total + 1)).mean()
 
 # %% ../nbs/23_loss.ipynb #6ee0a1d7
-def _gains(truth, dtype): # (S,P) bool, the worst error first
+def _gains(truth, dtype):  # (S,P) bool, the worst error first
     "How much each pixel adds to the Jaccard loss of its set when it joins the wrong ones before it; (S,P)."
-    before = truth.cumsum(1, dtype=torch.int32) - truth.int()  # true pixels that joined already; whole numbers, exact for any size
+    before = (
+        truth.cumsum(1, dtype=torch.int32) - truth.int()
+    )  # true pixels that joined already; whole numbers, exact for any size
     total = before[:, -1:] + truth[:, -1:].int()
     union = total + torch.arange(truth.shape[1], device=truth.device, dtype=torch.int32) - before
     left, union = (total - before).to(dtype), union.to(dtype)
-    gain = torch.where(truth, torch.ones_like(left), left/(union + 1)) / union.clamp(min=1)
+    gain = torch.where(truth, torch.ones_like(left), left / (union + 1)) / union.clamp(min=1)
     gain[:, :1] += total == 0  # nothing is true: the first wrong pixel costs all, the others nothing
     return gain
+
 
 def _lovasz(logits, target, per, gains):
     "Hinge errors, each times what its pixel gains, summed over every set; the mean over the sets."
     _check(per=per)
     logits, target = _ready(logits, target)
-    errors, truth = (1 - logits*(2*target - 1)).relu(), target > .5
-    errors, truth = (x.flatten(2).flatten(0, 1) if per == "image" else x.transpose(0, 1).flatten(1) for x in (errors, truth))
+    errors, truth = (1 - logits * (2 * target - 1)).relu(), target > 0.5
+    errors, truth = (
+        x.flatten(2).flatten(0, 1) if per == "image" else x.transpose(0, 1).flatten(1) for x in (errors, truth)
+    )
     with torch.no_grad():  # the order decides the weights and has no slope of its own
-        order = errors.sort(dim=1, descending=True, stable=True).indices  # after relu: the many zeros are in order already
+        order = errors.sort(
+            dim=1, descending=True, stable=True
+        ).indices  # after relu: the many zeros are in order already
         gain = gains(truth.gather(1, order), errors.dtype)
         weight = torch.empty_like(gain).scatter_(1, order, gain)
-    return (errors*weight).sum(1).mean()
+    return (errors * weight).sum(1).mean()
+
 
 def lovasz(
-    logits:torch.Tensor, # (N,C,H,W), any float dtype
-    target:torch.Tensor, # (N,C,H,W), 0/1, uint8 or float
-    per:str="image",     # "image": each image and class is a set; "class": all images of the batch together, class by class, so a loss of the batch and not of its images
-) -> torch.Tensor: # scalar, float32, 0 and more, without upper end
+    logits: torch.Tensor,  # (N,C,H,W), any float dtype
+    target: torch.Tensor,  # (N,C,H,W), 0/1, uint8 or float
+    per: str = "image",  # "image": each image and class is a set; "class": all images of the batch together, class by class, so a loss of the batch and not of its images
+) -> torch.Tensor:  # scalar, float32, 0 and more, without upper end
     """Lovász hinge of the Jaccard loss, on logits, every class against its own background; the mean over the sets.
 
     An empty set costs its greatest hinge error: the step that the metric takes there, made convex; its slope is on
@@ -149,70 +174,98 @@ def lovasz(
 
 # %% ../nbs/23_loss.ipynb #b1c23b0c
 def symmetric_lovasz(
-    logits:torch.Tensor, # (N,C,H,W), any float dtype
-    target:torch.Tensor, # (N,C,H,W), 0/1, uint8 or float
-    per:str="image",     # "image": each image and class is a set; "class": all images of the batch together, class by class
-) -> torch.Tensor: # scalar, float32, 0 and more, without upper end
+    logits: torch.Tensor,  # (N,C,H,W), any float dtype
+    target: torch.Tensor,  # (N,C,H,W), 0/1, uint8 or float
+    per: str = "image",  # "image": each image and class is a set; "class": all images of the batch together, class by class
+) -> torch.Tensor:  # scalar, float32, 0 and more, without upper end
     """The mean of `lovasz` for the defect and for its background, `(lovasz(z, y) + lovasz(-z, 1 - y))/2`.
 
     An empty set costs half its greatest hinge error and half its mean one, so every wrong pixel has a slope, if a small one.
     Raises `ValueError` for another `per`, or shapes that differ.
     """
-    return _lovasz(logits, target, per, lambda truth, dtype: (_gains(truth, dtype) + _gains(~truth, dtype))/2)
+    return _lovasz(logits, target, per, lambda truth, dtype: (_gains(truth, dtype) + _gains(~truth, dtype)) / 2)
 
 # %% ../nbs/23_loss.ipynb #a487bc89
 def class_loss(
-    class_logits:torch.Tensor, # (N,C), any float dtype
-    target:torch.Tensor, # (N,C,H,W), 0/1, uint8 or float
-) -> torch.Tensor: # scalar, float32
+    class_logits: torch.Tensor,  # (N,C), any float dtype
+    target: torch.Tensor,  # (N,C,H,W), 0/1, uint8 or float
+) -> torch.Tensor:  # scalar, float32
     """Binary cross-entropy of whether each class has any pixel in each image; the mean over images and classes.
 
     Raises `ValueError` when the logits are not one for each image and class of the target.
     """
     if class_logits.ndim != 2 or target.ndim != 4 or class_logits.shape != target.shape[:2]:
-        raise ValueError(f"class_logits must be (N,C) for a target (N,C,H,W), got {tuple(class_logits.shape)} and {tuple(target.shape)}")
+        raise ValueError(
+            f"class_logits must be (N,C) for a target (N,C,H,W), got {tuple(class_logits.shape)} and {tuple(target.shape)}"
+        )
     class_logits = _at_least_float32(class_logits)
-    present = (target > .5).flatten(2).any(2)
+    present = (target > 0.5).flatten(2).any(2)
     return F.binary_cross_entropy_with_logits(class_logits, present.to(class_logits.dtype))
 
 # %% ../nbs/23_loss.ipynb #8fa0ac96
-_TERMS = {"bce": (bce, ()), "weighted_bce": (weighted_bce, ("pos_weight",)), "dice": (soft_dice, ()), "focal": (focal, ("gamma", "alpha")),
-          "lovasz": (lovasz, ("per",)), "symmetric_lovasz": (symmetric_lovasz, ("per",))} # each with its settings
+_TERMS = {
+    "bce": (bce, ()),
+    "weighted_bce": (weighted_bce, ("pos_weight",)),
+    "dice": (soft_dice, ()),
+    "focal": (focal, ("gamma", "alpha")),
+    "lovasz": (lovasz, ("per",)),
+    "symmetric_lovasz": (symmetric_lovasz, ("per",)),
+}  # each with its settings
+
 
 def _terms_of(name):
     "The terms of a sum with their weights, as a dict in the sum's order."
+
     def wrong(what):
-        return ValueError(f"loss {name!r}: {what}. A loss is a sum of {', '.join(_TERMS)} and bce_dice (which is bce + dice), "
-                          "each with a weight where wanted, such as '0.7*bce + 0.3*lovasz'")
-    if not isinstance(name, str): raise wrong("this is not text")
+        return ValueError(
+            f"loss {name!r}: {what}. A loss is a sum of {', '.join(_TERMS)} and bce_dice (which is bce + dice), "
+            "each with a weight where wanted, such as '0.7*bce + 0.3*lovasz'"
+        )
+
+    if not isinstance(name, str):
+        raise wrong("this is not text")
     weights = {}
     for part in name.split("+"):
         factor, star, term = (s.strip() for s in part.rpartition("*"))
-        try: weight = float(factor) if star else 1.
-        except ValueError: weight = math.nan
-        if not _between(weight, 1e-6, 1e6): raise wrong(f"the weight {factor!r} is not a number from 1e-6 to 1e6")
+        try:
+            weight = float(factor) if star else 1.0
+        except ValueError:
+            weight = math.nan
+        if not _between(weight, 1e-6, 1e6):
+            raise wrong(f"the weight {factor!r} is not a number from 1e-6 to 1e6")
         for t in ("bce", "dice") if term == "bce_dice" else (term,):
-            if t not in _TERMS: raise wrong(f"no term is called {t!r}" if t else "a term is missing")
-            if t in weights: raise wrong(f"{t} stands in it twice")
+            if t not in _TERMS:
+                raise wrong(f"no term is called {t!r}" if t else "a term is missing")
+            if t in weights:
+                raise wrong(f"{t} stands in it twice")
             weights[t] = weight
     return weights
 
+
 def build_loss(
-    name:str, # a sum such as "bce", "bce + dice" or "0.7*bce + 0.3*lovasz"; "bce_dice" is "bce + dice"
-    args:dict|None=None, # settings of its terms, such as {"gamma": 2, "per": "image", "pos_weight": [2, 2, 1, 1.5]}
-): # callable(logits (N,C,H,W), target (N,C,H,W) uint8 or float) -> scalar float32
+    name: str,  # a sum such as "bce", "bce + dice" or "0.7*bce + 0.3*lovasz"; "bce_dice" is "bce + dice"
+    args: dict
+    | None = None,  # settings of its terms, such as {"gamma": 2, "per": "image", "pos_weight": [2, 2, 1, 1.5]}
+):  # callable(logits (N,C,H,W), target (N,C,H,W) uint8 or float) -> scalar float32
     """The loss of that name.
 
     Raises `ValueError` that lists what there is for an unknown or repeated term, a weight that is not above 0 or no term
     at all, and for a setting that no term of the sum takes or that has another type or range.
     """
     weights, args = _terms_of(name), {} if args is None else args
-    if not isinstance(args, dict): raise ValueError(f"the settings of loss {name!r} are a dict of names and values, not {args!r}")
+    if not isinstance(args, dict):
+        raise ValueError(f"the settings of loss {name!r} are a dict of names and values, not {args!r}")
     known = list(dict.fromkeys(key for t in weights for key in _TERMS[t][1]))
     for key in args:
-        if key not in known: raise ValueError(f"loss {name!r} has no setting {key!r}; it has {', '.join(known) or 'none'}")
+        if key not in known:
+            raise ValueError(f"loss {name!r} has no setting {key!r}; it has {', '.join(known) or 'none'}")
     _check(**args)
-    args = {key: tuple(v) if isinstance(v, list) else v for key, v in args.items()}  # the caller's list may change later
+    args = {
+        key: tuple(v) if isinstance(v, list) else v for key, v in args.items()
+    }  # the caller's list may change later
     parts = [(w, _TERMS[t][0], {key: v for key, v in args.items() if key in _TERMS[t][1]}) for t, w in weights.items()]
-    def loss(logits, target): return sum(w*term(logits, target, **own) for w, term, own in parts)
+
+    def loss(logits, target):
+        return sum(w * term(logits, target, **own) for w, term, own in parts)
+
     return loss

@@ -15,9 +15,9 @@ import pandas as pd
 # %% ../nbs/01_metric.ipynb #cbcdee5b
 def dice(
     area,  # predicted pixels: whole numbers >= 0, of any shape
-    hit,   # those of them that are labelled too
-    truth, # labelled pixels
-) -> np.ndarray: # float64 0..1, of the broadcast shape
+    hit,  # those of them that are labelled too
+    truth,  # labelled pixels
+) -> np.ndarray:  # float64 0..1, of the broadcast shape
     """Dice of each pair from its counts: 2*hit / (area + truth), and 1 where area and truth are both 0.
 
     The three broadcast against one another. Raises `ValueError` when their shapes do not fit, and names the
@@ -25,33 +25,38 @@ def dice(
     Source: the competition's page on evaluation (Kaggle, Severstal: Steel Defect Detection).
     """
     counts = [np.asarray(x, np.float64) for x in (area, hit, truth)]  # exact to 2**53; a uint8 overflows at 256
-    try: area, hit, truth = np.broadcast_arrays(*counts)
+    try:
+        area, hit, truth = np.broadcast_arrays(*counts)
     except ValueError:
         shapes = ", ".join(str(x.shape) for x in counts)
         raise ValueError(f"shapes of area, hit and truth do not fit: {shapes}") from None
-    wrong = ~((0 <= hit) & (hit <= np.minimum(area, truth)) & np.isfinite(area + truth))
+    wrong = ~((hit >= 0) & (hit <= np.minimum(area, truth)) & np.isfinite(area + truth))
     if wrong.any():
         at = tuple(int(i) for i in np.argwhere(wrong)[0])
         found = f"area {area[at]:g}, hit {hit[at]:g}, truth {truth[at]:g}"
         raise ValueError(f"impossible counts at {at}: {found}; needs 0 <= hit <= min(area, truth)")
     total = area + truth
-    return np.where(total == 0, 1., 2*hit / np.where(total == 0, 1., total))[()]
+    return np.where(total == 0, 1.0, 2 * hit / np.where(total == 0, 1.0, total))[()]
 
 # %% ../nbs/01_metric.ipynb #5132b398
 def mask_counts(
-    pred:np.ndarray,  # (N,C,H,W) bool or integer, nonzero is predicted
-    truth:np.ndarray, # (N,C,H,W) bool or integer, nonzero is labelled
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]: # area, hit, truth: (N,C) int64, pixels
+    pred: np.ndarray,  # (N,C,H,W) bool or integer, nonzero is predicted
+    truth: np.ndarray,  # (N,C,H,W) bool or integer, nonzero is labelled
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # area, hit, truth: (N,C) int64, pixels
     """Count the pixels of every pair, for `dice`.
 
     Raises `ValueError` when the shapes differ or are not (N,C,H,W), or when a mask of floats holds more than 0 and 1.
     """
     pred, truth = np.asarray(pred), np.asarray(truth)
     if pred.shape != truth.shape or pred.ndim != 4:
-        raise ValueError(f"masks of shapes {pred.shape} and {truth.shape}: expected (images, classes, height, width) twice")
+        raise ValueError(
+            f"masks of shapes {pred.shape} and {truth.shape}: expected (images, classes, height, width) twice"
+        )
     for name, masks in (("pred", pred), ("truth", truth)):
         if masks.dtype.kind not in "bui" and not np.isin(masks, (0, 1)).all():
-            raise ValueError(f"{name} of {masks.dtype} holds more than 0 and 1: threshold probabilities first (prob >= .5)")
+            raise ValueError(
+                f"{name} of {masks.dtype} holds more than 0 and 1: threshold probabilities first (prob >= .5)"
+            )
     counts = np.zeros((3, *pred.shape[:2]), np.int64)
     for i in np.ndindex(pred.shape[:2]):  # one mask at a time: no copy of the whole batch
         p, t = pred[i] != 0, truth[i] != 0
@@ -64,16 +69,17 @@ def _pairs(d):
     d = np.asarray(d, np.float64)
     if d.ndim not in (1, 2) or d.size == 0:
         raise ValueError(f"Dice of shape {d.shape}: expected (images, classes), not empty")
-    wrong = ~((0 <= d) & (d <= 1))
+    wrong = ~((d >= 0) & (d <= 1))
     if wrong.any():
         at = tuple(int(i) for i in np.argwhere(wrong)[0])
         raise ValueError(f"a Dice of {d[at]:g} at {at}: expected scores of pairs, within 0..1")
     return d
 
+
 def score_table(
-    d,     # (N,C) Dice of each pair, 0..1
-    truth, # (N,C) labelled pixels of each pair; only whether there are any matters
-) -> pd.DataFrame: # index "all", "class 1", ..., "class C"
+    d,  # (N,C) Dice of each pair, 0..1
+    truth,  # (N,C) labelled pixels of each pair; only whether there are any matters
+) -> pd.DataFrame:  # index "all", "class 1", ..., "class C"
     """The score, for all pairs and per class, and its two sides.
 
     Columns: `score`, the mean Dice; `present` and `empty`, the same over pairs with and without a labelled defect,
@@ -83,48 +89,62 @@ def score_table(
     d, truth = _pairs(d), np.asarray(truth)
     if d.ndim != 2 or truth.shape != d.shape:
         raise ValueError(f"Dice of shape {d.shape} and truth of shape {truth.shape}: expected (images, classes) twice")
-    if not (truth >= 0).all(): raise ValueError("truth with a negative number or NaN: expected pixels")
+    if not (truth >= 0).all():
+        raise ValueError("truth with a negative number or NaN: expected pixels")
     mean = lambda x: x.mean() if x.size else np.nan
-    parts = {"all": slice(None), **{f"class {c+1}": [c] for c in range(d.shape[1])}}
+    parts = {"all": slice(None), **{f"class {c + 1}": [c] for c in range(d.shape[1])}}
     rows = []
     for part in parts.values():
         one, has = d[:, part], truth[:, part] > 0
-        rows.append({"score": one.mean(), "present": mean(one[has]), "empty": mean(one[~has]),
-                     "pairs": one.size, "present_pairs": int(has.sum())})
+        rows.append(
+            {
+                "score": one.mean(),
+                "present": mean(one[has]),
+                "empty": mean(one[~has]),
+                "pairs": one.size,
+                "present_pairs": int(has.sum()),
+            }
+        )
     return pd.DataFrame(rows, index=list(parts))
 
 # %% ../nbs/01_metric.ipynb #e169920f
 @dataclass(frozen=True)
 class Interval:
     "A value and the bounds it lies between at a confidence `level`; prints as `0.9123 (0.9051 to 0.9187)`."
+
     value: float
     low: float
     high: float
-    level: float # 0..1
+    level: float  # 0..1
 
-    def __str__(self): return f"{self.value:.4f} ({self.low:.4f} to {self.high:.4f})"
+    def __str__(self):
+        return f"{self.value:.4f} ({self.low:.4f} to {self.high:.4f})"
+
 
 def _bootstrap(rows, rng, n_boot, level):
     "Interval of the mean of one number per image: percentiles over resamples, drawn in blocks of some 16 MB."
-    if len(rows) < 2: raise ValueError("one image has no interval: at least two are needed")
+    if len(rows) < 2:
+        raise ValueError("one image has no interval: at least two are needed")
     if not isinstance(rng, np.random.Generator):
         raise ValueError(f"rng of type {type(rng).__name__}: pass np.random.default_rng(seed)")
     if not (0 < level < 1 and n_boot >= 1):
         raise ValueError(f"level {level}, n_boot {n_boot}: expected 0 < level < 1 and n_boot >= 1")
     value, n = float(rows.mean()), len(rows)
-    step = max(1, 2**20 // n) # resamples at a time
-    means = np.concatenate([rows[rng.integers(n, size=(min(step, n_boot - i), n))].mean(axis=1)
-                            for i in range(0, n_boot, step)])
-    low, high = map(float, np.quantile(means, [(1 - level)/2, (1 + level)/2]))
+    step = max(1, 2**20 // n)  # resamples at a time
+    means = np.concatenate(
+        [rows[rng.integers(n, size=(min(step, n_boot - i), n))].mean(axis=1) for i in range(0, n_boot, step)]
+    )
+    low, high = map(float, np.quantile(means, [(1 - level) / 2, (1 + level) / 2]))
     # Rounding (equal images) or very few resamples could leave the value outside its own interval.
     return Interval(value, min(low, value), max(high, value), level)
 
+
 def bootstrap_ci(
-    d,                       # (N,C) Dice of each pair, or (N,) of one class; rows are images
-    rng:np.random.Generator, # same seed, same interval
-    n_boot:int=2000,         # resamples
-    level:float=.95,         # confidence, 0..1
-) -> Interval: # of the mean over all pairs
+    d,  # (N,C) Dice of each pair, or (N,) of one class; rows are images
+    rng: np.random.Generator,  # same seed, same interval
+    n_boot: int = 2000,  # resamples
+    level: float = 0.95,  # confidence, 0..1
+) -> Interval:  # of the mean over all pairs
     """Percentile bootstrap of the score over images; low <= value <= high always.
 
     Images count as independent: near-duplicates make the interval too narrow, and it knows nothing of strips
@@ -136,27 +156,28 @@ def bootstrap_ci(
 
 # %% ../nbs/01_metric.ipynb #1237b933
 def mean_interval(
-    rows,           # (N,) numbers, one an image: the mean Dice of an image, or the difference of two
-    level:float=.95,# confidence, 0..1
-) -> Interval: # of their mean
+    rows,  # (N,) numbers, one an image: the mean Dice of an image, or the difference of two
+    level: float = 0.95,  # confidence, 0..1
+) -> Interval:  # of their mean
     """The normal interval of a mean, at once: value ± z·sd/√n, the limit of `bootstrap_ci` and `paired_difference` for many images.
 
     Of fewer than two images the bounds are NaN; of none the value too. On a few dozen images prefer the bootstrap: scores are skewed.
     """
     rows = np.asarray(rows, np.float64)
-    if not rows.size: return Interval(np.nan, np.nan, np.nan, level)
+    if not rows.size:
+        return Interval(np.nan, np.nan, np.nan, level)
     value = float(rows.mean())
-    wide = NormalDist().inv_cdf((1 + level)/2)*float(rows.std())/np.sqrt(len(rows)) if len(rows) > 1 else np.nan
+    wide = NormalDist().inv_cdf((1 + level) / 2) * float(rows.std()) / np.sqrt(len(rows)) if len(rows) > 1 else np.nan
     return Interval(value, value - wide, value + wide, level)
 
 # %% ../nbs/01_metric.ipynb #d659d5c4
 def paired_difference(
-    d_a,                     # (N,C) or (N,) Dice of each pair under model a
-    d_b,                     # the same of model b; row i is the same image in both
-    rng:np.random.Generator, # same seed, same interval
-    n_boot:int=2000,         # resamples
-    level:float=.95,         # confidence, 0..1
-) -> Interval: # of mean(d_a) - mean(d_b)
+    d_a,  # (N,C) or (N,) Dice of each pair under model a
+    d_b,  # the same of model b; row i is the same image in both
+    rng: np.random.Generator,  # same seed, same interval
+    n_boot: int = 2000,  # resamples
+    level: float = 0.95,  # confidence, 0..1
+) -> Interval:  # of mean(d_a) - mean(d_b)
     """How much better `a` scores than `b` on the same images, by a bootstrap over them.
 
     An interval that lies above 0 says that `a` is better; one that holds 0, that these images cannot tell.

@@ -6,16 +6,25 @@
 __all__ = ['ARCHS', 'SegModel', 'load_encoder', 'build_model', 'checkpoint_encoder', 'save_model', 'verify_model', 'load_model']
 
 # %% ../nbs/22_model.ipynb #5e7dd444
-import difflib, hashlib, json, math, re, urllib.error, urllib.request
+import difflib
+import hashlib
+import json
+import math
+import re
+import urllib.error
+import urllib.request
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-import timm, torch
-import torch.nn.functional as F
+
 import huggingface_hub as hub
 import segmentation_models_pytorch as smp
+import timm
+import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+
 from .files import read_json, sha256_file, to_json, whole, write_json
 
 # %% ../nbs/22_model.ipynb #5074200e
@@ -25,6 +34,7 @@ class SegModel(nn.Module):
     With a class head it also says which classes an image shows. `net` is the smp model, `spec` the JSON-able arguments of `build_model` that make it again, `meta` what
     `save_model` was given. Made by `build_model` or `load_model`.
     """
+
     def __init__(self, net, spec, meta=None):
         super().__init__()
         self.net, self.spec, self.meta = net, spec, meta or {}
@@ -36,58 +46,82 @@ class SegModel(nn.Module):
 
     def forward(
         self,
-        images:torch.Tensor, # (N,1,H,W) uint8 or float, on 0..255 either way; any H and W
-    ): # (N,C,H,W) logits; with a class head a tuple of these and (N,C) logits
+        images: torch.Tensor,  # (N,1,H,W) uint8 or float, on 0..255 either way; any H and W
+    ):  # (N,C,H,W) logits; with a class head a tuple of these and (N,C) logits
         "Logits at the image's size. Raises `ValueError` for another shape."
         if images.ndim != 4 or images.shape[1] != 1:
             raise ValueError(f"images must be (N,1,H,W), one grey channel, got {tuple(images.shape)}")
-        x = (images.float()/255 - self.spec["mean"])/self.spec["std"]
+        x = (images.float() / 255 - self.spec["mean"]) / self.spec["std"]
         h, w = x.shape[2:]
         m = self.net.encoder.output_stride
-        if h % m or w % m: x = F.pad(x, (0, -w % m, 0, -h % m), mode="replicate")
+        if h % m or w % m:
+            x = F.pad(x, (0, -w % m, 0, -h % m), mode="replicate")
         out = self.net(x.expand(-1, self.spec["in_channels"], -1, -1))
-        if not self.class_head: return out[..., :h, :w]
+        if not self.class_head:
+            return out[..., :h, :w]
         masks, classes = out
         return masks[..., :h, :w], classes
 
 # %% ../nbs/22_model.ipynb #359076e7
-ARCHS = {"unet": smp.Unet, "fpn": smp.FPN, "pspnet": smp.PSPNet,  # the recipe's three
-         "unetplusplus": smp.UnetPlusPlus, "deeplabv3plus": smp.DeepLabV3Plus, "manet": smp.MAnet}
+ARCHS = {
+    "unet": smp.Unet,
+    "fpn": smp.FPN,
+    "pspnet": smp.PSPNet,  # the recipe's three
+    "unetplusplus": smp.UnetPlusPlus,
+    "deeplabv3plus": smp.DeepLabV3Plus,
+    "manet": smp.MAnet,
+}
 _ATTENTION = ("unet", "unetplusplus")  # those whose decoder can have smp's scSE
 _LEAST = {"fpn": 3, "deeplabv3plus": 3, "manet": 3}  # halvings that the decoder needs
+
 
 def _check_encoder(name):
     "Raise `ValueError` with the nearest names when neither smp nor timm has this encoder."
     known = smp.encoders.get_encoder_names()
-    if name in known or (name.startswith("tu-") and timm.is_model(name[3:])): return
+    if name in known or (name.startswith("tu-") and timm.is_model(name[3:])):
+        return
     known += ["tu-" + n for n in timm.list_models()]
-    near = difflib.get_close_matches(name, known, n=5, cutoff=.6)
+    near = difflib.get_close_matches(name, known, n=5, cutoff=0.6)
     near = f"; near it: {', '.join(near)}" if near else ""
-    raise ValueError(f"no encoder is called {name!r}{near}. Names: smp.encoders.get_encoder_names(), "
-                     "or 'tu-' and a name from timm.list_models()")
+    raise ValueError(
+        f"no encoder is called {name!r}{near}. Names: smp.encoders.get_encoder_names(), "
+        "or 'tu-' and a name from timm.list_models()"
+    )
+
 
 def _decoder(arch, depth, given):
     "The decoder arguments that make smp's `arch` give logits at the input's size for this encoder depth."
     fixed = {"activation", "aux_params", "upsampling", "classes"} & set(given)
-    if fixed: raise ValueError(f"{', '.join(sorted(fixed))}: not to be set, plain logits of the image's size come out")
+    if fixed:
+        raise ValueError(f"{', '.join(sorted(fixed))}: not to be set, plain logits of the image's size come out")
     least = _LEAST.get(arch, 1)
-    if not least <= depth <= 5: raise ValueError(f"encoder_depth is {depth}; {arch} takes {least} to 5")
+    if not least <= depth <= 5:
+        raise ValueError(f"encoder_depth is {depth}; {arch} takes {least} to 5")
     # Unet: a shallower net keeps smp's channels at each resolution. FPN's finest map is three halvings above the
     # coarsest, and PSPNet has the coarsest alone: they are enlarged by what is left.
-    if arch in ("unet", "unetplusplus", "manet"): return {"decoder_channels": [256, 128, 64, 32, 16][-depth:], **given}
-    if arch == "deeplabv3plus": return given  # its finest map is always a quarter of the image
-    return {"upsampling": 2**(depth - 3) if arch == "fpn" else 2**depth, **given}
+    if arch in ("unet", "unetplusplus", "manet"):
+        return {"decoder_channels": [256, 128, 64, 32, 16][-depth:], **given}
+    if arch == "deeplabv3plus":
+        return given  # its finest map is always a quarter of the image
+    return {"upsampling": 2 ** (depth - 3) if arch == "fpn" else 2**depth, **given}
 
 # %% ../nbs/22_model.ipynb #e6bd4c76
-def _is_local(weights): return isinstance(weights, (str, Path)) and weights != "imagenet" and ("/" in str(weights) or Path(weights).exists())
+def _is_local(weights):
+    return (
+        isinstance(weights, (str, Path)) and weights != "imagenet" and ("/" in str(weights) or Path(weights).exists())
+    )
+
 
 def _weights(encoder, weights):
     "The weights' name as smp wants it (None, True for timm's, 'imagenet'); `ValueError` where there are none."
-    if weights in (None, False) or _is_local(weights): return None
+    if weights in (None, False) or _is_local(weights):
+        return None
     if encoder.startswith("tu-"):
         if weights not in (True, "imagenet"):
-            raise ValueError(f"encoder_weights={weights!r}: a timm encoder names its weights itself, as in "
-                             "'tu-resnet34.a1_in1k'; give \"imagenet\" or None here")
+            raise ValueError(
+                f"encoder_weights={weights!r}: a timm encoder names its weights itself, as in "
+                "'tu-resnet34.a1_in1k'; give \"imagenet\" or None here"
+            )
         if not timm.models.is_model_pretrained(encoder[3:]):
             raise ValueError(f"timm has no pretrained weights for {encoder!r}: encoder_weights=None takes random ones")
         return True
@@ -97,6 +131,7 @@ def _weights(encoder, weights):
         raise ValueError(f"encoder {encoder!r} has no weights {name!r}; it has {', '.join([*known, 'None'])}")
     return name
 
+
 def _hub_files(encoder, weights):
     "(repository, revision, files) on the hub; repository is None where the weights come from elsewhere."
     if encoder.startswith("tu-"):
@@ -105,13 +140,18 @@ def _hub_files(encoder, weights):
     s = smp.encoders.encoders[encoder]["pretrained_settings"][weights]
     return s.get("repo_id"), s.get("revision"), ["config.json", "model.safetensors"]
 
+
 def _hub_answers(seconds=5):
     "Whether anything answers at the hub's address; an error page is an answer too."
-    if hub.constants.HF_HUB_OFFLINE: return False
+    if hub.constants.HF_HUB_OFFLINE:
+        return False
     ask = urllib.request.Request(hub.constants.ENDPOINT, method="HEAD")
-    try: urllib.request.urlopen(ask, timeout=seconds).close()
-    except urllib.error.HTTPError: return True
-    except OSError: return False
+    try:
+        urllib.request.urlopen(ask, timeout=seconds).close()
+    except urllib.error.HTTPError:
+        return True
+    except OSError:
+        return False
     return True
 
 # %% ../nbs/22_model.ipynb #fb4b025c
@@ -119,9 +159,12 @@ def _how_to_bring(encoder, weights, repo, reason):
     where = f"they are {repo} on {hub.constants.ENDPOINT}" if repo else "timm has them at an address of their own"
     cache = hub.constants.HF_HUB_CACHE if repo else f"{torch.hub.get_dir()}/checkpoints"
     copy = f"{cache}/models--{repo.replace('/', '--')}" if repo else cache
-    return ValueError(f"the pretrained weights of encoder {encoder!r} cannot be had: {reason}; {where}. "
+    return ValueError(
+        f"the pretrained weights of encoder {encoder!r} cannot be had: {reason}; {where}. "
         f"Run the same build_model where there is a network and copy {copy} from there to the same place here "
-        f"({'HF_HOME' if repo else 'TORCH_HOME'} moves it), or bring the weights as a file and pass its path as encoder_weights, or pass encoder_weights=None and start from random weights")
+        f"({'HF_HOME' if repo else 'TORCH_HOME'} moves it), or bring the weights as a file and pass its path as encoder_weights, or pass encoder_weights=None and start from random weights"
+    )
+
 
 def _pretrained(encoder, weights):
     """Arguments that make smp load these weights, once it is known that it can.
@@ -141,71 +184,120 @@ def _pretrained(encoder, weights):
 # %% ../nbs/22_model.ipynb #2e684a00
 def _weights_file(path):
     "The one file of weights at a path."
-    if path.is_file(): return path
-    if not path.is_dir(): raise ValueError(f"encoder_weights={str(path)!r}: no such file or folder; pretrained weights are a .safetensors or .pth file, or a folder with one")
-    found = [path/"model.safetensors"] if (path/"model.safetensors").exists() else sorted([*path.glob("*.safetensors"), *path.glob("*.pth"), *path.glob("*.bin")])
-    if len(found) != 1: raise ValueError(f"{path}: {len(found)} files of weights ({', '.join(f.name for f in found) or 'no .safetensors, .pth or .bin'}): name the one to take")
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise ValueError(
+            f"encoder_weights={str(path)!r}: no such file or folder; pretrained weights are a .safetensors or .pth file, or a folder with one"
+        )
+    found = (
+        [path / "model.safetensors"]
+        if (path / "model.safetensors").exists()
+        else sorted([*path.glob("*.safetensors"), *path.glob("*.pth"), *path.glob("*.bin")])
+    )
+    if len(found) != 1:
+        raise ValueError(
+            f"{path}: {len(found)} files of weights ({', '.join(f.name for f in found) or 'no .safetensors, .pth or .bin'}): name the one to take"
+        )
     return found[0]
+
 
 def _read_weights(path):
     "A file's tensors by name."
-    try: found = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as e: raise ValueError(f"{path}: not readable as weights ({type(e).__name__}: {str(e)[:200]})") from None
+    try:
+        found = (
+            load_file(path)
+            if path.suffix == ".safetensors"
+            else torch.load(path, map_location="cpu", weights_only=True)
+        )
+    except Exception as e:
+        raise ValueError(f"{path}: not readable as weights ({type(e).__name__}: {str(e)[:200]})") from None
     for key in ("state_dict", "model"):
-        if isinstance(found, dict) and isinstance(found.get(key), dict): found = found[key]
-    if not isinstance(found, dict) or not all(isinstance(t, torch.Tensor) for t in found.values()): raise ValueError(f"{path}: holds no dict of tensors")
+        if isinstance(found, dict) and isinstance(found.get(key), dict):
+            found = found[key]
+    if not isinstance(found, dict) or not all(isinstance(t, torch.Tensor) for t in found.values()):
+        raise ValueError(f"{path}: holds no dict of tensors")
     return found
+
 
 def _plain(name):
     "A weight's name without what wrappers put before it, and without dots."
-    for prefix in ("module.", "net.", "encoder.", "model."): name = name.removeprefix(prefix)
+    for prefix in ("module.", "net.", "encoder.", "model."):
+        name = name.removeprefix(prefix)
     return name.replace(".", "_")
+
 
 def _fitted(t, like):
     "A first layer's weights for another number of channels; others as they are."
-    if t.ndim == 4 and t.shape != like.shape and t.shape[0] == like.shape[0] and {t.shape[1], like.shape[1]} == {1, 3}: return t.sum(1, keepdim=True) if t.shape[1] == 3 else t.expand(-1, 3, -1, -1)/3
+    if t.ndim == 4 and t.shape != like.shape and t.shape[0] == like.shape[0] and {t.shape[1], like.shape[1]} == {1, 3}:
+        return t.sum(1, keepdim=True) if t.shape[1] == 3 else t.expand(-1, 3, -1, -1) / 3
     return t
+
 
 def _place(plain):
     "Where in an encoder a weight is, by its name: `layer1_2_conv1_weight` is `('layer', [1, 2, 1])`."
     words = re.findall(r"\d+|\D+", plain)
     return words[0], [int(w) for w in words if w.isdigit()]
 
+
 def _of_a_longer_one(left, taken):
     "One of the weights that were not taken but lie between those that were, as a block of a longer encoder does; later stages and a classifier lie behind them. None where there is none."
     last = {}
-    for stage, at in map(_place, taken): last[stage] = max(last.get(stage, []), at)
-    return next((name for name in sorted(left) for stage, at in [_place(name)] if at and at < last.get(stage, [])), None)
+    for stage, at in map(_place, taken):
+        last[stage] = max(last.get(stage, []), at)
+    return next(
+        (name for name in sorted(left) for stage, at in [_place(name)] if at and at < last.get(stage, [])), None
+    )
+
 
 def load_encoder(
-    net,           # an smp model
-    path:str|Path, # a .safetensors, .pth or .bin file, or a folder with one
+    net,  # an smp model
+    path: str | Path,  # a .safetensors, .pth or .bin file, or a folder with one
 ):
     "Load weights into a net's encoder. Raises `ValueError` that names what is missing, of another shape, or of a longer encoder; weights of later stages and of a classifier are passed over."
     path, own = _weights_file(Path(path)), net.encoder.state_dict()
     found = _read_weights(path)
-    if any(name.startswith(("encoder.", "net.encoder.")) for name in found): found = {n: t for n, t in found.items() if n.startswith(("encoder.", "net.encoder."))}
+    if any(name.startswith(("encoder.", "net.encoder.")) for name in found):
+        found = {n: t for n, t in found.items() if n.startswith(("encoder.", "net.encoder."))}
     found = {_plain(n): t for n, t in found.items()}
     new = {name: _fitted(found[_plain(name)], t) for name, t in own.items() if _plain(name) in found}
     missing = [n for n in own if n not in new and not n.endswith("num_batches_tracked")]
-    other = [f"{n} is {tuple(new[n].shape)} there, {tuple(own[n].shape)} here" for n in new if new[n].shape != own[n].shape]
-    if missing or other: raise ValueError(f"{path} does not fit the encoder: " + "; ".join([*other[:3], *([f"{len(missing)} of its {len(own)} weights are missing, {missing[0]} for one"] if missing else [])]))
-    if more := _of_a_longer_one(found.keys() - {_plain(n) for n in new}, map(_plain, new)): raise ValueError(f"{path} does not fit the encoder, which has no {more}: these are the weights of a longer one")
+    other = [
+        f"{n} is {tuple(new[n].shape)} there, {tuple(own[n].shape)} here" for n in new if new[n].shape != own[n].shape
+    ]
+    if missing or other:
+        raise ValueError(
+            f"{path} does not fit the encoder: "
+            + "; ".join(
+                [
+                    *other[:3],
+                    *(
+                        [f"{len(missing)} of its {len(own)} weights are missing, {missing[0]} for one"]
+                        if missing
+                        else []
+                    ),
+                ]
+            )
+        )
+    if more := _of_a_longer_one(found.keys() - {_plain(n) for n in new}, map(_plain, new)):
+        raise ValueError(f"{path} does not fit the encoder, which has no {more}: these are the weights of a longer one")
     net.encoder.load_state_dict({**own, **new})
 
 # %% ../nbs/22_model.ipynb #a94a492b
 def build_model(
-    arch:str,                     # a key of `ARCHS`
-    encoder:str,                  # of smp ("se_resnext50_32x4d"), or of timm after "tu-" ("tu-resnet34.a1_in1k")
-    n_classes:int=4,              # channels of the logits
-    in_channels:int=1,            # 1, or 3: the grey channel three times, for encoders that must have three
-    encoder_weights:str|None=None,# "imagenet" or what else smp lists for this encoder; the path of a file or folder; None for random ones
-    encoder_depth:int|None=5,     # halvings of the image, 1..5 (FPN, DeepLabV3+ and MAnet 3..5); None for smp's own: 5, PSPNet 3
-    mean:float=.3439,             # of the grey level on 0..1; the competition's by default
-    std:float=.196,               # its standard deviation
-    attention:str|None=None,      # "scse": squeeze and excitation in the decoder of Unet and Unet++
-    class_head:bool=False,        # a second output: which classes the image shows
-    **decoder,                    # further arguments of the smp class, or of the timm encoder; they must be JSON-able
+    arch: str,  # a key of `ARCHS`
+    encoder: str,  # of smp ("se_resnext50_32x4d"), or of timm after "tu-" ("tu-resnet34.a1_in1k")
+    n_classes: int = 4,  # channels of the logits
+    in_channels: int = 1,  # 1, or 3: the grey channel three times, for encoders that must have three
+    encoder_weights: str
+    | None = None,  # "imagenet" or what else smp lists for this encoder; the path of a file or folder; None for random ones
+    encoder_depth: int
+    | None = 5,  # halvings of the image, 1..5 (FPN, DeepLabV3+ and MAnet 3..5); None for smp's own: 5, PSPNet 3
+    mean: float = 0.3439,  # of the grey level on 0..1; the competition's by default
+    std: float = 0.196,  # its standard deviation
+    attention: str | None = None,  # "scse": squeeze and excitation in the decoder of Unet and Unet++
+    class_head: bool = False,  # a second output: which classes the image shows
+    **decoder,  # further arguments of the smp class, or of the timm encoder; they must be JSON-able
 ) -> SegModel:
     """A segmentation model by name, in training mode; random weights come from torch's generator (`torch.manual_seed`).
 
@@ -215,60 +307,102 @@ def build_model(
     for one image size (swin, maxvit) take another as `img_size=(H, W)`, and then that size alone.
     Source: segmentation_models_pytorch 0.5 and 0.6; FPN as Kirillov et al. 2017, PSPNet as Zhao et al. 2017, scSE as Roy et al. 2018.
     """
-    if arch not in ARCHS: raise ValueError(f"no architecture is called {arch!r}; there are {', '.join(ARCHS)}")
+    if arch not in ARCHS:
+        raise ValueError(f"no architecture is called {arch!r}; there are {', '.join(ARCHS)}")
     _check_encoder(encoder)
-    if in_channels not in (1, 3): raise ValueError(f"in_channels is {in_channels}; it is 1 or 3")
-    if attention not in (None, "scse") or attention and arch not in _ATTENTION: raise ValueError(f"attention={attention!r} with {arch}: it is None, or \"scse\" with {' or '.join(_ATTENTION)}")
-    if n_classes < 1: raise ValueError(f"n_classes is {n_classes}; a mask has 1 channel or more")
+    if in_channels not in (1, 3):
+        raise ValueError(f"in_channels is {in_channels}; it is 1 or 3")
+    if attention not in (None, "scse") or attention and arch not in _ATTENTION:
+        raise ValueError(f'attention={attention!r} with {arch}: it is None, or "scse" with {" or ".join(_ATTENTION)}')
+    if n_classes < 1:
+        raise ValueError(f"n_classes is {n_classes}; a mask has 1 channel or more")
     if not (math.isfinite(mean) and math.isfinite(std) and std > 0):
         raise ValueError(f"mean {mean} and std {std} must be finite, and std above 0")
     depth = {"pspnet": 3}.get(arch, 5) if encoder_depth is None else encoder_depth
     weights = _weights(encoder, encoder_weights)
     args = dict(_decoder(arch, depth, decoder), encoder_depth=depth, in_channels=in_channels, classes=n_classes)
-    if attention: args["decoder_attention_type"] = attention
-    if class_head: args["aux_params"] = {"classes": n_classes}
+    if attention:
+        args["decoder_attention_type"] = attention
+    if class_head:
+        args["aux_params"] = {"classes": n_classes}
     extra = _pretrained(encoder, weights) if weights else {}
-    try: net = ARCHS[arch](encoder, encoder_weights=weights, **args, **extra)
-    except OSError as e: raise _how_to_bring(encoder, weights, _hub_files(encoder, weights)[0], e) from e
+    try:
+        net = ARCHS[arch](encoder, encoder_weights=weights, **args, **extra)
+    except OSError as e:
+        raise _how_to_bring(encoder, weights, _hub_files(encoder, weights)[0], e) from e
     except (TypeError, KeyError, ValueError, RuntimeError) as e:
         raise ValueError(f"no {arch} over {encoder!r} with {to_json(args)}: {e}") from e
     if arch == "fpn" and 0 in net.encoder.out_channels[-4:]:
         raise ValueError(f"fpn needs encoder_depth=5 over {encoder!r}, whose first map is a quarter of the image")
-    if _is_local(encoder_weights): load_encoder(net, encoder_weights)
+    if _is_local(encoder_weights):
+        load_encoder(net, encoder_weights)
     net.config["encoder_weights"] = None  # else smp.from_pretrained would fetch them again, only to overwrite them
     net.config.pop("pretrained_cfg_overlay", None)
-    spec = dict(arch=arch, encoder=encoder, n_classes=n_classes, in_channels=in_channels, encoder_weights=encoder_weights and str(encoder_weights),
-                encoder_depth=depth, mean=mean, std=std, attention=attention, class_head=class_head, **decoder)
+    spec = dict(
+        arch=arch,
+        encoder=encoder,
+        n_classes=n_classes,
+        in_channels=in_channels,
+        encoder_weights=encoder_weights and str(encoder_weights),
+        encoder_depth=depth,
+        mean=mean,
+        std=std,
+        attention=attention,
+        class_head=class_head,
+        **decoder,
+    )
     return SegModel(net, json.loads(json.dumps(spec)))
 
 # %% ../nbs/22_model.ipynb #5602980c
 @contextmanager
 def _counting_nothing(block):
     "Batch norm in training mode that leaves its running statistics as they are."
-    norms = [(m, m.momentum, m.num_batches_tracked.clone()) for m in block.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
-    for m, *_ in norms: m.momentum = 0.
-    try: yield
+    norms = [
+        (m, m.momentum, m.num_batches_tracked.clone())
+        for m in block.modules()
+        if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats
+    ]
+    for m, *_ in norms:
+        m.momentum = 0.0
+    try:
+        yield
     finally:
         for m, momentum, n in norms:
             m.momentum = momentum
             m.num_batches_tracked.copy_(n)
 
+
 class _Recomputed:
     "Mixed into a block's class: in training its forward pass keeps its input alone."
+
     def forward(self, *args, **kwargs):
-        if not (self.training and torch.is_grad_enabled()): return super().forward(*args, **kwargs)
-        args = [list(a) if isinstance(a, list) else a for a in args]  # DenseNet's blocks append to a list they are given
-        return checkpoint(super().forward, *args, use_reentrant=False, context_fn=lambda: (nullcontext(), _counting_nothing(self)), **kwargs)
+        if not (self.training and torch.is_grad_enabled()):
+            return super().forward(*args, **kwargs)
+        args = [
+            list(a) if isinstance(a, list) else a for a in args
+        ]  # DenseNet's blocks append to a list they are given
+        return checkpoint(
+            super().forward,
+            *args,
+            use_reentrant=False,
+            context_fn=lambda: (nullcontext(), _counting_nothing(self)),
+            **kwargs,
+        )
+
 
 def _blocks(module):
     "The outermost modules that are no mere containers and have two convolutions or more."
     for child in module.children():
-        if sum(isinstance(m, nn.Conv2d) for m in child.modules()) < 2: continue
-        if isinstance(child, (nn.Sequential, nn.ModuleList, nn.ModuleDict)): yield from _blocks(child)
-        else: yield child
+        if sum(isinstance(m, nn.Conv2d) for m in child.modules()) < 2:
+            continue
+        if isinstance(child, (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
+            yield from _blocks(child)
+        else:
+            yield child
+
 
 def checkpoint_encoder(
-    model:SegModel, # changed in place; names and values of its weights stay
+    model: SegModel,  # changed in place; names and values of its weights stay
 ):
     """Make the encoder's blocks compute their inner maps again in the backward pass, instead of keeping them.
 
@@ -276,58 +410,68 @@ def checkpoint_encoder(
     a saved one has not. Source: Chen et al. 2016, Training Deep Nets with Sublinear Memory Cost; `torch.utils.checkpoint`.
     """
     for block in list(_blocks(model.net.encoder)):
-        if not isinstance(block, _Recomputed): block.__class__ = type(f"Recomputed{type(block).__name__}", (_Recomputed, type(block)), {})
+        if not isinstance(block, _Recomputed):
+            block.__class__ = type(f"Recomputed{type(block).__name__}", (_Recomputed, type(block)), {})
 
 # %% ../nbs/22_model.ipynb #d432010b
 _FILES = ("config.json", "model.safetensors", "README.md", "steel_seg.json")
 
+
 def save_model(
-    model:SegModel, # on any device, in either mode; neither changes
-    folder:str|Path,# appears, or is replaced, as a whole
-    meta=None,      # dict of JSON-able facts: fold, score, epoch...
-) -> Path: # the folder
+    model: SegModel,  # on any device, in either mode; neither changes
+    folder: str | Path,  # appears, or is replaced, as a whole
+    meta=None,  # dict of JSON-able facts: fold, score, epoch...
+) -> Path:  # the folder
     "Save a model as a folder that `load_model` and `smp.from_pretrained` read; written whole or not at all."
     with whole(folder) as temp:
         model.net.save_pretrained(temp)
-        write_json(temp/"steel_seg.json", {"format": 1, "spec": model.spec, "meta": meta or {}})
-        files = {name: sha256_file(temp/name) for name in _FILES}
-        write_json(temp/"manifest.json", {"files": files, "sha256": _sha256_text(to_json(files))})
+        write_json(temp / "steel_seg.json", {"format": 1, "spec": model.spec, "meta": meta or {}})
+        files = {name: sha256_file(temp / name) for name in _FILES}
+        write_json(temp / "manifest.json", {"files": files, "sha256": _sha256_text(to_json(files))})
     return Path(folder)
 
-def _sha256_text(text): return hashlib.sha256(text.encode()).hexdigest()
+
+def _sha256_text(text):
+    return hashlib.sha256(text.encode()).hexdigest()
 
 # %% ../nbs/22_model.ipynb #fb6fdf56
 def verify_model(
-    folder:str|Path, # as `save_model` wrote it
-) -> dict: # {file: sha256}
+    folder: str | Path,  # as `save_model` wrote it
+) -> dict:  # {file: sha256}
     "Check a model folder against its manifest; raises `ValueError` naming the file that is missing or damaged."
     folder = Path(folder)
-    if not folder.is_dir(): raise ValueError(f"{folder}: no such model folder")
-    if not (folder/"manifest.json").is_file():
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no such model folder")
+    if not (folder / "manifest.json").is_file():
         raise ValueError(f"{folder} has no manifest.json: save_model did not write it, or not all of it was copied")
     damaged = "is damaged: its bytes are not those that were saved; copy the model folder again"
     try:
-        manifest = read_json(folder/"manifest.json")
+        manifest = read_json(folder / "manifest.json")
         files = manifest["files"]
         good = manifest["sha256"] == _sha256_text(to_json(files)) and set(files) == set(_FILES)
-    except (KeyError, TypeError, ValueError): good = False
-    if not good: raise ValueError(f"{folder/'manifest.json'} {damaged}")
+    except (KeyError, TypeError, ValueError):
+        good = False
+    if not good:
+        raise ValueError(f"{folder / 'manifest.json'} {damaged}")
     for name in _FILES:
-        if not (folder/name).is_file(): raise ValueError(f"{folder/name} is missing")
-        if sha256_file(folder/name) != files[name]: raise ValueError(f"{folder/name} {damaged}")
+        if not (folder / name).is_file():
+            raise ValueError(f"{folder / name} is missing")
+        if sha256_file(folder / name) != files[name]:
+            raise ValueError(f"{folder / name} {damaged}")
     return files
 
+
 def load_model(
-    folder:str|Path, # as `save_model` wrote it
-    device="cpu",    # where the weights go
-) -> SegModel: # in eval mode
+    folder: str | Path,  # as `save_model` wrote it
+    device="cpu",  # where the weights go
+) -> SegModel:  # in eval mode
     """Load a model, after `verify_model`; `.meta` is what was saved with it. Needs no network.
 
     Raises `ValueError` naming the file that is missing or damaged.
     """
     verify_model(folder)
-    saved = read_json(Path(folder)/"steel_seg.json")
+    saved = read_json(Path(folder) / "steel_seg.json")
     model = build_model(**{**saved["spec"], "encoder_weights": None})
-    model.net.load_state_dict(load_file(Path(folder)/"model.safetensors"))
+    model.net.load_state_dict(load_file(Path(folder) / "model.safetensors"))
     model.spec, model.meta = saved["spec"], saved["meta"]
     return model.to(device).eval()

@@ -8,7 +8,15 @@ __all__ = ['FoldProgress', 'Progress', 'read_progress', 'fold_line', 'progress_l
            'example_thumb', 'Monitor']
 
 # %% ../nbs/45_monitor.ipynb #d529963f
-import asyncio, html, io, math, os, socket, time, zipfile, zlib
+import asyncio
+import html
+import io
+import math
+import os
+import socket
+import time
+import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,116 +32,166 @@ from .data import StripFolder, class_id, read_folder
 from .files import read_json
 from .folds import read_folds
 from .metric import dice, mask_counts
-from .viz import COMPARE, class_colours, compare_layer, level_layer, mask_layer, plot_classes, plot_history, to_png
 from .view import Gallery, Later, StripView, control_row, legend_html, line_html, still, view_box, with_picture
+from steel_seg.viz import (
+    COMPARE,
+    class_colours,
+    compare_layer,
+    level_layer,
+    mask_layer,
+    plot_classes,
+    plot_history,
+    to_png,
+)
 
 # %% ../nbs/45_monitor.ipynb #3b08f54d
 @dataclass(frozen=True)
 class FoldProgress:
     "What the files of one fold say. NaN and -1 stand for what nobody knows."
-    fold:int
-    state:str = "waiting" # or "starting", "training", "scoring", "finished", "stopped", "silent"
-    epochs:int = 0        # asked for
-    done:int = 0          # epochs in its history
-    epoch:int = -1        # the one it is in, from 1
-    step:int = -1         # steps done in it
-    steps:int = -1        # of an epoch
-    batch:int = -1        # batches of validation images scored
-    batches:int = -1      # of so many
-    loss:float = math.nan # mean over the steps of this epoch so far
-    left:float = math.nan # seconds to the fold's end, roughly
-    age:float = math.nan  # seconds since its last news
-    why:str = ""          # why it stopped
-    best:float = math.nan # highest score so far, the first of equals
-    best_epoch:int = -1
-    all_empty:tuple = ()  # what predicting nothing scores: all classes together, then each; () where that is not known
+
+    fold: int
+    state: str = "waiting"  # or "starting", "training", "scoring", "finished", "stopped", "silent"
+    epochs: int = 0  # asked for
+    done: int = 0  # epochs in its history
+    epoch: int = -1  # the one it is in, from 1
+    step: int = -1  # steps done in it
+    steps: int = -1  # of an epoch
+    batch: int = -1  # batches of validation images scored
+    batches: int = -1  # of so many
+    loss: float = math.nan  # mean over the steps of this epoch so far
+    left: float = math.nan  # seconds to the fold's end, roughly
+    age: float = math.nan  # seconds since its last news
+    why: str = ""  # why it stopped
+    best: float = math.nan  # highest score so far, the first of equals
+    best_epoch: int = -1
+    all_empty: tuple = ()  # what predicting nothing scores: all classes together, then each; () where that is not known
 
     @property
     def part(self) -> float:
         "How much of the fold is done, 0 to 1."
-        inside = self.step/self.steps if self.done < self.epochs and self.epoch == self.done + 1 and 0 < self.step <= self.steps else 0
-        return 1. if self.state == "finished" else min((self.done + inside)/max(self.epochs, 1), 1.)
+        inside = (
+            self.step / self.steps
+            if self.done < self.epochs and self.epoch == self.done + 1 and 0 < self.step <= self.steps
+            else 0
+        )
+        return 1.0 if self.state == "finished" else min((self.done + inside) / max(self.epochs, 1), 1.0)
+
 
 @dataclass(frozen=True, eq=False)
 class Progress:
     "What the files of a run say. `note` is empty, or says why there is nothing to see yet."
-    run:Path
-    note:str = ""
-    folds:tuple = ()      # of FoldProgress
-    history:pd.DataFrame|None = None # a row an epoch, of all folds that have one
-    data:str = ""         # the sha256 of the data it trains on
-    n_classes:int = 0
-    shape:tuple = ()      # (H,W)
+
+    run: Path
+    note: str = ""
+    folds: tuple = ()  # of FoldProgress
+    history: pd.DataFrame | None = None  # a row an epoch, of all folds that have one
+    data: str = ""  # the sha256 of the data it trains on
+    n_classes: int = 0
+    shape: tuple = ()  # (H,W)
 
     @property
-    def finished(self) -> bool: return bool(self.folds) and all(f.state == "finished" for f in self.folds)
+    def finished(self) -> bool:
+        return bool(self.folds) and all(f.state == "finished" for f in self.folds)
 
 # %% ../nbs/45_monitor.ipynb #d2e4d3d5
 def _number(x, otherwise=math.nan):
     "x where it is a finite number that is not negative."
     return x if isinstance(x, (int, float)) and not isinstance(x, bool) and math.isfinite(x) and x >= 0 else otherwise
 
-def _whole(x): return int(_number(x, -1))
+
+def _whole(x):
+    return int(_number(x, -1))
+
 
 def _object(path):
     "A JSON object from a file, or {} where it is not there yet."
-    try: found = read_json(path)
-    except (OSError, ValueError, RecursionError): found = {}
+    try:
+        found = read_json(path)
+    except (OSError, ValueError, RecursionError):
+        found = {}
     return found if isinstance(found, dict) else {}
+
 
 _COLUMNS = ("epoch", "lr", "loss", "val_loss", "score")
 
+
 def _read_history(path, fold=None):
     "A fold's history with numbers in all its columns, or None where there is none yet."
-    try: found = pd.read_csv(path)
-    except (OSError, ValueError): return None
-    if fold is not None: found["fold"] = fold
-    if not {"fold", *_COLUMNS} <= set(found): return None
+    try:
+        found = pd.read_csv(path)
+    except (OSError, ValueError):
+        return None
+    if fold is not None:
+        found["fold"] = fold
+    if not {"fold", *_COLUMNS} <= set(found):
+        return None
     found = found.apply(pd.to_numeric, errors="coerce").dropna(subset=["fold", "epoch"])
     return found.astype({"fold": int, "epoch": int}) if len(found) else None
 
+
 def _history(run, folds):
     "The history of a run: of each fold's own file, or, where that is missing, of the run's."
-    parts, whole = [_read_history(run/f"fold_{k}/history.csv", k) for k in range(folds)], _read_history(run/"history.csv")
-    if whole is not None: parts = [whole[whole.fold == k] if h is None else h for k, h in enumerate(parts)]
+    parts, whole = (
+        [_read_history(run / f"fold_{k}/history.csv", k) for k in range(folds)],
+        _read_history(run / "history.csv"),
+    )
+    if whole is not None:
+        parts = [whole[whole.fold == k] if h is None else h for k, h in enumerate(parts)]
     parts = [h for h in parts if h is not None and len(h)]
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["fold", *_COLUMNS], dtype=float)
+
 
 def _gone(news):
     "Whether the process that wrote the news ran on this machine and is there no more; False where that cannot be told."
     pid = news.get("pid")
-    try: pids = os.readlink("/proc/self/ns/pid")
-    except OSError: pids = "" # no Linux
-    if os.name != "posix" or type(pid) is not int or not 0 < pid < 2**31 or news.get("host") != socket.gethostname(): return False
-    if news.get("pids") != pids: return False # a container counts processes for itself
+    try:
+        pids = os.readlink("/proc/self/ns/pid")
+    except OSError:
+        pids = ""  # no Linux
+    if os.name != "posix" or type(pid) is not int or not 0 < pid < 2**31 or news.get("host") != socket.gethostname():
+        return False
+    if news.get("pids") != pids:
+        return False  # a container counts processes for itself
     try:
         os.kill(pid, 0)
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z" # dead, but nobody asked how it ended
-    except ProcessLookupError: return True
-    except (OSError, IndexError): return False
+        return (
+            Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+        )  # dead, but nobody asked how it ended
+    except ProcessLookupError:
+        return True
+    except (OSError, IndexError):
+        return False
 
 # %% ../nbs/45_monitor.ipynb #2d13fc1a
 def _planned(config):
     "The epochs of a fold that a config.json asks for, over all stages; -1 where it does not say."
     stages = config.get("stages") or [{}]
-    if not isinstance(stages, list) or not all(isinstance(s, dict) for s in stages): return -1
+    if not isinstance(stages, list) or not all(isinstance(s, dict) for s in stages):
+        return -1
     each = [_whole({**config, **s}.get("epochs")) for s in stages]
     return sum(each) if min(each) > 0 else -1
+
 
 def _left(news, history, epochs):
     "Seconds to a fold's end: by its last epochs, or by the steps of the first one so far; NaN where nothing is known."
     epoch, step, steps, seconds = (_number(news.get(k)) for k in ("epoch", "step", "steps", "seconds"))
     last = history.seconds.dropna().tail(3) if "seconds" in history else []
-    an_epoch, a_step = last.mean() if len(last) else steps*seconds/step if step else math.nan, seconds/step if step else math.nan
-    rest = max(an_epoch - seconds, 0 if news.get("doing") == "scoring" or not step else (steps - step)*a_step)
-    return (epochs - epoch)*an_epoch + rest
+    an_epoch, a_step = (
+        last.mean() if len(last) else steps * seconds / step if step else math.nan,
+        seconds / step if step else math.nan,
+    )
+    rest = max(an_epoch - seconds, 0 if news.get("doing") == "scoring" or not step else (steps - step) * a_step)
+    return (epochs - epoch) * an_epoch + rest
+
 
 def _fold_progress(where, fold, epochs, history, now):
     "What is known of a fold from its folder and its part of the history."
-    path, news = where/"progress.json", _object(where/"progress.json")
-    newest = [p for p in ((path,) if news else (where/"history.csv", where/"state.safetensors")) if p.exists()]
-    try: age = max(0., now - max(p.stat().st_mtime for p in newest)) if newest else math.nan
-    except OSError: age = math.nan
+    path, news = where / "progress.json", _object(where / "progress.json")
+    newest = [p for p in ((path,) if news else (where / "history.csv", where / "state.safetensors")) if p.exists()]
+    try:
+        age = max(0.0, now - max(p.stat().st_mtime for p in newest)) if newest else math.nan
+    except OSError:
+        age = math.nan
     done, doing = len(history), str(news.get("doing", ""))
     found = dict(fold=fold, epochs=epochs, done=done, age=age)
     if done and history.score.notna().any():
@@ -141,109 +199,192 @@ def _fold_progress(where, fold, epochs, history, now):
         found.update(best=float(top.score), best_epoch=int(top.epoch))
     epoch, step, steps = (_whole(news.get(k)) for k in ("epoch", "step", "steps"))
     by_class = news.get("all_empty_by_class")
-    if by_class and isinstance(by_class, list): found["all_empty"] = tuple(float(_number(x)) for x in (news.get("all_empty"), *by_class))
-    if done and (done >= epochs or doing == "finished") and (where/"last"/"steel_seg.json").is_file(): return FoldProgress(state="finished", **found)
-    if not news: return FoldProgress(state="silent" if done else "waiting", epoch=done if done else -1, **found)
-    if doing in ("training", "scoring") and epoch <= done < epochs: # an epoch has ended since it was told
-        epoch, step, doing, news = done + 1, 0, "starting", {**news, "epoch": done + 1, "step": 0, "seconds": 0., "loss": None, "doing": "starting"}
+    if by_class and isinstance(by_class, list):
+        found["all_empty"] = tuple(float(_number(x)) for x in (news.get("all_empty"), *by_class))
+    if done and (done >= epochs or doing == "finished") and (where / "last" / "steel_seg.json").is_file():
+        return FoldProgress(state="finished", **found)
+    if not news:
+        return FoldProgress(state="silent" if done else "waiting", epoch=done if done else -1, **found)
+    if doing in ("training", "scoring") and epoch <= done < epochs:  # an epoch has ended since it was told
+        epoch, step, doing, news = (
+            done + 1,
+            0,
+            "starting",
+            {**news, "epoch": done + 1, "step": 0, "seconds": 0.0, "loss": None, "doing": "starting"},
+        )
     found.update(epoch=epoch, step=step, steps=steps, loss=float(_number(news.get("loss"))))
-    if doing == "scoring": found.update(batch=_whole(news.get("batch")), batches=_whole(news.get("batches")))
-    slow = 10*_number(news.get("seconds"), 0)/step if step > 0 else 0
-    if doing in ("stopped", "finished"): return FoldProgress(state="stopped", why=str(news.get("why", "")), **found) # finished, but its files are not all here
-    if _gone(news): return FoldProgress(state="stopped", why="its process is gone", **found)
-    if doing not in ("starting", "training", "scoring") or age > max(60, slow): return FoldProgress(state="silent", **found)
+    if doing == "scoring":
+        found.update(batch=_whole(news.get("batch")), batches=_whole(news.get("batches")))
+    slow = 10 * _number(news.get("seconds"), 0) / step if step > 0 else 0
+    if doing in ("stopped", "finished"):
+        return FoldProgress(
+            state="stopped", why=str(news.get("why", "")), **found
+        )  # finished, but its files are not all here
+    if _gone(news):
+        return FoldProgress(state="stopped", why="its process is gone", **found)
+    if doing not in ("starting", "training", "scoring") or age > max(60, slow):
+        return FoldProgress(state="silent", **found)
     return FoldProgress(state=doing, left=float(_left(news, history, epochs)), **found)
 
 # %% ../nbs/45_monitor.ipynb #0c18eace
 def read_progress(
-    run:str|Path,      # a run folder; it need not be there yet
-    history:pd.DataFrame|None=None, # what is read already, if it has not changed since
-    now:float|None=None, # seconds since 1970; None: as the clock says
+    run: str | Path,  # a run folder; it need not be there yet
+    history: pd.DataFrame | None = None,  # what is read already, if it has not changed since
+    now: float | None = None,  # seconds since 1970; None: as the clock says
 ) -> Progress:
     "Where a run stands by its files. Never raises for what is in them: what is missing, torn or strange is not there yet."
     run, now = Path(run), time.time() if now is None else now
-    if not run.is_dir(): return Progress(run, "there is no such folder yet: waiting for a training to make it")
-    made = _object(run/"config.json")
+    if not run.is_dir():
+        return Progress(run, "there is no such folder yet: waiting for a training to make it")
+    made = _object(run / "config.json")
     config = made.get("config") if isinstance(made.get("config"), dict) else {}
     k, epochs, n, shape = _whole(config.get("folds")), _planned(config), _whole(made.get("classes")), made.get("shape")
-    if min(k, epochs, n) < 1 or k > 1000: return Progress(run, "there is no config.json of a training in it yet: waiting")
-    shape = tuple(map(_whole, shape)) if isinstance(shape, list) and len(shape) == 2 and min(map(_whole, shape)) > 0 else ()
-    if history is None: history = _history(run, k)
-    folds = tuple(_fold_progress(run/f"fold_{i}", i, epochs, history[history.fold == i], now) for i in range(k))
+    if min(k, epochs, n) < 1 or k > 1000:
+        return Progress(run, "there is no config.json of a training in it yet: waiting")
+    shape = (
+        tuple(map(_whole, shape)) if isinstance(shape, list) and len(shape) == 2 and min(map(_whole, shape)) > 0 else ()
+    )
+    if history is None:
+        history = _history(run, k)
+    folds = tuple(_fold_progress(run / f"fold_{i}", i, epochs, history[history.fold == i], now) for i in range(k))
     return Progress(run, "", folds, history, str(made.get("data", "")), n, shape)
 
 # %% ../nbs/45_monitor.ipynb #995a4e61
 def _span(seconds):
     "A time in words, as exact as one wants to know it."
-    if seconds < 90: return f"{seconds:.0f} s"
-    if seconds < 90*60: return f"{seconds/60:.0f} min"
-    hours = round(seconds/3600, 1)
-    return f"{hours:g} h" if hours < 48 else f"{hours/24:.1f} days"
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 90 * 60:
+        return f"{seconds / 60:.0f} min"
+    hours = round(seconds / 3600, 1)
+    return f"{hours:g} h" if hours < 48 else f"{hours / 24:.1f} days"
+
 
 def fold_line(
-    f:FoldProgress,
+    f: FoldProgress,
 ) -> str:
     "Where a fold stands, as one line of plain text."
-    at = f"epoch {f.epoch} of {f.epochs}" + (f", step {f.step:,} of {f.steps:,}" if f.step >= 0 and f.steps > 0 else "") if f.epoch > 0 else f"{f.done} of {f.epochs} epochs"
-    says = {"waiting": "not begun", "starting": f"begins {at}", "training": f"trains, {at}", "scoring": f"scores its validation images, epoch {f.epoch} of {f.epochs}" + (f", batch {f.batch:,} of {f.batches:,}" if f.batch > 0 else ""), "finished": f"finished, {f.done} epoch{'s'*(f.done > 1)}" + (f" of {f.epochs}: stopped early" if f.done < f.epochs else ""),
-            "stopped": f"stopped {_span(f.age)} ago in {at}", "silent": f"no news for {_span(f.age)}, last seen in {at}: stopped, or held up"}[f.state]
+    at = (
+        f"epoch {f.epoch} of {f.epochs}" + (f", step {f.step:,} of {f.steps:,}" if f.step >= 0 and f.steps > 0 else "")
+        if f.epoch > 0
+        else f"{f.done} of {f.epochs} epochs"
+    )
+    says = {
+        "waiting": "not begun",
+        "starting": f"begins {at}",
+        "training": f"trains, {at}",
+        "scoring": f"scores its validation images, epoch {f.epoch} of {f.epochs}"
+        + (f", batch {f.batch:,} of {f.batches:,}" if f.batch > 0 else ""),
+        "finished": f"finished, {f.done} epoch{'s' * (f.done > 1)}"
+        + (f" of {f.epochs}: stopped early" if f.done < f.epochs else ""),
+        "stopped": f"stopped {_span(f.age)} ago in {at}",
+        "silent": f"no news for {_span(f.age)}, last seen in {at}: stopped, or held up",
+    }[f.state]
     parts = [says + (f" ({f.why})" if f.why else "")]
-    if f.state == "stopped": parts.append("train again to go on")
-    if f.state in ("training", "scoring") and not math.isnan(f.loss): parts.append(f"loss {f.loss:.4f} so far")
-    if not math.isnan(f.left): parts.append(f"about {_span(f.left)} left")
-    if f.state in ("starting", "training", "scoring") and f.age > 15: parts.append(f"last news {_span(f.age)} ago")
-    if not math.isnan(f.best): parts.append(f"best {'' if f.state == 'finished' else 'so far '}{f.best:.4f} in epoch {f.best_epoch}" + (f", nothing predicted {f.all_empty[0]:.4f}" if f.all_empty else ""))
+    if f.state == "stopped":
+        parts.append("train again to go on")
+    if f.state in ("training", "scoring") and not math.isnan(f.loss):
+        parts.append(f"loss {f.loss:.4f} so far")
+    if not math.isnan(f.left):
+        parts.append(f"about {_span(f.left)} left")
+    if f.state in ("starting", "training", "scoring") and f.age > 15:
+        parts.append(f"last news {_span(f.age)} ago")
+    if not math.isnan(f.best):
+        parts.append(
+            f"best {'' if f.state == 'finished' else 'so far '}{f.best:.4f} in epoch {f.best_epoch}"
+            + (f", nothing predicted {f.all_empty[0]:.4f}" if f.all_empty else "")
+        )
     return f"fold {f.fold}: " + " · ".join(parts)
 
+
 def progress_lines(
-    progress:Progress,
-    fold:int|None=None, # one fold; None: all
-) -> list: # of str, plain
+    progress: Progress,
+    fold: int | None = None,  # one fold; None: all
+) -> list:  # of str, plain
     "Where a run stands: a line about all of it, then a line a fold."
-    if progress.note: return [f"{progress.run}: {progress.note}"]
+    if progress.note:
+        return [f"{progress.run}: {progress.note}"]
     folds, history = progress.folds, progress.history
-    done, total, at_work = sum(f.done for f in folds), sum(f.done if f.state == "finished" else f.epochs for f in folds), [f for f in folds if f.state in ("starting", "training", "scoring")]
+    done, total, at_work = (
+        sum(f.done for f in folds),
+        sum(f.done if f.state == "finished" else f.epochs for f in folds),
+        [f for f in folds if f.state in ("starting", "training", "scoring")],
+    )
     head = f"{progress.run.name or progress.run}: " + ("finished" if progress.finished else f"{done} of {total} epochs")
     seconds = history.seconds.mean() if "seconds" in history and len(history) else math.nan
-    rest = sum((f.epochs - f.done)*seconds for f in folds if f.state == "waiting") + sum(f.left for f in at_work)
-    if at_work and len(folds) > 1 and not math.isnan(rest): head += f" · about {_span(rest/len(at_work))} left for all folds"
-    if len(history) and not class_columns(history, progress.n_classes): head += " · no scores by class: it was trained before they were kept"
+    rest = sum((f.epochs - f.done) * seconds for f in folds if f.state == "waiting") + sum(f.left for f in at_work)
+    if at_work and len(folds) > 1 and not math.isnan(rest):
+        head += f" · about {_span(rest / len(at_work))} left for all folds"
+    if len(history) and not class_columns(history, progress.n_classes):
+        head += " · no scores by class: it was trained before they were kept"
     return [head, *(fold_line(f) for f in folds if fold in (None, f.fold))]
 
+
 def class_columns(
-    history:pd.DataFrame,
-    n_classes:int,
-) -> dict: # column to title
+    history: pd.DataFrame,
+    n_classes: int,
+) -> dict:  # column to title
     "The scores of parts that a history has: of each class, and of pairs with and without a defect; {} for a run of before they were kept."
-    known = {**{f"score_{class_id(c)}": f"class {class_id(c)}" for c in range(n_classes)}, "present": "with a defect", "empty": "without one"}
+    known = {
+        **{f"score_{class_id(c)}": f"class {class_id(c)}" for c in range(n_classes)},
+        "present": "with a defect",
+        "empty": "without one",
+    }
     return {column: title for column, title in known.items() if column in history and history[column].notna().any()}
 
+
 def latest_table(
-    progress:Progress,
-    fold:int|None=None, # one fold: its best epoch too; None: all
-) -> pd.DataFrame: # float, NaN where unknown; the index says of what
+    progress: Progress,
+    fold: int | None = None,  # one fold: its best epoch too; None: all
+) -> pd.DataFrame:  # float, NaN where unknown; the index says of what
     "The numbers of the last epoch of each fold, and what predicting nothing scores."
     columns, rows = class_columns(progress.history, progress.n_classes), {}
     for f in progress.folds:
         h = progress.history[progress.history.fold == f.fold]
-        if fold not in (None, f.fold) or not len(h): continue
-        for name, row in [("last", h.iloc[-1])] + ([("best", h[h.epoch == f.best_epoch].iloc[-1])] if fold is not None and f.best_epoch > 0 else []):
-            rows[f"fold {f.fold}, {name} epoch"] = {"epoch": row.epoch, "loss": row.loss, "validation loss": row.val_loss, "score": row.score, **{title: row[c] for c, title in columns.items()}, "seconds": row.get("seconds")}
-    empty = [f.all_empty for f in progress.folds if f.all_empty and fold in (None, f.fold) and len(f.all_empty) == progress.n_classes + 1]
+        if fold not in (None, f.fold) or not len(h):
+            continue
+        for name, row in [("last", h.iloc[-1])] + (
+            [("best", h[h.epoch == f.best_epoch].iloc[-1])] if fold is not None and f.best_epoch > 0 else []
+        ):
+            rows[f"fold {f.fold}, {name} epoch"] = {
+                "epoch": row.epoch,
+                "loss": row.loss,
+                "validation loss": row.val_loss,
+                "score": row.score,
+                **{title: row[c] for c, title in columns.items()},
+                "seconds": row.get("seconds"),
+            }
+    empty = [
+        f.all_empty
+        for f in progress.folds
+        if f.all_empty and fold in (None, f.fold) and len(f.all_empty) == progress.n_classes + 1
+    ]
     if rows and empty:
         score, *by_class = np.mean(empty, 0)
-        parts = {**{f"score_{class_id(c)}": x for c, x in enumerate(by_class)}, "present": 0., "empty": 1.}
+        parts = {**{f"score_{class_id(c)}": x for c, x in enumerate(by_class)}, "present": 0.0, "empty": 1.0}
         rows["nothing predicted"] = {"score": score, **{title: parts[c] for c, title in columns.items()}}
     return pd.DataFrame.from_dict(rows, orient="index").astype(float) if rows else pd.DataFrame()
 
+
 def table_html(
-    table:pd.DataFrame, # as from `latest_table`
+    table: pd.DataFrame,  # as from `latest_table`
 ) -> str:
     "The rows as an HTML table; what is text in them is escaped."
-    cells = lambda tag, row: "".join(f"<{tag} style='padding:1px 9px 1px 0;vertical-align:bottom;white-space:{'normal' if len(str(x)) > 9 and tag == 'th' else 'nowrap'};text-align:{'right' if i else 'left'}'>{html.escape(str(x))}</{tag}>" for i, x in enumerate(row)) # long heads break where the screen is narrow
+    cells = lambda tag, row: "".join(
+        f"<{tag} style='padding:1px 9px 1px 0;vertical-align:bottom;white-space:{'normal' if len(str(x)) > 9 and tag == 'th' else 'nowrap'};text-align:{'right' if i else 'left'}'>{html.escape(str(x))}</{tag}>"
+        for i, x in enumerate(row)
+    )  # long heads break where the screen is narrow
     number = lambda name, x: "–" if np.isnan(x) else f"{x:.0f}" if name in ("epoch", "seconds") else f"{x:.4f}"
-    lines = [("th", ("", *table.columns))] + [("td", (name, *(number(k, x) for k, x in row.items()))) for name, row in table.iterrows()]
-    return "<div style='overflow-x:auto'><table style='line-height:1.4'>" + "".join(f"<tr>{cells(tag, row)}</tr>" for tag, row in lines) + "</table></div>" if len(table) else ""
+    lines = [("th", ("", *table.columns))] + [
+        ("td", (name, *(number(k, x) for k, x in row.items()))) for name, row in table.iterrows()
+    ]
+    return (
+        "<div style='overflow-x:auto'><table style='line-height:1.4'>"
+        + "".join(f"<tr>{cells(tag, row)}</tr>" for tag, row in lines)
+        + "</table></div>"
+        if len(table)
+        else ""
+    )
 
 # %% ../nbs/45_monitor.ipynb #1e7de818
 def _png(figure):
@@ -252,93 +393,140 @@ def _png(figure):
     figure.savefig(data, format="png", dpi=115)
     return data.getvalue()
 
+
 def curve_pictures(
-    progress:Progress,
-    fold:int|None=None, # one fold; None: all
-) -> dict: # "run" and, where the history has them, "parts" to a PNG; {} before the first epoch is done
+    progress: Progress,
+    fold: int | None = None,  # one fold; None: all
+) -> dict:  # "run" and, where the history has them, "parts" to a PNG; {} before the first epoch is done
     "Losses, score and learning rate; and the scores of classes and of pairs with and without a defect. Dotted: what predicting nothing scores."
-    if progress.history is None: return {}
+    if progress.history is None:
+        return {}
     history = progress.history if fold is None else progress.history[progress.history.fold == fold]
-    if not len(history): return {}
-    empty, columns = {f.fold: f.all_empty for f in progress.folds if f.all_empty and len(f.all_empty) == progress.n_classes + 1}, class_columns(history, progress.n_classes)
+    if not len(history):
+        return {}
+    empty, columns = (
+        {f.fold: f.all_empty for f in progress.folds if f.all_empty and len(f.all_empty) == progress.n_classes + 1},
+        class_columns(history, progress.n_classes),
+    )
     found = {"run": _png(plot_history(history, {k: e[0] for k, e in empty.items() if k in set(history.fold)}))}
-    if columns: found["parts"] = _png(plot_classes(history, columns, {f"score_{class_id(c)}": {k: e[c + 1] for k, e in empty.items()} for c in range(progress.n_classes)}))
+    if columns:
+        found["parts"] = _png(
+            plot_classes(
+                history,
+                columns,
+                {f"score_{class_id(c)}": {k: e[c + 1] for k, e in empty.items()} for c in range(progress.n_classes)},
+            )
+        )
     return found
 
 # %% ../nbs/45_monitor.ipynb #a645c6bd
 @dataclass(frozen=True, eq=False)
 class Examples:
     "What a fold's net said about a few images after an epoch."
-    fold:int
-    epoch:int
-    image_ids:tuple
-    levels:np.ndarray # (n,C,H,W) uint8
+
+    fold: int
+    epoch: int
+    image_ids: tuple
+    levels: np.ndarray  # (n,C,H,W) uint8
+
 
 def read_examples(
-    run:str|Path,
-    fold:int,
-    n_classes:int,
-    shape:tuple, # (H,W)
-) -> Examples|None:
+    run: str | Path,
+    fold: int,
+    n_classes: int,
+    shape: tuple,  # (H,W)
+) -> Examples | None:
     "The examples of a fold; None where there are none yet, or none of this kind. Nothing is unpickled."
     try:
-        with np.load(Path(run)/f"fold_{fold}/examples.npz", allow_pickle=False) as found:
+        with np.load(Path(run) / f"fold_{fold}/examples.npz", allow_pickle=False) as found:
             ids, levels, epoch = tuple(map(str, found["image_ids"].tolist())), found["levels"], int(found["epoch"])
-    except (OSError, ValueError, KeyError, TypeError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error): return None
-    fits = levels.dtype == np.uint8 and levels.shape == (len(ids), n_classes, *shape) and len(ids) and len(set(ids)) == len(ids)
+    except (OSError, ValueError, KeyError, TypeError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error):
+        return None
+    fits = (
+        levels.dtype == np.uint8
+        and levels.shape == (len(ids), n_classes, *shape)
+        and len(ids)
+        and len(set(ids)) == len(ids)
+    )
     return Examples(fold, epoch, ids, levels) if fits else None
 
+
 def example_line(
-    image_id:str,
-    fold:int,
-    epoch:int,
-    levels:np.ndarray,     # (C,H,W)
-    truth:np.ndarray|None, # (C,H,W); None: not known
+    image_id: str,
+    fold: int,
+    epoch: int,
+    levels: np.ndarray,  # (C,H,W)
+    truth: np.ndarray | None,  # (C,H,W); None: not known
 ) -> str:
     "Which image that is, and how the net does on it at level 128, class by class: plain text."
     parts = [f"{image_id} · fold {fold} after epoch {epoch}"]
-    if truth is None: return " · ".join([*parts, f"highest level {levels.max()} of 255"])
+    if truth is None:
+        return " · ".join([*parts, f"highest level {levels.max()} of 255"])
     area, hit, true = (x[0] for x in mask_counts((levels >= 128)[None], truth[None]))
     parts.append(f"mean Dice {dice(area, hit, true).mean():.3f} at level 128")
     for c, (a, h, t) in enumerate(zip(area, hit, true)):
-        if a or t: parts.append(f"class {class_id(c)}: " + (f"false, {a:,} px" if not t else f"missed, {t:,} px" if not h else f"Dice {dice(a, h, t):.3f}"))
-    return " · ".join(parts + ["clean, and nothing predicted"]*(not area.any() and not true.any()))
+        if a or t:
+            parts.append(
+                f"class {class_id(c)}: "
+                + (f"false, {a:,} px" if not t else f"missed, {t:,} px" if not h else f"Dice {dice(a, h, t):.3f}")
+            )
+    return " · ".join(parts + ["clean, and nothing predicted"] * (not area.any() and not true.any()))
+
 
 def example_layers(
-    levels:np.ndarray,     # (C,H,W)
-    image:np.ndarray|None, # (H,W); None: not known
-    truth:np.ndarray|None, # (C,H,W); None: not known
-    channel:int|None=None, # one class; None: all together
-    least:int=26,          # levels below it are not shown
-) -> dict: # name to (H,W) uint8, the bytes of a PNG, or None
+    levels: np.ndarray,  # (C,H,W)
+    image: np.ndarray | None,  # (H,W); None: not known
+    truth: np.ndarray | None,  # (C,H,W); None: not known
+    channel: int | None = None,  # one class; None: all together
+    least: int = 26,  # levels below it are not shown
+) -> dict:  # name to (H,W) uint8, the bytes of a PNG, or None
     "The image, and over it labels, probability and, at level 128, the difference of the two."
     one = slice(None) if channel is None else slice(channel, channel + 1)
-    truth_here = None if truth is None else np.where(np.arange(len(truth))[:, None, None] == channel, truth, 0) if channel is not None else truth
-    return {"image": np.full(levels.shape[1:], 238, np.uint8) if image is None else image, "labels": None if truth is None else mask_layer(truth_here),
-            "probability": level_layer(levels[one].max(0), least), "difference": None if truth is None else compare_layer(truth[one], levels[one] >= 128)}
+    truth_here = (
+        None
+        if truth is None
+        else np.where(np.arange(len(truth))[:, None, None] == channel, truth, 0)
+        if channel is not None
+        else truth
+    )
+    return {
+        "image": np.full(levels.shape[1:], 238, np.uint8) if image is None else image,
+        "labels": None if truth is None else mask_layer(truth_here),
+        "probability": level_layer(levels[one].max(0), least),
+        "difference": None if truth is None else compare_layer(truth[one], levels[one] >= 128),
+    }
+
 
 def _over(image, png):
     "A layer laid over an image, (H,W,3) uint8."
     base = PILImage.fromarray(image).convert("RGBA")
-    return np.array((PILImage.alpha_composite(base, PILImage.open(io.BytesIO(png)).convert("RGBA")) if png else base).convert("RGB"))
+    return np.array(
+        (PILImage.alpha_composite(base, PILImage.open(io.BytesIO(png)).convert("RGBA")) if png else base).convert("RGB")
+    )
+
 
 def example_thumb(
-    levels:np.ndarray,     # (C,H,W)
-    image:np.ndarray|None,
-    truth:np.ndarray|None,
-    width:int=280,         # pixels
-) -> np.ndarray: # (h,width,3) uint8
+    levels: np.ndarray,  # (C,H,W)
+    image: np.ndarray | None,
+    truth: np.ndarray | None,
+    width: int = 280,  # pixels
+) -> np.ndarray:  # (h,width,3) uint8
     "A small picture of an example: hit, missed and false pixels as in its layer of differences; without labels what is predicted."
     h, w = levels.shape[1:]
-    size = width, max(1, round(width*h/w))
-    small = lambda masks: np.stack([cv2.resize(m.astype(np.float32), size, interpolation=cv2.INTER_AREA) >= .5 for m in masks])
+    size = width, max(1, round(width * h / w))
+    small = lambda masks: np.stack(
+        [cv2.resize(m.astype(np.float32), size, interpolation=cv2.INTER_AREA) >= 0.5 for m in masks]
+    )
     pred = small(levels >= 128)
-    return _over(cv2.resize(np.full((h, w), 238, np.uint8) if image is None else image, size, interpolation=cv2.INTER_AREA),
-                 mask_layer(pred) if truth is None else compare_layer(small(truth), pred))
+    return _over(
+        cv2.resize(np.full((h, w), 238, np.uint8) if image is None else image, size, interpolation=cv2.INTER_AREA),
+        mask_layer(pred) if truth is None else compare_layer(small(truth), pred),
+    )
 
 # %% ../nbs/45_monitor.ipynb #2500891a
 class _ExamplePanel(VBox):
     "Thumbnails of all examples, and one of them large, in layers."
+
     image_id, show, least = Unicode(), Unicode("all"), Int(26)
 
     def __init__(self, shape, n_classes):
@@ -347,139 +535,226 @@ class _ExamplePanel(VBox):
         self.n_classes, self.shape, self.all, self._width = n_classes, shape, {}, 280 if wide else 190
         self.head, self.text = HTML(), HTML()
         self.page = Gallery(4 if wide else 6, hears=("ArrowLeft", "ArrowRight"))
-        self.view = StripView(shape, ("image", "labels", "probability", "difference"), ("image", "difference"), title="example")
-        self.menu = Dropdown(options=["all", *class_colours(n_classes)], description="Class", layout=Layout(width="150px"))
-        self.slider = IntSlider(min=1, max=255, description="Probability shown from level", continuous_update=True, layout=Layout(width="420px"))
-        legend = HTML("<small>labels:&ensp;" + legend_html(class_colours(n_classes)) + "&emsp;difference at level 128:&ensp;" + legend_html(COMPARE) + "</small>")
+        self.view = StripView(
+            shape, ("image", "labels", "probability", "difference"), ("image", "difference"), title="example"
+        )
+        self.menu = Dropdown(
+            options=["all", *class_colours(n_classes)], description="Class", layout=Layout(width="150px")
+        )
+        self.slider = IntSlider(
+            min=1,
+            max=255,
+            description="Probability shown from level",
+            continuous_update=True,
+            layout=Layout(width="420px"),
+        )
+        legend = HTML(
+            "<small>labels:&ensp;"
+            + legend_html(class_colours(n_classes))
+            + "&emsp;difference at level 128:&ensp;"
+            + legend_html(COMPARE)
+            + "</small>"
+        )
         self.body = VBox([self.page, control_row(self.menu, self.slider), self.text, self.view, legend])
         self.children = [self.head, self.body]
-        for name, control in ("show", self.menu), ("least", self.slider): link((self, name), (control, "value"))
-        self._later = Later(self._paint, .05)
-        self.page.observe(lambda change: change.new >= 0 and self.set_trait("image_id", list(self.all)[change.new]), "chosen")
+        for name, control in ("show", self.menu), ("least", self.slider):
+            link((self, name), (control, "value"))
+        self._later = Later(self._paint, 0.05)
+        self.page.observe(
+            lambda change: change.new >= 0 and self.set_trait("image_id", list(self.all)[change.new]), "chosen"
+        )
         self.page.on_key(lambda key: self._step(1 if key == "ArrowRight" else -1))
         self.observe(lambda change: self._draw(), "image_id")
         self.observe(lambda change: self._later(), ["show", "least"])
 
     @validate("show", "least")
     def _fits(self, proposal):
-        if proposal.trait.name == "show" and proposal.value not in self.menu.options: raise ValueError(f"show {proposal.value!r}: give {', '.join(self.menu.options)}")
+        if proposal.trait.name == "show" and proposal.value not in self.menu.options:
+            raise ValueError(f"show {proposal.value!r}: give {', '.join(self.menu.options)}")
         return min(max(proposal.value, 1), 255) if proposal.trait.name == "least" else proposal.value
 
-    def fill(self, every, strip_of): # every: list of Examples; strip_of: id to (image, truth), each or None
+    def fill(self, every, strip_of):  # every: list of Examples; strip_of: id to (image, truth), each or None
         "Show these examples; the one that was chosen stays chosen."
         self.all = {i: (e, e.levels[n], *strip_of(i)) for e in every for n, i in enumerate(e.image_ids)}
-        scores = {i: None if truth is None else dice(*(x[0] for x in mask_counts((levels >= 128)[None], truth[None]))).mean() for i, (_, levels, _, truth) in self.all.items()}
-        self.page.show([to_png(example_thumb(levels, image, truth, self._width)) for _, levels, image, truth in self.all.values()],
-                       [f"fold {e.fold}{'' if scores[i] is None else f', Dice {scores[i]:.3f}'}: {i}" for i, (e, *_) in self.all.items()])
+        scores = {
+            i: None if truth is None else dice(*(x[0] for x in mask_counts((levels >= 128)[None], truth[None]))).mean()
+            for i, (_, levels, _, truth) in self.all.items()
+        }
+        self.page.show(
+            [to_png(example_thumb(levels, image, truth, self._width)) for _, levels, image, truth in self.all.values()],
+            [
+                f"fold {e.fold}{'' if scores[i] is None else f', Dice {scores[i]:.3f}'}: {i}"
+                for i, (e, *_) in self.all.items()
+            ],
+        )
         self.body.layout.display = None if self.all else "none"
         epochs = sorted({e.epoch for e in every})
-        said = f"Examples: images that the fold's net does not train on, after epoch {', '.join(map(str, epochs))}. A click shows one large; arrow keys step." if self.all else "Examples: none yet; they come with the first epoch's end, where a training writes them."
-        self.head.value = f"<b>{html.escape(said.partition(':')[0])}</b>{html.escape(said[len('Examples'):])}"
+        said = (
+            f"Examples: images that the fold's net does not train on, after epoch {', '.join(map(str, epochs))}. A click shows one large; arrow keys step."
+            if self.all
+            else "Examples: none yet; they come with the first epoch's end, where a training writes them."
+        )
+        self.head.value = f"<b>{html.escape(said.partition(':')[0])}</b>{html.escape(said[len('Examples') :])}"
         goal = self.image_id if self.image_id in self.all else next(iter(self.all), "")
-        if goal == self.image_id: self._draw()
-        else: self.image_id = goal
+        if goal == self.image_id:
+            self._draw()
+        else:
+            self.image_id = goal
 
     def _step(self, by):
         ids = list(self.all)
-        if ids: self.image_id = ids[(ids.index(self.image_id) + by) % len(ids)]
+        if ids:
+            self.image_id = ids[(ids.index(self.image_id) + by) % len(ids)]
 
-    def _channel(self): return None if self.show == "all" else self.menu.options.index(self.show) - 1
+    def _channel(self):
+        return None if self.show == "all" else self.menu.options.index(self.show) - 1
 
     def _draw(self):
-        if self.image_id not in self.all: return
+        if self.image_id not in self.all:
+            return
         e, levels, image, truth = self.all[self.image_id]
         self.page.chosen = list(self.all).index(self.image_id)
         self.text.value = line_html(example_line(self.image_id, e.fold, e.epoch, levels, truth))
-        if truth is None and self.view.shown == ("image", "difference"): self.view.shown = ("image", "probability")
+        if truth is None and self.view.shown == ("image", "difference"):
+            self.view.shown = ("image", "probability")
         self._paint()
 
     def _paint(self):
-        if self.image_id in self.all: self.view.show(example_layers(*self.all[self.image_id][1:], self._channel(), self.least))
+        if self.image_id in self.all:
+            self.view.show(example_layers(*self.all[self.image_id][1:], self._channel(), self.least))
 
-    def still(self): # title to (H,W,3) uint8
+    def still(self):  # title to (H,W,3) uint8
         "The example that is chosen, for a still picture: a strip as it is seen, a square beside its layers."
-        if self.image_id not in self.all: return {}
+        if self.image_id not in self.all:
+            return {}
         e, levels, image, truth = self.all[self.image_id]
         title = example_line(self.image_id, e.fold, e.epoch, levels, truth)
-        if view_box(self.shape, 1)[2]: return {title[:160]: self.view.flat()}
+        if view_box(self.shape, 1)[2]:
+            return {title[:160]: self.view.flat()}
         layers = example_layers(levels, image, truth, self._channel(), self.least)
         base = layers.pop("image")
         over = [_over(base, png) for png in (None, *layers.values())]
-        return {title[:160]: np.concatenate([np.pad(x, ((0, 0), (0, max(4, x.shape[1]//40)), (0, 0)), constant_values=255) for x in over], 1)}
+        return {
+            title[:160]: np.concatenate(
+                [np.pad(x, ((0, 0), (0, max(4, x.shape[1] // 40)), (0, 0)), constant_values=255) for x in over], 1
+            )
+        }
 
 # %% ../nbs/45_monitor.ipynb #6794181d
 def _stamps(run, name):
     "The times and sizes of the files of that name in a run: what is the same has not changed."
     found = []
-    for path in sorted((*run.glob(f"fold_*/{name}"), run/name)):
-        try: s = path.stat()
-        except OSError: continue
+    for path in sorted((*run.glob(f"fold_*/{name}"), run / name)):
+        try:
+            s = path.stat()
+        except OSError:
+            continue
         found.append((path, s.st_mtime_ns, s.st_size, s.st_ino))
     return found
 
+
 class _Files:
     "A run's files and its data at the last look: what has not changed is not read again."
+
     def __init__(self, run, folder):
-        self.run, self.progress, self.given, self.folder = Path(run), Progress(Path(run)), folder, folder if isinstance(folder, StripFolder) else None
+        self.run, self.progress, self.given, self.folder = (
+            Path(run),
+            Progress(Path(run)),
+            folder,
+            folder if isinstance(folder, StripFolder) else None,
+        )
         self.wrong, self.sought, self.stamps, self._strips, self._examples = "", False, {}, {}, {}
-        if self.run.exists() and not self.run.is_dir(): raise ValueError(f"{run} is a file: give the folder of a run")
-        if folder is not None and self.folder is None and not Path(folder).is_dir(): raise ValueError(f"{folder}: no such data folder")
+        if self.run.exists() and not self.run.is_dir():
+            raise ValueError(f"{run} is a file: give the folder of a run")
+        if folder is not None and self.folder is None and not Path(folder).is_dir():
+            raise ValueError(f"{folder}: no such data folder")
 
     def look(self):
         "Read what has changed."
         stamps = {name: _stamps(self.run, name) for name in ("config.json", "history.csv", "examples.npz")}
         same = all(stamps[name] == self.stamps.get(name) for name in ("config.json", "history.csv"))
         self.progress, self.stamps = read_progress(self.run, self.progress.history if same else None), stamps
-        if self.progress.folds and not self.sought: self._find_data()
+        if self.progress.folds and not self.sought:
+            self._find_data()
 
     def _find_data(self):
         "Open the data folder as soon as the run says what it trains on; once."
-        self.sought, where = True, self.given if self.given is not None else self.run/"data"
+        self.sought, where = True, self.given if self.given is not None else self.run / "data"
         if self.folder is None and Path(where).is_dir():
-            try: self.folder = read_folder(where, n_classes=self.progress.n_classes)
-            except ValueError as e: self.wrong = str(e)
-        if self.folder is not None and self.folder.sha256 != self.progress.data: self.wrong, self.folder = f"{self.run} trains on other data than {self.folder.root} (train.csv, or the images' names or sizes, differ)", None
+            try:
+                self.folder = read_folder(where, n_classes=self.progress.n_classes)
+            except ValueError as e:
+                self.wrong = str(e)
+        if self.folder is not None and self.folder.sha256 != self.progress.data:
+            self.wrong, self.folder = (
+                f"{self.run} trains on other data than {self.folder.root} (train.csv, or the images' names or sizes, differ)",
+                None,
+            )
 
     def strip(self, image_id):
         "An image and its labels, read once; None and None where they are not at hand."
-        if self.folder is None: return None, None
+        if self.folder is None:
+            return None, None
         if image_id not in self._strips:
-            try: self._strips[image_id] = self.folder.image(image_id), self.folder.mask(image_id)
-            except ValueError: self._strips[image_id] = None, None # no image of this folder
+            try:
+                self._strips[image_id] = self.folder.image(image_id), self.folder.mask(image_id)
+            except ValueError:
+                self._strips[image_id] = None, None  # no image of this folder
         return self._strips[image_id]
 
     def examples(self, fold):
         "The examples of a fold, or None."
-        key = [s for s in self.stamps["examples.npz"] if s[0].parent.name == f"fold_{fold}"], self.progress.n_classes, self.progress.shape
-        if self._examples.get(fold, (None,))[0] != key: self._examples[fold] = key, read_examples(self.run, fold, *key[1:])
+        key = (
+            [s for s in self.stamps["examples.npz"] if s[0].parent.name == f"fold_{fold}"],
+            self.progress.n_classes,
+            self.progress.shape,
+        )
+        if self._examples.get(fold, (None,))[0] != key:
+            self._examples[fold] = key, read_examples(self.run, fold, *key[1:])
         return self._examples[fold][1]
 
 # %% ../nbs/45_monitor.ipynb #c23e1ac5
 class _CurvePanel(VBox):
     "The table and the curves."
+
     def __init__(self):
         self.table, self._key = HTML(), None
-        self.curves = {name: Image(format="png", layout=Layout(width="1150px", max_width="calc(100% - 4px)", height="auto", display="none")) for name in ("run", "parts")}
+        self.curves = {
+            name: Image(
+                format="png", layout=Layout(width="1150px", max_width="calc(100% - 4px)", height="auto", display="none")
+            )
+            for name in ("run", "parts")
+        }
         super().__init__([self.table, *self.curves.values()])
 
     def fill(self, key, progress, fold):
         "Draw anew where the key or what predicting nothing scores has changed."
         key = key, fold, [f.all_empty for f in progress.folds]
-        if key == self._key: return
+        if key == self._key:
+            return
         self._key, found = key, curve_pictures(progress, fold)
         for name, image in self.curves.items():
-            if name in found: image.value = found[name]
+            if name in found:
+                image.value = found[name]
             image.layout.display = None if name in found else "none"
         self.table.value = table_html(latest_table(progress, fold)) if progress.folds else ""
 
-    def still(self): # title to (H,W,3) uint8
+    def still(self):  # title to (H,W,3) uint8
         "The curves, for a still picture."
-        titles = {"run": "", "parts": "scores of each class, and of pairs with and without a defect (dotted: nothing predicted)"}
-        return {title: np.array(PILImage.open(io.BytesIO(self.curves[name].value)).convert("RGB")) for name, title in titles.items() if self.curves[name].layout.display != "none"}
+        titles = {
+            "run": "",
+            "parts": "scores of each class, and of pairs with and without a defect (dotted: nothing predicted)",
+        }
+        return {
+            title: np.array(PILImage.open(io.BytesIO(self.curves[name].value)).convert("RGB"))
+            for name, title in titles.items()
+            if self.curves[name].layout.display != "none"
+        }
 
 # %% ../nbs/45_monitor.ipynb #d3f81aee
 class _Again(VBox):
     "A widget that looks again every few seconds while an event loop runs: `refresh()` is one look, `over()` says whether it was the last."
+
     watching = Bool(False)
 
     def __init__(self, every):
@@ -497,10 +772,13 @@ class _Again(VBox):
 
     @validate("watching")
     def _has_a_loop(self, proposal):
-        try: return proposal.value and bool(asyncio.get_running_loop())
-        except RuntimeError: return False # a script: refresh() looks once
+        try:
+            return proposal.value and bool(asyncio.get_running_loop())
+        except RuntimeError:
+            return False  # a script: refresh() looks once
 
-    def say(self, lines): self.said.value = "<b>" + line_html(lines[0]) + "</b>" + "".join(map(line_html, lines[1:]))
+    def say(self, lines):
+        self.said.value = "<b>" + line_html(lines[0]) + "</b>" + "".join(map(line_html, lines[1:]))
 
     def start(self):
         "Look again every few seconds, unless there is nothing more to come."
@@ -512,19 +790,27 @@ class _Again(VBox):
 
     def _run_or_rest(self):
         self.box.value = self.watching
-        if self.watching: self._task = self._task or asyncio.get_running_loop().create_task(self._watch())
-        elif self._task: self._task, _ = None, self._task.cancel()
+        if self.watching:
+            self._task = self._task or asyncio.get_running_loop().create_task(self._watch())
+        elif self._task:
+            self._task, _ = None, self._task.cancel()
 
     async def _watch(self):
         while True:
             await asyncio.sleep(self.every)
-            try: self.refresh()
-            except Exception as e: self.say([f"this look failed ({type(e).__name__}: {e}); the next comes in {self.every:g} s"]) # one bad look must not end the watch
-            if self.watching and self.over(): self.watching = False
+            try:
+                self.refresh()
+            except Exception as e:
+                self.say(
+                    [f"this look failed ({type(e).__name__}: {e}); the next comes in {self.every:g} s"]
+                )  # one bad look must not end the watch
+            if self.watching and self.over():
+                self.watching = False
 
     def close(self):
         "Look no more, and close the widget."
-        if self.watching: self.stop()
+        if self.watching:
+            self.stop()
         super().close()
 
 # %% ../nbs/45_monitor.ipynb #0080dcf0
@@ -535,58 +821,87 @@ class Monitor(_Again):
     `progress` is what it saw last, a `Progress`; `start()`, `stop()` and `refresh()` as they say; `picture()` is the view as one image.
     A run that is not there yet is waited for. Raises `ValueError` where `run` is no folder, or where the data is not that of the run.
     """
+
     fold, image_id = Int(None, allow_none=True), Unicode()
 
-    def __init__(self,
-        run:str|Path,    # a run folder; it need not be there yet
-        folder:str|Path|StripFolder|None=None, # its data, to see examples on their strips; None: data/ in the run folder where there is one
-        every:float=2.,  # seconds between looks
+    def __init__(
+        self,
+        run: str | Path,  # a run folder; it need not be there yet
+        folder: str
+        | Path
+        | StripFolder
+        | None = None,  # its data, to see examples on their strips; None: data/ in the run folder where there is one
+        every: float = 2.0,  # seconds between looks
     ):
         self.files, self.examples, self._drawn = _Files(run, folder), None, None
         super().__init__(every)
         self._build()
         self.observe(lambda change: self.refresh(), "fold")
         self.refresh()
-        if self.files.wrong: raise ValueError(self.files.wrong)
+        if self.files.wrong:
+            raise ValueError(self.files.wrong)
 
     @property
-    def progress(self) -> Progress: return self.files.progress
+    def progress(self) -> Progress:
+        return self.files.progress
 
     def _build(self):
-        self.menu = Dropdown(options=[("all folds", -1)], description="Show", layout=Layout(width="170px")) # a menu knows no None
-        self.bar = FloatProgress(min=0, max=1, description="Done", layout=Layout(width="380px", margin="2px 2px 2px 24px"))
+        self.menu = Dropdown(
+            options=[("all folds", -1)], description="Show", layout=Layout(width="170px")
+        )  # a menu knows no None
+        self.bar = FloatProgress(
+            min=0, max=1, description="Done", layout=Layout(width="380px", margin="2px 2px 2px 24px")
+        )
         self.panel, self.place = _CurvePanel(), VBox()
         self.children = [control_row(self.menu, self.again, self.box, self.bar), self.said, self.panel, self.place]
-        link((self, "fold"), (self.menu, "value"), (lambda fold: -1 if fold is None else fold, lambda value: None if value in (None, -1) else value))
+        link(
+            (self, "fold"),
+            (self.menu, "value"),
+            (lambda fold: -1 if fold is None else fold, lambda value: None if value in (None, -1) else value),
+        )
 
     @validate("fold", "image_id")
     def _fits(self, proposal):
         name, value, k = proposal.trait.name, proposal.value, len(self.progress.folds)
-        if name == "fold" and value is not None and not 0 <= value < k: raise ValueError(f"{self.files.run}: no fold {value!r}" + (f"; give one of 0 to {k - 1}, or None for all" if k else " yet"))
-        if name == "image_id" and value and (self.examples is None or value not in self.examples.all): raise ValueError(f"no example {value!r} among those shown")
+        if name == "fold" and value is not None and not 0 <= value < k:
+            raise ValueError(
+                f"{self.files.run}: no fold {value!r}"
+                + (f"; give one of 0 to {k - 1}, or None for all" if k else " yet")
+            )
+        if name == "image_id" and value and (self.examples is None or value not in self.examples.all):
+            raise ValueError(f"no example {value!r} among those shown")
         return value
 
-    def over(self): return self.progress.finished
+    def over(self):
+        return self.progress.finished
 
     def refresh(self):
         "Look once: read what has changed and show it. What cannot be read is not there yet."
         self.files.look()
         k = len(self.progress.folds)
-        if k != len(self.menu.options) - 1: self.fold, self.menu.options = None, [("all folds", -1), *((f"fold {i}", i) for i in range(k))]
+        if k != len(self.menu.options) - 1:
+            self.fold, self.menu.options = None, [("all folds", -1), *((f"fold {i}", i) for i in range(k))]
         folds = [f for f in self.progress.folds if self.fold in (None, f.fold)]
         self.panel.fill((self.files.stamps["config.json"], self.files.stamps["history.csv"]), self.progress, self.fold)
         self._draw_examples(folds)
-        self.bar.value = sum(f.part for f in folds)/len(folds) if folds else 0.
+        self.bar.value = sum(f.part for f in folds) / len(folds) if folds else 0.0
         self.say(self.lines())
 
-    def lines(self) -> list: # of str
+    def lines(self) -> list:  # of str
         "What it says in words, plain."
-        more = [self.files.wrong] if self.files.wrong else ["Give the data folder as well to see examples on their strips."] if self.files.folder is None and self.examples is not None else []
+        more = (
+            [self.files.wrong]
+            if self.files.wrong
+            else ["Give the data folder as well to see examples on their strips."]
+            if self.files.folder is None and self.examples is not None
+            else []
+        )
         return progress_lines(self.progress, self.fold) + more
 
     def _draw_examples(self, folds):
         p, key = self.progress, (self.fold, self.files.stamps["examples.npz"])
-        if not p.shape or self._drawn == (p.shape, p.n_classes, key): return
+        if not p.shape or self._drawn == (p.shape, p.n_classes, key):
+            return
         if self.examples is None or (self.examples.shape, self.examples.n_classes) != (p.shape, p.n_classes):
             self.examples = _ExamplePanel(p.shape, p.n_classes)
             self.place.children = [self.examples]
@@ -597,9 +912,14 @@ class Monitor(_Again):
     def picture(self) -> Picture:
         "What the widget shows now, as one image."
         curves, examples = self.panel.still(), self.examples.still() if self.examples is not None else {}
-        return still({**curves, **examples} or {"": np.full((40, 1150), 238, np.uint8)}, self.lines(), COMPARE if examples else {})
+        return still(
+            {**curves, **examples} or {"": np.full((40, 1150), 238, np.uint8)},
+            self.lines(),
+            COMPARE if examples else {},
+        )
 
-    def __repr__(self): return f"Monitor({str(self.files.run)!r}: {'; '.join(f'fold {f.fold} {f.state}' for f in self.progress.folds) or self.progress.note})"
+    def __repr__(self):
+        return f"Monitor({str(self.files.run)!r}: {'; '.join(f'fold {f.fold} {f.state}' for f in self.progress.folds) or self.progress.note})"
 
     def _repr_mimebundle_(self, **kwargs):
         self.start()

@@ -18,8 +18,12 @@ class Ralamb(torch.optim.Optimizer):
     Raises `ValueError` for a rate, decay or beta that makes no sense.
     Source: github.com/mgrankin/over9000 (ralamb.py); Liu et al. 2019, On the Variance of the Adaptive Learning Rate and Beyond; You et al. 2017.
     """
-    def __init__(self, params, lr=1e-3, betas=(.9, .999), eps=1e-8, weight_decay=0.):
-        if lr < 0 or eps <= 0 or weight_decay < 0 or not all(0 <= b < 1 for b in betas): raise ValueError(f"lr={lr}, betas={betas}, eps={eps}, weight_decay={weight_decay}: lr and decay from 0, eps above 0, betas in 0 to 1")
+
+    def __init__(self, params, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0):
+        if lr < 0 or eps <= 0 or weight_decay < 0 or not all(0 <= b < 1 for b in betas):
+            raise ValueError(
+                f"lr={lr}, betas={betas}, eps={eps}, weight_decay={weight_decay}: lr and decay from 0, eps above 0, betas in 0 to 1"
+            )
         super().__init__(params, dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay))
 
     @torch.no_grad()
@@ -29,20 +33,29 @@ class Ralamb(torch.optim.Optimizer):
         for group in self.param_groups:
             b1, b2 = group["betas"]
             for p in group["params"]:
-                if p.grad is None: continue
+                if p.grad is None:
+                    continue
                 state = self.state[p]
-                if not state: state.update(step=0, exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
+                if not state:
+                    state.update(step=0, exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
                 state["step"] += 1
-                t, m, v = state["step"], state["exp_avg"].lerp_(p.grad, 1 - b1), state["exp_avg_sq"].mul_(b2).addcmul_(p.grad, p.grad, value=1 - b2)
-                longest = 2/(1 - b2) - 1
-                length = longest - 2*t*b2**t/(1 - b2**t)  # of the average that v is: how many steps it knows
-                step = m/(1 - b1**t)
+                t, m, v = (
+                    state["step"],
+                    state["exp_avg"].lerp_(p.grad, 1 - b1),
+                    state["exp_avg_sq"].mul_(b2).addcmul_(p.grad, p.grad, value=1 - b2),
+                )
+                longest = 2 / (1 - b2) - 1
+                length = longest - 2 * t * b2**t / (1 - b2**t)  # of the average that v is: how many steps it knows
+                step = m / (1 - b1**t)
                 if length > 5:
-                    rectified = math.sqrt((length - 4)*(length - 2)*longest/((longest - 4)*(longest - 2)*length))
-                    step = step*rectified/((v/(1 - b2**t)).sqrt() + group["eps"])
-                if group["weight_decay"]: step = step + group["weight_decay"]*p
+                    rectified = math.sqrt(
+                        (length - 4) * (length - 2) * longest / ((longest - 4) * (longest - 2) * length)
+                    )
+                    step = step * rectified / ((v / (1 - b2**t)).sqrt() + group["eps"])
+                if group["weight_decay"]:
+                    step = step + group["weight_decay"] * p
                 size, far = p.norm().clamp(max=10), step.norm()
-                p.sub_(step*torch.where((size > 0) & (far > 0), size/far, torch.ones_like(far))*group["lr"])
+                p.sub_(step * torch.where((size > 0) & (far > 0), size / far, torch.ones_like(far)) * group["lr"])
         return loss
 
 # %% ../nbs/24_optim.ipynb #35ba5ebf
@@ -52,12 +65,15 @@ class Lookahead(torch.optim.Optimizer):
     It shares the other's parameter groups and state; the count of steps is kept in the first group, and saved with it.
     Source: Zhang et al. 2019, Lookahead Optimizer: k steps forward, 1 step back.
     """
-    def __init__(self,
-        base,    # a torch optimiser
-        k:int=6, # steps between two moves of the slow weights
-        alpha:float=.5,
+
+    def __init__(
+        self,
+        base,  # a torch optimiser
+        k: int = 6,  # steps between two moves of the slow weights
+        alpha: float = 0.5,
     ):
-        if k < 1 or not 0 < alpha <= 1: raise ValueError(f"k={k}, alpha={alpha}: k from 1, alpha above 0 and at most 1")
+        if k < 1 or not 0 < alpha <= 1:
+            raise ValueError(f"k={k}, alpha={alpha}: k from 1, alpha above 0 and at most 1")
         super().__init__(base.param_groups, {})
         self.base, self.k, self.alpha = base, k, alpha
         self.param_groups, self.state = base.param_groups, base.state
@@ -67,13 +83,16 @@ class Lookahead(torch.optim.Optimizer):
     def step(self, closure=None):
         "A step of the base optimiser, and after every k-th one of the slow weights."
         params = [p for group in self.param_groups for p in group["params"]]
-        if not self.param_groups[0]["lookahead"]: self.kept = {p: p.detach().clone() for p in params}
+        if not self.param_groups[0]["lookahead"]:
+            self.kept = {p: p.detach().clone() for p in params}
         loss = self.base.step(closure)
-        for p, slow in getattr(self, "kept", {}).items(): self.state[p]["slow"] = slow  # after the base has made its own state
+        for p, slow in getattr(self, "kept", {}).items():
+            self.state[p]["slow"] = slow  # after the base has made its own state
         self.kept = {}
         self.param_groups[0]["lookahead"] += 1
         if self.param_groups[0]["lookahead"] % self.k == 0:
-            for p in params: p.copy_(self.state[p]["slow"].lerp_(p, self.alpha))
+            for p in params:
+                p.copy_(self.state[p]["slow"].lerp_(p, self.alpha))
         return loss
 
     def load_state_dict(self, state):
@@ -90,53 +109,65 @@ OPTIMISERS = {
     "over9000": Ralamb,  # with Lookahead around it
 }
 
+
 def _groups(model, lr, weight_decay, encoder_lr):
     "Parameter groups: encoder and the rest, decayed and not; each knows its part of the rate."
     encoder, groups = {id(p) for p in model.net.encoder.parameters()}, {}
     for p in model.parameters():
-        scale, decay = encoder_lr if id(p) in encoder else 1., weight_decay if p.ndim > 1 else 0.
+        scale, decay = encoder_lr if id(p) in encoder else 1.0, weight_decay if p.ndim > 1 else 0.0
         groups.setdefault((scale, decay), []).append(p)
-    return [dict(params=params, lr=lr*scale, scale=scale, weight_decay=decay) for (scale, decay), params in groups.items()]
+    return [
+        dict(params=params, lr=lr * scale, scale=scale, weight_decay=decay) for (scale, decay), params in groups.items()
+    ]
+
 
 def build_optimizer(
-    name:str,              # a key of `OPTIMISERS`
-    model,                 # a `SegModel`
-    lr:float,              # of the decoder and the heads
-    weight_decay:float=1e-2,# of weights; not of biases and norms
-    encoder_lr:float=1.,   # the encoder's rate as a part of lr; 0 leaves the encoder as it is
-    lookahead:int=0,       # steps between the slow weights' moves, 0: none; over9000 takes 6 where 0 is given
+    name: str,  # a key of `OPTIMISERS`
+    model,  # a `SegModel`
+    lr: float,  # of the decoder and the heads
+    weight_decay: float = 1e-2,  # of weights; not of biases and norms
+    encoder_lr: float = 1.0,  # the encoder's rate as a part of lr; 0 leaves the encoder as it is
+    lookahead: int = 0,  # steps between the slow weights' moves, 0: none; over9000 takes 6 where 0 is given
 ) -> torch.optim.Optimizer:
     "An optimiser by name over all of a net's parameters. Raises `ValueError` for another name, or a number that makes no sense."
-    if name not in OPTIMISERS: raise ValueError(f"no optimiser is called {name!r}; there are {', '.join(OPTIMISERS)}")
+    if name not in OPTIMISERS:
+        raise ValueError(f"no optimiser is called {name!r}; there are {', '.join(OPTIMISERS)}")
     for what, x in (("lr", lr), ("weight_decay", weight_decay), ("encoder_lr", encoder_lr), ("lookahead", lookahead)):
-        if not (math.isfinite(x) and x >= 0): raise ValueError(f"{what}={x} is not a number from 0")
+        if not (math.isfinite(x) and x >= 0):
+            raise ValueError(f"{what}={x} is not a number from 0")
     optimizer = OPTIMISERS[name](_groups(model, lr, weight_decay, encoder_lr), lr=lr)
     k = lookahead or (6 if name == "over9000" else 0)
     return Lookahead(optimizer, k) if k else optimizer
 
+
 def set_rate(
-    optimizer,               # from `build_optimizer`, perhaps wrapped by accelerate
-    lr:float,                # as from `rate_at`
-    beta1:float|None=None,   # as from `beta1_at`; None leaves it
+    optimizer,  # from `build_optimizer`, perhaps wrapped by accelerate
+    lr: float,  # as from `rate_at`
+    beta1: float | None = None,  # as from `beta1_at`; None leaves it
 ):
     "Give every group of parameters its rate."
     for group in optimizer.param_groups:
-        group["lr"] = lr*group["scale"]
-        if beta1 is not None: group["betas"] = (beta1, group["betas"][1])
+        group["lr"] = lr * group["scale"]
+        if beta1 is not None:
+            group["betas"] = (beta1, group["betas"][1])
 
 # %% ../nbs/24_optim.ipynb #0033d00d
 def optimizer_parts(
-    state:dict, # `optimizer.state_dict()`
-) -> tuple[dict, dict]: # tensors by flat name; a rest that JSON can hold
+    state: dict,  # `optimizer.state_dict()`
+) -> tuple[dict, dict]:  # tensors by flat name; a rest that JSON can hold
     "An optimiser's state in two parts, for a file of tensors with JSON in its header."
     flat = {f"{i}.{name}": v for i, slot in state["state"].items() for name, v in slot.items()}
     tensors = {name: v for name, v in flat.items() if torch.is_tensor(v)}
-    return tensors, {"plain": {name: v for name, v in flat.items() if name not in tensors}, "param_groups": state["param_groups"]}
+    return tensors, {
+        "plain": {name: v for name, v in flat.items() if name not in tensors},
+        "param_groups": state["param_groups"],
+    }
+
 
 def optimizer_state(
-    tensors:dict,
-    rest:dict, # perhaps read back from JSON
-) -> dict: # for `optimizer.load_state_dict`
+    tensors: dict,
+    rest: dict,  # perhaps read back from JSON
+) -> dict:  # for `optimizer.load_state_dict`
     "The reverse of `optimizer_parts`."
     state = {}
     for name, v in {**tensors, **rest["plain"]}.items():
@@ -146,10 +177,11 @@ def optimizer_state(
     groups = [{k: tuple(v) if k == "betas" else v for k, v in g.items()} for g in rest["param_groups"]]
     return {"state": state, "param_groups": groups}
 
+
 def restore_optimizer(
-    optimizer,    # one like that whose state it is, perhaps wrapped by accelerate
-    tensors:dict, # as from `optimizer_parts`
-    rest:dict,
+    optimizer,  # one like that whose state it is, perhaps wrapped by accelerate
+    tensors: dict,  # as from `optimizer_parts`
+    rest: dict,
 ):
     """Load a state that came through a file.
 
@@ -158,60 +190,81 @@ def restore_optimizer(
     """
     optimizer.load_state_dict(optimizer_state(tensors, rest))
     for p, slot in optimizer.state.items():
-        slot.update({k: torch.empty_like(p).copy_(t) for k, t in slot.items() if torch.is_tensor(t) and t.shape == p.shape and t.stride() != p.stride()})
+        slot.update(
+            {
+                k: torch.empty_like(p).copy_(t)
+                for k, t in slot.items()
+                if torch.is_tensor(t) and t.shape == p.shape and t.stride() != p.stride()
+            }
+        )
 
 # %% ../nbs/24_optim.ipynb #97242832
 SCHEDULES = ("cosine", "flat_cosine", "one_cycle", "plateau", "constant")
+
 
 def _falls(scores, patience):
     "How often a score that should rise has not for more than `patience` epochs, counting anew after each time."
     best, since, falls = -math.inf, 0, 0
     for score in scores:
-        if score > best: best, since = score, 0
-        else: since += 1
-        if since > patience: falls, since = falls + 1, 0
+        if score > best:
+            best, since = score, 0
+        else:
+            since += 1
+        if since > patience:
+            falls, since = falls + 1, 0
     return falls
 
-def _cosine(start, end, part): return end + (start - end)*(1 + math.cos(math.pi*part))/2
+
+def _cosine(start, end, part):
+    return end + (start - end) * (1 + math.cos(math.pi * part)) / 2
+
 
 def _cycle(step, total, warmup, start, turn, end):
     "From start to turn along a cosine in the warm-up, and on to end."
-    top = float(warmup*total) - 1  # as torch counts
-    if step <= top: return _cosine(start, turn, step/top if top > 0 else 1)
-    return _cosine(turn, end, min(1, (step - top)/(total - 1 - top)) if total - 1 > top else 1)
+    top = float(warmup * total) - 1  # as torch counts
+    if step <= top:
+        return _cosine(start, turn, step / top if top > 0 else 1)
+    return _cosine(turn, end, min(1, (step - top) / (total - 1 - top)) if total - 1 > top else 1)
+
 
 def rate_at(
-    step:int,      # steps done before this one, 0 to total-1
-    total:int,     # of the stage
-    lr:float,      # the highest rate
-    schedule:str="cosine", # one of `SCHEDULES`
-    warmup:float=.05,# part of the steps in which it rises
-    flat:float=.72,# flat_cosine: part of all steps before it falls
-    scores=(),     # plateau: of the stage's finished epochs, higher is better
-    patience:int=3,# plateau
-    factor:float=.9,# plateau
+    step: int,  # steps done before this one, 0 to total-1
+    total: int,  # of the stage
+    lr: float,  # the highest rate
+    schedule: str = "cosine",  # one of `SCHEDULES`
+    warmup: float = 0.05,  # part of the steps in which it rises
+    flat: float = 0.72,  # flat_cosine: part of all steps before it falls
+    scores=(),  # plateau: of the stage's finished epochs, higher is better
+    patience: int = 3,  # plateau
+    factor: float = 0.9,  # plateau
 ) -> float:
     """The learning rate of one step, a function of its arguments.
 
     Raises `ValueError` for another schedule. Sources: cosine Loshchilov and Hutter 2017; one_cycle Smith 2018 as in
     `torch.optim.lr_scheduler.OneCycleLR`; plateau as in `ReduceLROnPlateau` with mode "max" and threshold 0; flat_cosine as in fastai.
     """
-    if schedule not in SCHEDULES: raise ValueError(f"no schedule is called {schedule!r}; there are {', '.join(SCHEDULES)}")
-    if schedule == "one_cycle": return _cycle(step, total, warmup, lr/25, lr, lr/25e4)
-    warm = round(warmup*total)
-    if step < warm: return lr*(step + 1)/(warm + 1)
-    if schedule == "cosine": return _cosine(lr, 0, (step - warm)/(total - warm))
+    if schedule not in SCHEDULES:
+        raise ValueError(f"no schedule is called {schedule!r}; there are {', '.join(SCHEDULES)}")
+    if schedule == "one_cycle":
+        return _cycle(step, total, warmup, lr / 25, lr, lr / 25e4)
+    warm = round(warmup * total)
+    if step < warm:
+        return lr * (step + 1) / (warm + 1)
+    if schedule == "cosine":
+        return _cosine(lr, 0, (step - warm) / (total - warm))
     if schedule == "flat_cosine":
-        start = max(warm, round(flat*total))
-        return lr if step < start else _cosine(lr, 0, (step - start)/(total - start))
-    return lr*factor**_falls(scores, patience) if schedule == "plateau" else lr
+        start = max(warm, round(flat * total))
+        return lr if step < start else _cosine(lr, 0, (step - start) / (total - start))
+    return lr * factor ** _falls(scores, patience) if schedule == "plateau" else lr
+
 
 def beta1_at(
-    step:int,
-    total:int,
-    schedule:str,
-    warmup:float=.05,
-) -> float|None: # None: as the optimiser has it
+    step: int,
+    total: int,
+    schedule: str,
+    warmup: float = 0.05,
+) -> float | None:  # None: as the optimiser has it
     "The first beta of a step: one_cycle's goes from .95 down to .85 and up again while the rate rises and falls."
-    if schedule != "one_cycle": return None
-    return _cycle(step, total, warmup, .95, .85, .95)
+    if schedule != "one_cycle":
+        return None
+    return _cycle(step, total, warmup, 0.95, 0.85, 0.95)

@@ -10,22 +10,36 @@ __all__ = ['GATES', 'NEEDS_SCORE', 'Rule', 'gates_of_classifier', 'product_level
 import operator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+
 import cv2
 import numpy as np
+
 from .files import read_json, write_json
 
 # %% ../nbs/18_post.ipynb #74b8f98b
-GATES = {"peak": 255, "score": 255, "sum": 510, "core": 255, "product": 1, "area": 1000} # every gate_by, and the highest gate it knows
+GATES = {
+    "peak": 255,
+    "score": 255,
+    "sum": 510,
+    "core": 255,
+    "product": 1,
+    "area": 1000,
+}  # every gate_by, and the highest gate it knows
 NEEDS_SCORE = ("score", "sum", "product", "area")  # those that mean nothing without a score for each image and class
+
 
 def _whole_number(name, value, low, high):
     "An int in low..high, or a ValueError that names the field."
     try:
-        if isinstance(value, (bool, np.bool_)): raise TypeError
+        if isinstance(value, (bool, np.bool_)):
+            raise TypeError
         number = operator.index(value)
-    except TypeError: raise ValueError(f"{name} must be an integer, not {value!r}") from None
-    if number < low or (high is not None and number > high): raise ValueError(f"{name} {number} is outside {low}..{'' if high is None else high}")
+    except TypeError:
+        raise ValueError(f"{name} must be an integer, not {value!r}") from None
+    if number < low or (high is not None and number > high):
+        raise ValueError(f"{name} {number} is outside {low}..{'' if high is None else high}")
     return number
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -51,25 +65,36 @@ class Rule:
 
     Raises `ValueError` that names the field.
     """
-    thresh:int=128        # level 1..255; thresh/255 is the probability
-    min_area:int=0        # pixels
-    fill_holes:bool=False # before components are looked at
-    min_component:int=0   # pixels
-    connectivity:int=8    # 4 or 8
-    gate:int=0            # 0 is off; a level 0..255 for most, see gate_by
-    gate_by:str="peak"    # "peak", "score", "sum", "core", "product" or "area"
+
+    thresh: int = 128  # level 1..255; thresh/255 is the probability
+    min_area: int = 0  # pixels
+    fill_holes: bool = False  # before components are looked at
+    min_component: int = 0  # pixels
+    connectivity: int = 8  # 4 or 8
+    gate: int = 0  # 0 is off; a level 0..255 for most, see gate_by
+    gate_by: str = "peak"  # "peak", "score", "sum", "core", "product" or "area"
 
     def __post_init__(self):
-        if not isinstance(self.gate_by, str) or self.gate_by not in GATES: raise ValueError(f"gate_by must be one of {', '.join(GATES)}, not {self.gate_by!r}")
-        for name, low, high in (("thresh", 1, 255), ("min_area", 0, None), ("min_component", 0, None), ("connectivity", 4, 8), ("gate", 0, GATES[self.gate_by])):
+        if not isinstance(self.gate_by, str) or self.gate_by not in GATES:
+            raise ValueError(f"gate_by must be one of {', '.join(GATES)}, not {self.gate_by!r}")
+        for name, low, high in (
+            ("thresh", 1, 255),
+            ("min_area", 0, None),
+            ("min_component", 0, None),
+            ("connectivity", 4, 8),
+            ("gate", 0, GATES[self.gate_by]),
+        ):
             object.__setattr__(self, name, _whole_number(name, getattr(self, name), low, high))
-        if self.connectivity not in (4, 8): raise ValueError(f"connectivity must be 4 or 8, not {self.connectivity}")
-        if not isinstance(self.fill_holes, (bool, np.bool_)): raise ValueError(f"fill_holes must be True or False, not {self.fill_holes!r}")
+        if self.connectivity not in (4, 8):
+            raise ValueError(f"connectivity must be 4 or 8, not {self.connectivity}")
+        if not isinstance(self.fill_holes, (bool, np.bool_)):
+            raise ValueError(f"fill_holes must be True or False, not {self.fill_holes!r}")
         object.__setattr__(self, "fill_holes", bool(self.fill_holes))
 
+
 def gates_of_classifier(
-    rules, # of Rule
-) -> list: # of gate_by, sorted; empty where no rule needs a score
+    rules,  # of Rule
+) -> list:  # of gate_by, sorted; empty where no rule needs a score
     "The gates among the rules that ask a classifier (`NEEDS_SCORE`)."
     return sorted({r.gate_by for r in rules if r.gate and r.gate_by in NEEDS_SCORE})
 
@@ -79,6 +104,7 @@ def _fill_holes(mask):
     framed = cv2.copyMakeBorder(mask, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
     cv2.floodFill(framed, None, (0, 0), 2, flags=4)
     return (framed[1:-1, 1:-1] != 2).astype(np.uint8)
+
 
 def _drop_components(mask, smallest, connectivity):
     "The (H,W) uint8 0/1 mask without its components of fewer than `smallest` pixels."
@@ -91,92 +117,127 @@ def _drop_components(mask, smallest, connectivity):
 def _mask_at(prob, level, rule):
     "The (H,W) uint8 0/1 mask at a level after holes were filled and components dropped."
     mask = (prob >= level).view(np.uint8)
-    if not mask.any(): return mask
-    if rule.fill_holes: mask = _fill_holes(mask)
-    if rule.min_component > 1: mask = _drop_components(mask, rule.min_component, rule.connectivity)
+    if not mask.any():
+        return mask
+    if rule.fill_holes:
+        mask = _fill_holes(mask)
+    if rule.min_component > 1:
+        mask = _drop_components(mask, rule.min_component, rule.connectivity)
     return mask
+
 
 def product_level(thresh, score):
     "The lowest level at which level*score >= thresh*255: beyond 255, so none, where the score is low. Both may be arrays of integers."
-    return np.where(np.asarray(score) > 0, -(-255*np.asarray(thresh, np.int64)//np.maximum(score, 1)), 256)
+    return np.where(np.asarray(score) > 0, -(-255 * np.asarray(thresh, np.int64) // np.maximum(score, 1)), 256)
+
 
 def apply_rule(
-    prob:np.ndarray, # (H,W) uint8, levels of one class
-    rule:Rule,
-    score=None,      # the image's class score, a level 0..255; None: there is none
-) -> np.ndarray: # (H,W) bool
+    prob: np.ndarray,  # (H,W) uint8, levels of one class
+    rule: Rule,
+    score=None,  # the image's class score, a level 0..255; None: there is none
+) -> np.ndarray:  # (H,W) bool
     """The mask that `rule` makes of one map; `Rule` says how.
 
     Raises `ValueError` for another kind of array, for a score that is not an integer 0..255, and where the rule needs one and none is given.
     """
     prob = np.asarray(prob)
-    if prob.ndim != 2 or prob.dtype != np.uint8: raise ValueError(f"a map must be uint8 (H,W), not {prob.dtype} {prob.shape}")
+    if prob.ndim != 2 or prob.dtype != np.uint8:
+        raise ValueError(f"a map must be uint8 (H,W), not {prob.dtype} {prob.shape}")
     if score is not None:
-        try: score = _whole_number("score", score, 0, 255)
-        except ValueError as e: raise ValueError(f"{e}: a score is a level, as that of a pixel; a probability p has the level round(255*p)") from None
+        try:
+            score = _whole_number("score", score, 0, 255)
+        except ValueError as e:
+            raise ValueError(
+                f"{e}: a score is a level, as that of a pixel; a probability p has the level round(255*p)"
+            ) from None
     by, level = rule.gate_by if rule.gate else "", rule.thresh
-    if score is None and by in NEEDS_SCORE: raise ValueError(f"a rule with gate_by={by!r} needs a score for each image and class, and none is given")
+    if score is None and by in NEEDS_SCORE:
+        raise ValueError(f"a rule with gate_by={by!r} needs a score for each image and class, and none is given")
     if by in ("peak", "score", "sum"):
         peak = int(prob.max(initial=0))
-        if {"peak": peak, "score": score, "sum": peak + (score or 0)}[by] < rule.gate: return np.zeros(prob.shape, bool)
-    if by == "product": level = int(product_level(level, score))
+        if {"peak": peak, "score": score, "sum": peak + (score or 0)}[by] < rule.gate:
+            return np.zeros(prob.shape, bool)
+    if by == "product":
+        level = int(product_level(level, score))
     mask = _mask_at(prob, level, rule)
     measured, needed = np.count_nonzero(mask), rule.min_area
-    if by == "core": measured, needed = np.count_nonzero(_mask_at(prob, rule.gate, rule)), max(1, needed)
-    if by == "area": measured, needed = measured*255, max(1, needed)*(255*rule.gate - (rule.gate - 1)*score)
+    if by == "core":
+        measured, needed = np.count_nonzero(_mask_at(prob, rule.gate, rule)), max(1, needed)
+    if by == "area":
+        measured, needed = measured * 255, max(1, needed) * (255 * rule.gate - (rule.gate - 1) * score)
     return mask.view(bool) if measured >= needed else np.zeros(prob.shape, bool)
 
+
 def apply_rules(
-    probs:np.ndarray, # (C,H,W) uint8
-    rules,            # C of Rule, in the order of the channels
-    scores=None,      # C levels 0..255; None: there are none
-) -> np.ndarray: # (C,H,W) bool
+    probs: np.ndarray,  # (C,H,W) uint8
+    rules,  # C of Rule, in the order of the channels
+    scores=None,  # C levels 0..255; None: there are none
+) -> np.ndarray:  # (C,H,W) bool
     "The masks of one image. Raises `ValueError` as `apply_rule` does, and where there are more or fewer rules or scores than maps."
     probs, rules = np.asarray(probs), tuple(rules)
-    if probs.ndim != 3: raise ValueError(f"maps must be (C,H,W), not {probs.shape}")
-    scores = (None,)*len(rules) if scores is None else tuple(scores)
-    if not len(probs) == len(rules) == len(scores): raise ValueError(f"{len(probs)} maps, {len(rules)} rules, {len(scores)} scores: one of each per class is needed")
+    if probs.ndim != 3:
+        raise ValueError(f"maps must be (C,H,W), not {probs.shape}")
+    scores = (None,) * len(rules) if scores is None else tuple(scores)
+    if not len(probs) == len(rules) == len(scores):
+        raise ValueError(
+            f"{len(probs)} maps, {len(rules)} rules, {len(scores)} scores: one of each per class is needed"
+        )
     return np.stack([apply_rule(*each) for each in zip(probs, rules, scores)])
 
 # %% ../nbs/18_post.ipynb #623ff1a3
 _FORMAT = "steel_seg rules 1"
 
+
 def write_rules(
-    path:str|Path, # a JSON file, written whole or not at all
-    rules,         # of Rule, in the order of the channels
-    **facts,       # what should be known about them: scores, data hash; anything JSON can hold
+    path: str | Path,  # a JSON file, written whole or not at all
+    rules,  # of Rule, in the order of the channels
+    **facts,  # what should be known about them: scores, data hash; anything JSON can hold
 ) -> Path:
     "Write rules and facts about them to a JSON file; returns its path."
     return write_json(path, {"format": _FORMAT, "rules": [asdict(rule) for rule in rules], "facts": facts})
 
+
 class Rules(tuple):
     "C of `Rule` together, with what is known about them in `facts`; `save` writes both to a file that `read_rules` reads."
-    def __new__(cls,
-        rules,   # of Rule, in the order of the channels
-        **facts, # as for `write_rules`
+
+    def __new__(
+        cls,
+        rules,  # of Rule, in the order of the channels
+        **facts,  # as for `write_rules`
     ):
         self = super().__new__(cls, rules)
         self.facts = facts
         return self
 
-    def save(self,
-        path:str|Path, # a JSON file, written whole or not at all
+    def save(
+        self,
+        path: str | Path,  # a JSON file, written whole or not at all
     ) -> Path:
         "Write them; returns the path."
         return write_rules(path, self, **self.facts)
 
+
 def read_rules(
-    path:str|Path, # a file that `write_rules` wrote, perhaps changed by hand
-) -> tuple: # (tuple of Rule, dict of facts)
+    path: str | Path,  # a file that `write_rules` wrote, perhaps changed by hand
+) -> tuple:  # (tuple of Rule, dict of facts)
     "Rules and facts from a JSON file. Raises `ValueError` that names the file and what is wrong in it."
     found = read_json(path)
-    if not isinstance(found, dict) or found.get("format") != _FORMAT: raise ValueError(f"{path}: not a rule file (its format is not {_FORMAT!r})")
-    if set(found) != {"format", "rules", "facts"}: raise ValueError(f"{path}: keys {sorted(found)}, where 'format', 'rules' and 'facts' are expected")
-    if not isinstance(found["rules"], list): raise ValueError(f"{path}: 'rules' is {found['rules']!r}, not a list with a rule per class")
+    if not isinstance(found, dict) or found.get("format") != _FORMAT:
+        raise ValueError(f"{path}: not a rule file (its format is not {_FORMAT!r})")
+    if set(found) != {"format", "rules", "facts"}:
+        raise ValueError(f"{path}: keys {sorted(found)}, where 'format', 'rules' and 'facts' are expected")
+    if not isinstance(found["rules"], list):
+        raise ValueError(f"{path}: 'rules' is {found['rules']!r}, not a list with a rule per class")
     known, rules = {field.name for field in fields(Rule)}, []
     for channel, kwargs in enumerate(found["rules"]):
-        if not isinstance(kwargs, dict): raise ValueError(f"{path}: rules[{channel}] is {kwargs!r}, not a rule")
-        if odd := sorted(set(kwargs) - known): raise ValueError(f"{path}: rules[{channel}] has an unknown key {odd[0]!r}; a rule has {', '.join(sorted(known))}")
-        try: rules.append(Rule(**kwargs))
-        except ValueError as e: raise ValueError(f"{path}: rules[{channel}]: {e}") from None
+        if not isinstance(kwargs, dict):
+            raise ValueError(f"{path}: rules[{channel}] is {kwargs!r}, not a rule")
+        if odd := sorted(set(kwargs) - known):
+            raise ValueError(
+                f"{path}: rules[{channel}] has an unknown key {odd[0]!r}; a rule has {', '.join(sorted(known))}"
+            )
+        try:
+            rules.append(Rule(**kwargs))
+        except ValueError as e:
+            raise ValueError(f"{path}: rules[{channel}]: {e}") from None
     return tuple(rules), found["facts"]

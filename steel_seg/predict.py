@@ -6,7 +6,8 @@
 __all__ = ['FLIPS', 'predict_both', 'predict_probs', 'predict_oof', 'count_oof', 'predict_test']
 
 # %% ../nbs/28_predict.ipynb #00ce1322
-import os, threading
+import os
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
@@ -17,32 +18,37 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from tqdm import tqdm
 
-from .files import read_json, sha256_file, write_text
-from .data import StripFolder, class_id, csv_rows
-from .store import ProbStore, to_level
 from .curves import CurveCounter, Curves, read_curves, write_curves
+from .data import StripFolder, class_id, csv_rows
+from .files import read_json, sha256_file, write_text
 from .model import SegModel, load_model
+from .store import ProbStore, to_level
 from .train import folds_of, masks_and_classes, read_config
 
 # %% ../nbs/28_predict.ipynb #c9a1220b
 def _flipped(both_of, images, axes):
     "Mean over the images as they are and flipped along each of `axes`, of masks and classes. Pairs are averaged, so flipping the images only swaps the terms of a sum."
-    if not axes: return both_of(images)
+    if not axes:
+        return both_of(images)
     axis, rest = axes[0], axes[1:]
     (masks, classes), (mirrored, theirs) = _flipped(both_of, images, rest), _flipped(both_of, images.flip(axis), rest)
     return (masks + mirrored.flip(axis)) / 2, None if classes is None else (classes + theirs) / 2
 
+
 FLIPS = {"none": (), "hflip": (3,), "flips": (2, 3)}  # axes of (N,C,H,W)
 
+
 def _check_tta(tta):
-    if tta not in FLIPS: raise ValueError(f"tta={tta!r} is not one of {', '.join(FLIPS)}")
+    if tta not in FLIPS:
+        raise ValueError(f"tta={tta!r} is not one of {', '.join(FLIPS)}")
+
 
 def predict_both(
-    model:SegModel,         # on any device; its mode is left as it was
-    images:torch.Tensor,    # (N,1,H,W) uint8, on any device
-    tta:str="hflip",        # "none"; "hflip": mean of the image and its mirror image; "flips": of all four flips
-    precision:str="no",     # "bf16" or "fp16": autocast, but not on a CPU
-) -> tuple: # (N,C,H,W) float32 in 0..1 on the model's device; (N,C) likewise, or None where the net has no class head
+    model: SegModel,  # on any device; its mode is left as it was
+    images: torch.Tensor,  # (N,1,H,W) uint8, on any device
+    tta: str = "hflip",  # "none"; "hflip": mean of the image and its mirror image; "flips": of all four flips
+    precision: str = "no",  # "bf16" or "fp16": autocast, but not on a CPU
+) -> tuple:  # (N,C,H,W) float32 in 0..1 on the model's device; (N,C) likewise, or None where the net has no class head
     "Probabilities of pixels and of classes of a batch, in eval mode; raises `ValueError` for a `tta` that is not known."
     _check_tta(tta)
     device = next(model.parameters()).device
@@ -50,77 +56,119 @@ def predict_both(
     was = model.training
     model.eval()
     with torch.inference_mode(), torch.autocast(device.type, half) if half and device.type != "cpu" else nullcontext():
-        probs = _flipped(lambda x: [o if o is None else o.float().sigmoid() for o in masks_and_classes(model(x))], images.to(device), FLIPS[tta])
+        probs = _flipped(
+            lambda x: [o if o is None else o.float().sigmoid() for o in masks_and_classes(model(x))],
+            images.to(device),
+            FLIPS[tta],
+        )
     model.train(was)
     return probs
 
+
 def predict_probs(
-    model:SegModel,         # as for `predict_both`
-    images:torch.Tensor,    # (N,1,H,W) uint8, on any device
-    tta:str="hflip",        # as for `predict_both`
-    precision:str="no",     # as for `predict_both`
-) -> torch.Tensor: # (N,C,H,W) float32 in 0..1, on the model's device
+    model: SegModel,  # as for `predict_both`
+    images: torch.Tensor,  # (N,1,H,W) uint8, on any device
+    tta: str = "hflip",  # as for `predict_both`
+    precision: str = "no",  # as for `predict_both`
+) -> torch.Tensor:  # (N,C,H,W) float32 in 0..1, on the model's device
     "Probabilities of the pixels of a batch: the first that `predict_both` returns."
     return predict_both(model, images, tta, precision)[0]
 
 # %% ../nbs/28_predict.ipynb #4995d423
 class _Keeper:
     "Where predictions go: levels by `write`, classes to a csv; for the first process to use, from any number of threads."
+
     def __init__(self, path, image_ids, n_classes, write, unwritten, has_classes):
-        self.path, self.ids, self.columns, self.write, self.unwritten = path, image_ids, [f"class_{class_id(c)}" for c in range(n_classes)], write, set(unwritten)
+        self.path, self.ids, self.columns, self.write, self.unwritten = (
+            path,
+            image_ids,
+            [f"class_{class_id(c)}" for c in range(n_classes)],
+            write,
+            set(unwritten),
+        )
         self.scores = self._read() if has_classes else None
         self.since, self.lock = 0, threading.Lock()
 
     def _read(self):
         rows = csv_rows(self.path)[0] if self.path.exists() else []
-        return {fields[0]: fields[1:] for _, fields in rows[1:] if len(fields) == 1 + len(self.columns) and fields[0] in set(self.ids)}
+        return {
+            fields[0]: fields[1:]
+            for _, fields in rows[1:]
+            if len(fields) == 1 + len(self.columns) and fields[0] in set(self.ids)
+        }
 
-    def missing(self): # of str: what is left to predict
+    def missing(self):  # of str: what is left to predict
         return [i for i in self.ids if i in self.unwritten or self.scores is not None and i not in self.scores]
 
     def __call__(self, image_id, levels, classes):
-        if image_id in self.unwritten: self.write(image_id, levels)
-        if self.scores is None: return
+        if image_id in self.unwritten:
+            self.write(image_id, levels)
+        if self.scores is None:
+            return
         with self.lock:
             self.scores[image_id] = [f"{p:.6f}" for p in classes]
             self.since += 1
-            if self.since % 500 == 0: self.save()
+            if self.since % 500 == 0:
+                self.save()
 
     def save(self):
         "The csv, whole; images that a kill took from it are predicted again."
-        if self.scores is None: return
+        if self.scores is None:
+            return
         lines = [["image_id", *self.columns], *([i, *self.scores[i]] for i in self.ids if i in self.scores)]
         write_text(self.path, "".join(",".join(line) + "\n" for line in lines))
 
 # %% ../nbs/28_predict.ipynb #970199ff
 def _levels(probs):
     "`to_level` where the probabilities are, a uint8 tensor: a fourth of the bytes leaves the device."
-    if not bool(((probs >= 0) & (probs <= 1)).all()): to_level(probs.cpu().numpy()) # says what is wrong
-    return (probs*255).round_().to(torch.uint8) # halves to the even level, as numpy does
+    if not bool(((probs >= 0) & (probs <= 1)).all()):
+        to_level(probs.cpu().numpy())  # says what is wrong
+    return (probs * 255).round_().to(torch.uint8)  # halves to the even level, as numpy does
+
 
 def _gathered(levels, classes, size, accelerator):
     "What every process found, on the first: (levels, classes) of each in turn, from batches of at most `size` images."
+
     def of_all(x):
-        if x is None: return [None]*accelerator.num_processes
-        if accelerator.num_processes == 1: return [x.cpu().numpy()]
-        return accelerator.gather(torch.cat([x, x.new_zeros(size - len(x), *x.shape[1:])])).cpu().numpy().reshape(-1, size, *x.shape[1:])
+        if x is None:
+            return [None] * accelerator.num_processes
+        if accelerator.num_processes == 1:
+            return [x.cpu().numpy()]
+        return (
+            accelerator.gather(torch.cat([x, x.new_zeros(size - len(x), *x.shape[1:])]))
+            .cpu()
+            .numpy()
+            .reshape(-1, size, *x.shape[1:])
+        )
+
     return list(zip(of_all(levels), of_all(classes)))
+
 
 def _hands(device):
     "Threads that read and keep images: beside a net on a CPU one, for the cores are its own; beside a GPU, which is done in a tenth of the time, several."
     return ThreadPoolExecutor(1 if device.type == "cpu" else min(8, os.cpu_count()))
 
+
 def _fill(missing, keep, image_ids, read, both_of, batch_size, bar, accelerator):
     "Predict the missing images and keep what is found, in batches that do not depend on which those are; meanwhile the next batch is read and the last one kept."
     rank, world = accelerator.process_index, accelerator.num_processes
-    batches = [image_ids[i:i+batch_size] for i in range(0, len(image_ids), batch_size)]
+    batches = [image_ids[i : i + batch_size] for i in range(0, len(image_ids), batch_size)]
     batches = [b for b in batches if missing.intersection(b)]
-    rounds = [batches[i:i+world] for i in range(0, len(batches), world)]
-    mine = [r[rank] if rank < len(r) else r[0] for r in rounds] # who has none left keeps the others company
+    rounds = [batches[i : i + world] for i in range(0, len(batches), world)]
+    mine = [r[rank] if rank < len(r) else r[0] for r in rounds]  # who has none left keeps the others company
+
     def keeping(ids, levels, classes):
-        return [keepers.submit(keep, i, levels[k], None if classes is None else classes[k]) for k, i in enumerate(ids) if i in missing]
+        return [
+            keepers.submit(keep, i, levels[k], None if classes is None else classes[k])
+            for k, i in enumerate(ids)
+            if i in missing
+        ]
+
     def wait_for(kept):
-        for x in kept: x.result(); bar.update() # where keeping one failed, this raises
+        for x in kept:
+            x.result()
+            bar.update()  # where keeping one failed, this raises
+
     with _hands(accelerator.device) as readers, _hands(accelerator.device) as keepers:
         ahead, behind = [readers.submit(read, i) for i in mine[0]] if mine else [], []
         for n, ids in enumerate(mine):
@@ -128,9 +176,14 @@ def _fill(missing, keep, image_ids, read, both_of, batch_size, bar, accelerator)
             ahead = [readers.submit(read, i) for i in mine[n + 1]] if n + 1 < len(mine) else []
             probs, classes = both_of(images)
             found = _gathered(_levels(probs), classes, batch_size, accelerator)
-            wait_for(behind) # no more than one round is in memory beside this one
-            behind = [x for each in zip(rounds[n], *zip(*found)) for x in keeping(*each)] if accelerator.is_main_process else []
+            wait_for(behind)  # no more than one round is in memory beside this one
+            behind = (
+                [x for each in zip(rounds[n], *zip(*found)) for x in keeping(*each)]
+                if accelerator.is_main_process
+                else []
+            )
         wait_for(behind)
+
 
 def _from_first(accelerator, make):
     "What the first process makes, on all of them."
@@ -140,27 +193,40 @@ def _from_first(accelerator, make):
 # %% ../nbs/28_predict.ipynb #9e32f578
 def _store(path, image_ids, folder, meta):
     "Open the store at `path` to go on with it, or make it; raises where it holds something else."
-    if not path.exists(): return ProbStore.create(path, image_ids, folder.n_classes, folder.shape, meta=meta)
+    if not path.exists():
+        return ProbStore.create(path, image_ids, folder.n_classes, folder.shape, meta=meta)
     store = ProbStore.open(path, "a")
     said = [f"{k} is {store.meta.get(k)!r} there, {v!r} now" for k, v in meta.items() if store.meta.get(k) != v]
-    if store.image_ids != tuple(image_ids): said.append("its images are others")
-    if said: raise ValueError(f"{path} was predicted with something else: {'; '.join(said)}. Remove {path} to predict anew")
+    if store.image_ids != tuple(image_ids):
+        said.append("its images are others")
+    if said:
+        raise ValueError(f"{path} was predicted with something else: {'; '.join(said)}. Remove {path} to predict anew")
     return store
+
 
 def _check_run(run, folder, tta):
     "The configuration of a run whose folds are all trained, on this data; raises where that is not so."
     _check_tta(tta)
     config, facts = read_config(run)
-    if facts["data"] != folder.sha256: raise ValueError(f"{run} was trained on other data: sha256 {facts['data']} there, {folder.sha256} in {folder.root}")
+    if facts["data"] != folder.sha256:
+        raise ValueError(
+            f"{run} was trained on other data: sha256 {facts['data']} there, {folder.sha256} in {folder.root}"
+        )
     for k in range(config.folds):
-        if not (run/f"fold_{k}/last").exists(): raise ValueError(f"{run}/fold_{k} is not trained to its end: call train_run again to go on with it")
+        if not (run / f"fold_{k}/last").exists():
+            raise ValueError(f"{run}/fold_{k} is not trained to its end: call train_run again to go on with it")
     return config
+
 
 def _best(run, k):
     "The best model of a fold, on the machine's device."
-    return load_model(run/f"fold_{k}/best", Accelerator().device).to(memory_format=torch.channels_last)  # quicker than torch's own order
+    return load_model(run / f"fold_{k}/best", Accelerator().device).to(
+        memory_format=torch.channels_last
+    )  # quicker than torch's own order
 
-def _manifests(run, k): return {f"fold_{i}": sha256_file(run/f"fold_{i}/best/manifest.json") for i in range(k)}
+
+def _manifests(run, k):
+    return {f"fold_{i}": sha256_file(run / f"fold_{i}/best/manifest.json") for i in range(k)}
 
 # %% ../nbs/28_predict.ipynb #4b8a5bc4
 def _oof_folds(run, folder, tta):
@@ -169,30 +235,56 @@ def _oof_folds(run, folder, tta):
     fold_of, ids = folds_of(run, folder, config.folds), folder.images.image_id
     groups = [ids[fold_of == k].tolist() for k in range(config.folds)]
     for k, mine in enumerate(groups):
-        seen = set(read_json(run/f"fold_{k}/best/steel_seg.json")["meta"]["train_ids"]).intersection(mine)
-        if seen: raise ValueError(f"{run}/fold_{k}/best was trained on {min(seen)}, which folds.csv puts into fold {k} ({len(seen)} such images): its prediction would not be out of fold. Put back the folds.csv it was trained with")
+        seen = set(read_json(run / f"fold_{k}/best/steel_seg.json")["meta"]["train_ids"]).intersection(mine)
+        if seen:
+            raise ValueError(
+                f"{run}/fold_{k}/best was trained on {min(seen)}, which folds.csv puts into fold {k} ({len(seen)} such images): its prediction would not be out of fold. Put back the folds.csv it was trained with"
+            )
     return config, groups, {"kind": "oof", "data": folder.sha256, "tta": tta, **_manifests(run, config.folds)}
+
 
 def _fill_oof(run, folder, config, groups, open_target, tta, progress, batch_size):
     "Keep the predictions of the missing images, each from the model of its fold. `open_target()` is called by the first process and gives how to keep levels, and which have none."
     accelerator, ids = Accelerator(), folder.images.image_id.tolist()
-    keep = _Keeper(run/"oof_scores.csv", ids, folder.n_classes, *open_target(), config.class_head > 0) if accelerator.is_main_process else None
+    keep = (
+        _Keeper(run / "oof_scores.csv", ids, folder.n_classes, *open_target(), config.class_head > 0)
+        if accelerator.is_main_process
+        else None
+    )
     missing = set(_from_first(accelerator, lambda: keep.missing()))
-    with tqdm(total=len(ids), initial=len(ids) - len(missing), desc="out of fold", unit="image", disable=not (progress and accelerator.is_main_process)) as bar:
+    with tqdm(
+        total=len(ids),
+        initial=len(ids) - len(missing),
+        desc="out of fold",
+        unit="image",
+        disable=not (progress and accelerator.is_main_process),
+    ) as bar:
         for k, mine in enumerate(groups):
-            if not missing.intersection(mine): continue
+            if not missing.intersection(mine):
+                continue
             model = _best(run, k)
-            _fill(missing, keep, mine, folder.image, lambda images: predict_both(model, images, tta, config.precision), batch_size, bar, accelerator)
-    if keep: keep.save()
+            _fill(
+                missing,
+                keep,
+                mine,
+                folder.image,
+                lambda images: predict_both(model, images, tta, config.precision),
+                batch_size,
+                bar,
+                accelerator,
+            )
+    if keep:
+        keep.save()
     accelerator.wait_for_everyone()
 
+
 def predict_oof(
-    run:str|Path,       # a run that is trained
-    folder:StripFolder, # the data it was trained on
-    tta:str="hflip",    # as for `predict_probs`
-    progress:bool=True, # a bar on stderr
-    batch_size:int=8,   # images at a time
-) -> ProbStore: # at run/oof, (N,C,H,W) levels, for reading
+    run: str | Path,  # a run that is trained
+    folder: StripFolder,  # the data it was trained on
+    tta: str = "hflip",  # as for `predict_probs`
+    progress: bool = True,  # a bar on stderr
+    batch_size: int = 8,  # images at a time
+) -> ProbStore:  # at run/oof, (N,C,H,W) levels, for reading
     """Predict every training image with the best model of its own fold, which has not seen it; goes on where it stopped.
 
     With a class head the probabilities of the classes go to `run/oof_scores.csv`, as `read_scores` reads it.
@@ -202,45 +294,60 @@ def predict_oof(
     """
     run = Path(run)
     config, groups, meta = _oof_folds(run, folder, tta)
+
     def target():
-        store = _store(run/"oof", folder.images.image_id.tolist(), folder, meta)
+        store = _store(run / "oof", folder.images.image_id.tolist(), folder, meta)
         return store.write, store.missing()
+
     _fill_oof(run, folder, config, groups, target, tta, progress, batch_size)
-    return ProbStore.open(run/"oof")
+    return ProbStore.open(run / "oof")
 
 # %% ../nbs/28_predict.ipynb #0466cb7a
 def count_oof(
-    run:str|Path,       # a run that is trained
-    folder:StripFolder, # the data it was trained on
-    tta:str="hflip",    # as for `predict_probs`
-    connectivity:int|None=None, # 4 or 8: list components too
-    fill_holes:bool=False, # count again with the holes filled
-    smallest:int=1,     # list only components of at least so many pixels
-    floor:int=13,       # levels below it count as 0
-    progress:bool=True, # a bar on stderr
-    batch_size:int=8,   # images at a time
-) -> Curves: # of all training images, also written to run/curves.npz
+    run: str | Path,  # a run that is trained
+    folder: StripFolder,  # the data it was trained on
+    tta: str = "hflip",  # as for `predict_probs`
+    connectivity: int | None = None,  # 4 or 8: list components too
+    fill_holes: bool = False,  # count again with the holes filled
+    smallest: int = 1,  # list only components of at least so many pixels
+    floor: int = 13,  # levels below it count as 0
+    progress: bool = True,  # a bar on stderr
+    batch_size: int = 8,  # images at a time
+) -> Curves:  # of all training images, also written to run/curves.npz
     "Predict as `predict_oof` does and count at once: the curves, and no store. Parts are kept in run/counted; goes on from them. Raises `ValueError` as `predict_oof` does."
     run = Path(run)
     config, groups, meta = _oof_folds(run, folder, tta)
     counter = None
+
     def target():
         nonlocal counter
-        counter = CurveCounter(folder.images.image_id.tolist(), folder.n_classes, folder.shape, floor, connectivity, smallest, fill_holes, parts=run/"counted", made_of=meta)
+        counter = CurveCounter(
+            folder.images.image_id.tolist(),
+            folder.n_classes,
+            folder.shape,
+            floor,
+            connectivity,
+            smallest,
+            fill_holes,
+            parts=run / "counted",
+            made_of=meta,
+        )
         return lambda i, levels: counter.add(i, levels, folder.mask(i)), counter.missing()
+
     _fill_oof(run, folder, config, groups, target, tta, progress, batch_size)
-    if counter: write_curves(run/"curves.npz", counter.finish())
+    if counter:
+        write_curves(run / "curves.npz", counter.finish())
     Accelerator().wait_for_everyone()
-    return read_curves(run/"curves.npz")
+    return read_curves(run / "curves.npz")
 
 # %% ../nbs/28_predict.ipynb #9ab4ed5d
 def predict_test(
-    run:str|Path,       # a run that is trained
-    folder:StripFolder, # the data it was trained on; `folder.test` is predicted
-    tta:str="hflip",    # as for `predict_probs`
-    progress:bool=True, # a bar on stderr
-    batch_size:int=8,   # images at a time
-) -> ProbStore: # at run/test, (N,C,H,W) levels, for reading
+    run: str | Path,  # a run that is trained
+    folder: StripFolder,  # the data it was trained on; `folder.test` is predicted
+    tta: str = "hflip",  # as for `predict_probs`
+    progress: bool = True,  # a bar on stderr
+    batch_size: int = 8,  # images at a time
+) -> ProbStore:  # at run/test, (N,C,H,W) levels, for reading
     """Predict every test image as the mean over the folds' best models, taken before rounding; goes on where it stopped.
 
     With a class head the probabilities of the classes go to `run/test_scores.csv`.
@@ -251,18 +358,35 @@ def predict_test(
     run = Path(run)
     config = _check_run(run, folder, tta)
     ids = folder.test.image_id.tolist()
-    if not ids: raise ValueError(f"{folder.root} has no test images")
+    if not ids:
+        raise ValueError(f"{folder.root} has no test images")
     accelerator, keep = Accelerator(), None
     if accelerator.is_main_process:
-        store = _store(run/"test", ids, folder, {"kind": "test", "data": folder.sha256, "tta": tta, **_manifests(run, config.folds)})
-        keep = _Keeper(run/"test_scores.csv", ids, folder.n_classes, store.write, store.missing(), config.class_head > 0)
+        store = _store(
+            run / "test",
+            ids,
+            folder,
+            {"kind": "test", "data": folder.sha256, "tta": tta, **_manifests(run, config.folds)},
+        )
+        keep = _Keeper(
+            run / "test_scores.csv", ids, folder.n_classes, store.write, store.missing(), config.class_head > 0
+        )
     missing = set(_from_first(accelerator, lambda: keep.missing()))
     models = [_best(run, k) for k in range(config.folds)] if missing else []
+
     def mean(images):
         masks, classes = zip(*(predict_both(m, images, tta, config.precision) for m in models))
         return torch.stack(masks).mean(0), None if classes[0] is None else torch.stack(classes).mean(0)
-    with tqdm(total=len(ids), initial=len(ids) - len(missing), desc="test", unit="image", disable=not (progress and accelerator.is_main_process)) as bar:
+
+    with tqdm(
+        total=len(ids),
+        initial=len(ids) - len(missing),
+        desc="test",
+        unit="image",
+        disable=not (progress and accelerator.is_main_process),
+    ) as bar:
         _fill(missing, keep, ids, folder.image, mean, batch_size, bar, accelerator)
-    if keep: keep.save()
+    if keep:
+        keep.save()
     accelerator.wait_for_everyone()
-    return ProbStore.open(run/"test")
+    return ProbStore.open(run / "test")

@@ -17,8 +17,8 @@ from .curves import Curves, curves_of, read_curves, write_curves
 from .data import StripFolder, read_folder
 from .files import read_json
 from .folds import make_folds, read_folds, write_folds
-from .metric import dice, mask_counts
 from .gates import read_scores
+from .metric import dice, mask_counts
 from .post import Rule, apply_rules, gates_of_classifier, read_rules
 from .score import dice_at
 from .store import ProbStore, to_level
@@ -27,124 +27,189 @@ from .store import ProbStore, to_level
 @dataclass(frozen=True, eq=False)
 class Predicted:
     "What a run predicted for images of a folder: their labels, their probabilities, and the counts at every threshold."
-    folder:StripFolder
-    store:ProbStore
-    curves:Curves # of the images in the store, in its order
-    fold:np.ndarray|None=None   # (N,) fold of each, where the run has folds.csv
-    scores:np.ndarray|None=None # (N,C) levels of a classifier, where one was given
+
+    folder: StripFolder
+    store: ProbStore
+    curves: Curves  # of the images in the store, in its order
+    fold: np.ndarray | None = None  # (N,) fold of each, where the run has folds.csv
+    scores: np.ndarray | None = None  # (N,C) levels of a classifier, where one was given
 
     def __post_init__(self):
-        if self.curves.image_ids != self.store.image_ids: raise ValueError(f"{self.store.path}: these curves are of other images")
+        if self.curves.image_ids != self.store.image_ids:
+            raise ValueError(f"{self.store.path}: these curves are of other images")
+
 
 def _kept(path):
     "The curves in a file, or None where there are none to be read: torn or of an older version, they are made again."
-    try: return read_curves(path) if path.is_file() else None
-    except ValueError: return None
+    try:
+        return read_curves(path) if path.is_file() else None
+    except ValueError:
+        return None
+
 
 def _still_true(curves, path, store, folder):
     "Whether curves that were kept in a file are those of this store and these labels."
-    if curves is None: return None
-    newest = max(p.stat().st_mtime_ns for p in (folder.root/"train.csv", store.path/"zarr.json", *store.path.glob("probs/finished/*.log"))) # a log gets a line with every image
-    if newest > path.stat().st_mtime_ns: return None
+    if curves is None:
+        return None
+    newest = max(
+        p.stat().st_mtime_ns
+        for p in (folder.root / "train.csv", store.path / "zarr.json", *store.path.glob("probs/finished/*.log"))
+    )  # a log gets a line with every image
+    if newest > path.stat().st_mtime_ns:
+        return None
     truth = dict(zip(folder.images.image_id, folder.truth_area().tolist()))
     same = (curves.image_ids, curves.shape, curves.floor) == (store.image_ids, folder.shape, store.floor)
     return curves if same and [truth.get(i) for i in curves.image_ids] == curves.truth.tolist() else None
 
+
 def run_curves(
-    store:ProbStore,    # finished
-    folder:StripFolder, # holds its images and their labels
-    steps:bool=False,   # also for rules that fill holes or drop components: some ten times the work
-    kept=None,          # what was read from that file already
-    progress=None,      # as for `curves_of`; None: a bar from 200 images on
+    store: ProbStore,  # finished
+    folder: StripFolder,  # holds its images and their labels
+    steps: bool = False,  # also for rules that fill holes or drop components: some ten times the work
+    kept=None,  # what was read from that file already
+    progress=None,  # as for `curves_of`; None: a bar from 200 images on
 ) -> Curves:
     "The curves of a store, from `curves.npz` beside it where that is still true; else counted, with a bar, and kept there if the place can be written."
-    path = store.path.parent/"curves.npz"
+    path = store.path.parent / "curves.npz"
     curves = _still_true(kept or _kept(path), path, store, folder)
     if curves is None or steps and curves.lacks(fill_holes=True, min_component=2):
-        curves = curves_of(store, folder, connectivity=8 if steps else None, fill_holes=steps, progress=len(store.image_ids) >= 200 if progress is None else progress)
-        try: write_curves(path, curves)
-        except OSError: pass # a run that may only be read: counted again next time
+        curves = curves_of(
+            store,
+            folder,
+            connectivity=8 if steps else None,
+            fill_holes=steps,
+            progress=len(store.image_ids) >= 200 if progress is None else progress,
+        )
+        try:
+            write_curves(path, curves)
+        except OSError:
+            pass  # a run that may only be read: counted again next time
     return curves
 
 # %% ../nbs/39_predicted.ipynb #1db084a3
 def read_run(
-    run:str|Path|Predicted,             # a run folder that holds oof/; what is read already is given back
-    folder:str|Path|StripFolder|None=None, # the data folder; None: data/ in the run folder, as the demo has it
-    scores:str|Path|None=None, # a classifier's csv, as for `steel_seg.gates.read_scores`, for rules whose gate needs it
+    run: str | Path | Predicted,  # a run folder that holds oof/; what is read already is given back
+    folder: str
+    | Path
+    | StripFolder
+    | None = None,  # the data folder; None: data/ in the run folder, as the demo has it
+    scores: str
+    | Path
+    | None = None,  # a classifier's csv, as for `steel_seg.gates.read_scores`, for rules whose gate needs it
 ) -> Predicted:
     "Open what a run predicted out of fold. Raises `ValueError` where something is missing, unfinished or belongs to other data."
     if isinstance(run, Predicted):
-        if isinstance(folder, StripFolder) and folder.sha256 != run.folder.sha256: raise ValueError(f"{folder.root} is not the data of these predictions, {run.folder.root}")
+        if isinstance(folder, StripFolder) and folder.sha256 != run.folder.sha256:
+            raise ValueError(f"{folder.root} is not the data of these predictions, {run.folder.root}")
         return run
     run = Path(run)
-    store = ProbStore.open(run/"oof")
+    store = ProbStore.open(run / "oof")
     if folder is None:
-        folder = run/"data" # where the demo has it
-        if not folder.is_dir(): raise ValueError(f"{run}: a run does not know where its data lies; give the data folder as well")
-    with ThreadPoolExecutor(1) as beside: # unpacking the counts and looking at every image's header take about a second each on a large run
-        kept = beside.submit(_kept, run/"curves.npz")
-        if not isinstance(folder, StripFolder): folder = read_folder(folder, n_classes=store.shape[1])
-    config = read_json(run/"config.json") if (run/"config.json").is_file() else {}
-    if config.get("data", folder.sha256) != folder.sha256: raise ValueError(f"{run}: was trained on other data than {folder.root} (train.csv, or the images' names or sizes, differ)")
-    fold = read_folds(run/"folds.csv", folder.images.image_id).set_index("image_id").fold if (run/"folds.csv").is_file() else None
+        folder = run / "data"  # where the demo has it
+        if not folder.is_dir():
+            raise ValueError(f"{run}: a run does not know where its data lies; give the data folder as well")
+    with ThreadPoolExecutor(
+        1
+    ) as beside:  # unpacking the counts and looking at every image's header take about a second each on a large run
+        kept = beside.submit(_kept, run / "curves.npz")
+        if not isinstance(folder, StripFolder):
+            folder = read_folder(folder, n_classes=store.shape[1])
+    config = read_json(run / "config.json") if (run / "config.json").is_file() else {}
+    if config.get("data", folder.sha256) != folder.sha256:
+        raise ValueError(
+            f"{run}: was trained on other data than {folder.root} (train.csv, or the images' names or sizes, differ)"
+        )
+    fold = (
+        read_folds(run / "folds.csv", folder.images.image_id).set_index("image_id").fold
+        if (run / "folds.csv").is_file()
+        else None
+    )
     ids = list(store.image_ids)
-    return Predicted(folder, store, run_curves(store, folder, kept=kept.result()), None if fold is None else fold[ids].to_numpy(), None if scores is None else read_scores(scores, ids, folder.n_classes))
+    return Predicted(
+        folder,
+        store,
+        run_curves(store, folder, kept=kept.result()),
+        None if fold is None else fold[ids].to_numpy(),
+        None if scores is None else read_scores(scores, ids, folder.n_classes),
+    )
+
 
 def run_rules(
-    predicted:Predicted,
-    rules=None, # of Rule, a class each; None: rule.json beside the store, or else a threshold of .5 and no minimum area
-) -> tuple: # of Rule, C of them
+    predicted: Predicted,
+    rules=None,  # of Rule, a class each; None: rule.json beside the store, or else a threshold of .5 and no minimum area
+) -> tuple:  # of Rule, C of them
     "The rules to look at a run with. Raises `ValueError` where there are more or fewer than classes, or where one lies below the store's floor."
-    n, floor, path = predicted.store.shape[1], predicted.store.floor, predicted.store.path.parent/"rule.json"
-    if rules is None: rules = read_rules(path)[0] if path.is_file() else (Rule(thresh=max(128, floor)),)*n
+    n, floor, path = predicted.store.shape[1], predicted.store.floor, predicted.store.path.parent / "rule.json"
+    if rules is None:
+        rules = read_rules(path)[0] if path.is_file() else (Rule(thresh=max(128, floor)),) * n
     rules = tuple(rules)
     odd = [r for r in rules if not isinstance(r, Rule)]
-    if odd: raise ValueError(f"{odd[0]!r} is not a Rule")
-    if len(rules) != n: raise ValueError(f"{len(rules)} rules for {n} classes: one of each is needed")
+    if odd:
+        raise ValueError(f"{odd[0]!r} is not a Rule")
+    if len(rules) != n:
+        raise ValueError(f"{len(rules)} rules for {n} classes: one of each is needed")
     asks = gates_of_classifier(rules)
-    if asks and predicted.scores is None: raise ValueError(f"a rule asks a classifier (gate by {', '.join(asks)}): give its csv of probabilities as scores=, or other rules")
+    if asks and predicted.scores is None:
+        raise ValueError(
+            f"a rule asks a classifier (gate by {', '.join(asks)}): give its csv of probabilities as scores=, or other rules"
+        )
     low = [r for r in rules if r.thresh < floor]
-    if low: raise ValueError(f"threshold {low[0].thresh} lies below the store's floor {floor}, where it keeps no levels")
+    if low:
+        raise ValueError(f"threshold {low[0].thresh} lies below the store's floor {floor}, where it keeps no levels")
     return rules
 
 # %% ../nbs/39_predicted.ipynb #b03851a2
 def pair_dice(
-    predicted:Predicted,
-    rules, # C of Rule
-) -> np.ndarray: # (N,C) float64, in the order of the store
+    predicted: Predicted,
+    rules,  # C of Rule
+) -> np.ndarray:  # (N,C) float64, in the order of the store
     "Dice of every image and class under the rules: from the curves at once; image by image where they were not counted for a rule that fills holes or drops components."
-    if not any(predicted.curves.lacks(r.fill_holes, r.min_component, r.connectivity) for r in rules): return dice_at(predicted.curves, rules, predicted.scores)
-    return np.concatenate([dice(*mask_counts(masks_of(predicted, i, rules)[None], predicted.folder.mask(i)[None])) for i in predicted.store.image_ids])
+    if not any(predicted.curves.lacks(r.fill_holes, r.min_component, r.connectivity) for r in rules):
+        return dice_at(predicted.curves, rules, predicted.scores)
+    return np.concatenate(
+        [
+            dice(*mask_counts(masks_of(predicted, i, rules)[None], predicted.folder.mask(i)[None]))
+            for i in predicted.store.image_ids
+        ]
+    )
+
 
 def masks_of(
-    predicted:Predicted,
-    image_id:str, # in the store
-    rules,        # C of Rule
-) -> np.ndarray: # (C,H,W) bool
+    predicted: Predicted,
+    image_id: str,  # in the store
+    rules,  # C of Rule
+) -> np.ndarray:  # (C,H,W) bool
     "The masks of one image under the rules, with the classifier's scores where there are any."
     scores = None if predicted.scores is None else predicted.scores[predicted.store.image_ids.index(image_id)]
     return apply_rules(predicted.store.read(image_id), rules, scores)
 
 # %% ../nbs/39_predicted.ipynb #3d1e6f27
 def make_up_run(
-    run:str|Path,             # a folder that holds no store yet
-    folder:StripFolder,
-    rng:np.random.Generator,  # same seed, same run
-    image_ids=None,           # of the images to "predict"; None: all
-    folds:int=2,
-    steps:bool=True,          # count components and holes too
+    run: str | Path,  # a folder that holds no store yet
+    folder: StripFolder,
+    rng: np.random.Generator,  # same seed, same run
+    image_ids=None,  # of the images to "predict"; None: all
+    folds: int = 2,
+    steps: bool = True,  # count components and holes too
 ) -> Predicted:
     "Write the store, folds and counts of a run whose probabilities are the labels, blurred, with patches of doubt: for trying and for tests."
     ids = tuple(folder.images.image_id if image_ids is None else image_ids)
     Path(run).mkdir(parents=True, exist_ok=True)
-    store = ProbStore.create(Path(run)/"oof", ids, folder.n_classes, folder.shape)
-    for i in ids: store.write(i, _guess(rng, folder.mask(i)))
-    if len(ids) == len(folder.images) and len(ids) >= folds: write_folds(Path(run)/"folds.csv", make_folds(folder, folds, int(rng.integers(2**31))))
-    if steps: run_curves(store, folder, steps=True)
+    store = ProbStore.create(Path(run) / "oof", ids, folder.n_classes, folder.shape)
+    for i in ids:
+        store.write(i, _guess(rng, folder.mask(i)))
+    if len(ids) == len(folder.images) and len(ids) >= folds:
+        write_folds(Path(run) / "folds.csv", make_folds(folder, folds, int(rng.integers(2**31))))
+    if steps:
+        run_curves(store, folder, steps=True)
     return read_run(run, folder)
+
 
 def _guess(rng, masks):
     "Levels that a middling net might give."
-    spread = masks.shape[1]/32
-    soft, doubt = (np.array([cv2.GaussianBlur(m, (0, 0), s) for m in a]) for a, s in ((masks.astype(np.float32), spread), (rng.normal(size=masks.shape).astype(np.float32), 3*spread)))
-    return to_level(1/(1 + np.exp(-(10*soft - 6.5 + 2.2*doubt/doubt.std()))))
+    spread = masks.shape[1] / 32
+    soft, doubt = (
+        np.array([cv2.GaussianBlur(m, (0, 0), s) for m in a])
+        for a, s in ((masks.astype(np.float32), spread), (rng.normal(size=masks.shape).astype(np.float32), 3 * spread))
+    )
+    return to_level(1 / (1 + np.exp(-(10 * soft - 6.5 + 2.2 * doubt / doubt.std()))))

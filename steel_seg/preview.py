@@ -19,7 +19,17 @@ from traitlets import Int, Unicode, link, validate
 
 from .data import StripFolder, read_folder
 from .explore import pick_images
-from .view import Gallery, Picker, StripView, control_row, legend_html, line_html, still, view_box, with_picture
+from steel_seg.view import (
+    Gallery,
+    Picker,
+    StripView,
+    control_row,
+    legend_html,
+    line_html,
+    still,
+    view_box,
+    with_picture,
+)
 from .viz import class_colours, mask_layer, overlay
 
 # %% ../nbs/44_preview.ipynb #da888c2b
@@ -28,49 +38,72 @@ def _stages(config):
     plan = config.plan() if hasattr(config, "plan") else (config,)
     return plan, [0, *accumulate(c.epochs for c in plan[:-1])]
 
+
 def transform_of(
-    config=None, # a `TrainConfig`, or something with its hflip, vflip, brightness and limit; what `train_transform` makes; an albumentations `Compose`; None: `train_transform()`
-    epoch:int=0, # from 0; where stages change the augmentation it is that of the stage
+    config=None,  # a `TrainConfig`, or something with its hflip, vflip, brightness and limit; what `train_transform` makes; an albumentations `Compose`; None: `train_transform()`
+    epoch: int = 0,  # from 0; where stages change the augmentation it is that of the stage
 ):
     "The augmentation that a training with this configuration uses. Raises `ValueError` for anything else."
-    from steel_seg.augment import TrainTransform, train_transform # not above: albumentations loads torch where there is one
-    if config is None: return train_transform()
+    from steel_seg.augment import (
+        TrainTransform,
+        train_transform,
+    )  # not above: albumentations loads torch where there is one
+
+    if config is None:
+        return train_transform()
     plan, starts = _stages(config)
     config = plan[bisect_right(starts, epoch) - 1]
-    if isinstance(config, TrainTransform) or callable(config) and hasattr(config, "set_random_state"): return config
+    if isinstance(config, TrainTransform) or callable(config) and hasattr(config, "set_random_state"):
+        return config
     names = "hflip", "vflip", "brightness", "limit"
     lacks = [n for n in names if not hasattr(config, n)]
-    if lacks: raise ValueError(f"a {type(config).__name__} is no augmentation: give a TrainConfig, something with {', '.join(names)} (it lacks {', '.join(lacks)}), or an albumentations Compose")
-    return train_transform(**{f.name: getattr(config, f.name) for f in fields(TrainTransform) if hasattr(config, f.name)})
+    if lacks:
+        raise ValueError(
+            f"a {type(config).__name__} is no augmentation: give a TrainConfig, something with {', '.join(names)} (it lacks {', '.join(lacks)}), or an albumentations Compose"
+        )
+    return train_transform(
+        **{f.name: getattr(config, f.name) for f in fields(TrainTransform) if hasattr(config, f.name)}
+    )
+
 
 def versions(
-    folder:StripFolder,
-    transform,      # as from `transform_of`, or a list with one for each epoch
-    image_id:str,   # a train image
-    seed:int,       # of the run
-    epochs,         # numbers, from 0
-) -> list: # of (image (H,W) uint8, mask (C,H,W) uint8), one for each epoch
+    folder: StripFolder,
+    transform,  # as from `transform_of`, or a list with one for each epoch
+    image_id: str,  # a train image
+    seed: int,  # of the run
+    epochs,  # numbers, from 0
+) -> list:  # of (image (H,W) uint8, mask (C,H,W) uint8), one for each epoch
     "An image and its masks as they come out in these epochs: what `steel_seg.dataset.StripDataset` yields for that seed. Raises `ValueError` as `augment` does."
-    from steel_seg.augment import augment, item_seed # as above
+    from steel_seg.augment import augment, item_seed  # as above
+
     image, mask = folder.image(image_id), folder.mask(image_id)
     index = folder.images.image_id.tolist().index(image_id)
-    each = transform if isinstance(transform, list) else [transform]*len(epochs)
+    each = transform if isinstance(transform, list) else [transform] * len(epochs)
     return [augment(t, image, mask, item_seed(seed, epoch, index)) for t, epoch in zip(each, epochs)]
 
-_FLIPS = {"": lambda a: a, "left-right": lambda a: a[:, ::-1], "upside down": lambda a: a[::-1], "turned by 180°": lambda a: a[::-1, ::-1]}
+
+_FLIPS = {
+    "": lambda a: a,
+    "left-right": lambda a: a[:, ::-1],
+    "upside down": lambda a: a[::-1],
+    "turned by 180°": lambda a: a[::-1, ::-1],
+}
+
 
 def _looks_like(image, piece):
     "Where in an image a smaller piece looks most like it, whatever the light: (y, x), or None where it is not smaller."
-    if any(n > m for n, m in zip(piece.shape, image.shape)): return None
-    y, x = ((n - min(n, 48))//2 for n in piece.shape)
-    middle = piece[y:y+48, x:x+48] # enough to find the place; that every pixel fits is checked by who asks
+    if any(n > m for n, m in zip(piece.shape, image.shape)):
+        return None
+    y, x = ((n - min(n, 48)) // 2 for n in piece.shape)
+    middle = piece[y : y + 48, x : x + 48]  # enough to find the place; that every pixel fits is checked by who asks
     fits = cv2.matchTemplate(image, middle, cv2.TM_CCOEFF_NORMED)
-    fits = fits[y:y + len(image) - len(piece) + 1, x:x + image.shape[1] - piece.shape[1] + 1]
+    fits = fits[y : y + len(image) - len(piece) + 1, x : x + image.shape[1] - piece.shape[1] + 1]
     return tuple(int(n) for n in np.unravel_index(np.argmax(np.nan_to_num(fits, posinf=-2, neginf=-2)), fits.shape))
 
+
 def what_happened(
-    before:np.ndarray, # (H,W) uint8
-    after:np.ndarray,  # (H,W) uint8
+    before: np.ndarray,  # (H,W) uint8
+    after: np.ndarray,  # (H,W) uint8
 ) -> str:
     """What turned one image into the other, in words, where a crop, flips and a change of light explain every pixel; else only that it changed.
 
@@ -81,12 +114,17 @@ def what_happened(
         moved, where = (_looks_like(before, flip(after)), "") if smaller else (before, "")
         if smaller and moved is not None:
             (y, x), (h, w) = moved, after.shape
-            moved, where = before[y:y+h, x:x+w], f"columns {x} to {x + w - 1}" + f", rows {y} to {y + h - 1}"*(h < len(before))
-        if moved is None: continue
+            moved, where = (
+                before[y : y + h, x : x + w],
+                f"columns {x} to {x + w - 1}" + f", rows {y} to {y + h - 1}" * (h < len(before)),
+            )
+        if moved is None:
+            continue
         moved = flip(moved)
         levels = np.zeros(256, np.uint8)
-        levels[moved] = after # some pixel of each level, which the others must equal
-        if not np.array_equal(levels[moved], after): continue
+        levels[moved] = after  # some pixel of each level, which the others must equal
+        if not np.array_equal(levels[moved], after):
+            continue
         light = "" if np.array_equal(moved, after) else f"mean light {moved.mean():.0f} to {after.mean():.0f}"
         return "; ".join(x for x in (where, name, light) if x) or "as it is"
     return "changed" + (f", {after.shape[0]} x {after.shape[1]} pixels" if before.shape != after.shape else "")
@@ -94,44 +132,64 @@ def what_happened(
 # %% ../nbs/44_preview.ipynb #33ea6cb5
 class _Large(VBox):
     "A line of text and one picture in layers, of any shape: a pipeline may cut a piece out."
-    def __init__(self, most, hears, on_key): # pixels of width at most; keys, and what is called with them
+
+    def __init__(self, most, hears, on_key):  # pixels of width at most; keys, and what is called with them
         self.text, self.place, self.view, self.most, self.hears, self.on_key = HTML(), VBox(), None, most, hears, on_key
         super().__init__([self.text, self.place])
 
     def show(self, text, image=None, mask=None):
         self.text.value, self.place.layout.display = line_html(text), "none" if image is None else None
-        if image is None: return
+        if image is None:
+            return
         if self.view is None or tuple(self.view.size) != image.shape[::-1]:
             self.view = StripView(image.shape, ["image", "labels"], width=min(view_box(image.shape, 1)[0], self.most))
             self.view.hears, self.place.children = self.hears, [self.view]
             self.view.on_key(self.on_key)
         self.view.show({"image": image, "labels": mask_layer(mask)})
 
+
 def _side_by_side(small, large):
     "Pages of squares leave room for a large one beside them."
-    return Box([Box([small], layout=Layout(flex="0 1 720px", display="block")), Box([large], layout=Layout(flex="0 0 420px"))])
+    return Box(
+        [Box([small], layout=Layout(flex="0 1 720px", display="block")), Box([large], layout=Layout(flex="0 0 420px"))]
+    )
+
 
 def _thumb(image, mask, width):
     "A small JPEG of an image with its labels."
     h, w = image.shape
     rgb = overlay(image, mask)
-    if w > width: rgb = cv2.resize(rgb, (width, max(1, round(h*width/w))), interpolation=cv2.INTER_AREA)
+    if w > width:
+        rgb = cv2.resize(rgb, (width, max(1, round(h * width / w))), interpolation=cv2.INTER_AREA)
     return cv2.imencode(".jpg", rgb[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 88])[1].tobytes()
+
 
 def _onto(rgb, height, width):
     "A picture on a light ground of this size, as large as it is or smaller, and never stretched."
-    part = min(1, height/len(rgb), width/rgb.shape[1])
-    if part < 1: rgb = cv2.resize(rgb, None, fx=part, fy=part, interpolation=cv2.INTER_AREA)
+    part = min(1, height / len(rgb), width / rgb.shape[1])
+    if part < 1:
+        rgb = cv2.resize(rgb, None, fx=part, fy=part, interpolation=cv2.INTER_AREA)
     ground = np.full((height, width, 3), 238, np.uint8)
-    ground[:len(rgb), :rgb.shape[1]] = rgb[:height, :width]
+    ground[: len(rgb), : rgb.shape[1]] = rgb[:height, :width]
     return ground
+
 
 def _captions(shown, epoch):
     "A line for the image itself and for each version of it."
-    if not shown: return []
+    if not shown:
+        return []
     (before, truth), *after = shown
-    def gone(image, mask): return ", label removed" if truth.any() and not mask.any() and image.shape == before.shape else ""
-    return ["the image itself", *(f"epoch {epoch + k}: {what_happened(before, image)}{gone(image, mask)}" for k, (image, mask) in enumerate(after))]
+
+    def gone(image, mask):
+        return ", label removed" if truth.any() and not mask.any() and image.shape == before.shape else ""
+
+    return [
+        "the image itself",
+        *(
+            f"epoch {epoch + k}: {what_happened(before, image)}{gone(image, mask)}"
+            for k, (image, mask) in enumerate(after)
+        ),
+    ]
 
 # %% ../nbs/44_preview.ipynb #45e67a34
 class AugmentPreview(VBox):
@@ -140,80 +198,153 @@ class AugmentPreview(VBox):
     Traits: `show` as for `steel_seg.explore.pick_images`, `image_id`, `epoch`, the first of those shown, and `chosen`, which picture is large, 0 for the image
     itself. `versions` are the image and what the epochs make of it, with masks. Keys on the pictures: n next, p previous, r other epochs.
     """
+
     show, image_id, epoch, chosen = Unicode("all"), Unicode(), Int(0), Int(1)
 
-    def __init__(self,
-        folder:str|Path|StripFolder,
-        config=None,        # as for `transform_of`
-        seed:int|None=None, # of the run; None: the configuration's, or 0
-        count:int=7,        # epochs shown at a time
+    def __init__(
+        self,
+        folder: str | Path | StripFolder,
+        config=None,  # as for `transform_of`
+        seed: int | None = None,  # of the run; None: the configuration's, or 0
+        count: int = 7,  # epochs shown at a time
     ):
         super().__init__()
-        if not 1 <= count <= 31: raise ValueError(f"count {count}: 1 to 31 epochs at a time")
-        self.folder, self.transform_at, self.count = folder if isinstance(folder, StripFolder) else read_folder(folder), lambda epoch: transform_of(config, epoch), count
-        self.transform_at(0) # raises for what is none
+        if not 1 <= count <= 31:
+            raise ValueError(f"count {count}: 1 to 31 epochs at a time")
+        self.folder, self.transform_at, self.count = (
+            folder if isinstance(folder, StripFolder) else read_folder(folder),
+            lambda epoch: transform_of(config, epoch),
+            count,
+        )
+        self.transform_at(0)  # raises for what is none
         _, self._starts = _stages(config)
         self.seed, self.versions = int(getattr(config, "seed", 0) or 0) if seed is None else seed, []
-        self._ids, self._truth, self._stacked = self.folder.images.image_id.tolist(), self.folder.truth_area(), view_box(self.folder.shape, 1)[2]
+        self._ids, self._truth, self._stacked = (
+            self.folder.images.image_id.tolist(),
+            self.folder.truth_area(),
+            view_box(self.folder.shape, 1)[2],
+        )
         self._build()
         self.observe(self._choose, "show")
-        for f, names in (self._make, ["image_id", "epoch"]), (self._look, "chosen"): self.observe(f, names)
+        for f, names in (self._make, ["image_id", "epoch"]), (self._look, "chosen"):
+            self.observe(f, names)
         labelled = np.flatnonzero(self._truth.any(1))
         self.picker.ids, self.image_id = tuple(self._ids), self._ids[labelled[0] if len(labelled) else 0]
 
     def _build(self):
         colours, keys = class_colours(self.folder.n_classes), ("n", "p", "r")
-        self.menu, self.picker = Dropdown(options=["all", "clean", "two or more classes", *colours], description="Show", layout=Layout(width="210px")), Picker(self._ids)
-        self.redraw = Button(description="Next epochs", icon="refresh", tooltip="the same image in later epochs, key r", layout=Layout(width="auto"))
-        self.first, self.says = BoundedIntText(min=0, max=10**6, description="From epoch", layout=Layout(width="170px")), HTML()
-        self.gallery, self.large = Gallery(2 if self._stacked else 4, hears=keys), _Large(1150 if self._stacked else 410, keys, self._key)
+        self.menu, self.picker = (
+            Dropdown(
+                options=["all", "clean", "two or more classes", *colours],
+                description="Show",
+                layout=Layout(width="210px"),
+            ),
+            Picker(self._ids),
+        )
+        self.redraw = Button(
+            description="Next epochs",
+            icon="refresh",
+            tooltip="the same image in later epochs, key r",
+            layout=Layout(width="auto"),
+        )
+        self.first, self.says = (
+            BoundedIntText(min=0, max=10**6, description="From epoch", layout=Layout(width="170px")),
+            HTML(),
+        )
+        self.gallery, self.large = (
+            Gallery(2 if self._stacked else 4, hears=keys),
+            _Large(1150 if self._stacked else 410, keys, self._key),
+        )
         views = [self.gallery, self.large] if self._stacked else [_side_by_side(self.gallery, self.large)]
-        self.children = [control_row(self.menu, self.picker), control_row(self.redraw, self.first, self.says), *views, HTML(legend_html(colours))]
-        for name, there in ("show", (self.menu, "value")), ("image_id", (self.picker, "image_id")), ("epoch", (self.first, "value")): link((self, name), there)
-        self.redraw.on_click(lambda _: self._key("r")); self.gallery.on_key(self._key)
+        self.children = [
+            control_row(self.menu, self.picker),
+            control_row(self.redraw, self.first, self.says),
+            *views,
+            HTML(legend_html(colours)),
+        ]
+        for name, there in (
+            ("show", (self.menu, "value")),
+            ("image_id", (self.picker, "image_id")),
+            ("epoch", (self.first, "value")),
+        ):
+            link((self, name), there)
+        self.redraw.on_click(lambda _: self._key("r"))
+        self.gallery.on_key(self._key)
         self.gallery.observe(lambda change: change.new >= 0 and self.set_trait("chosen", change.new), "chosen")
 
     def _key(self, key):
-        if key == "r": self.epoch = min(self.epoch + self.count, self.first.max)
-        else: self.picker.go(self.picker.at + (1 if key == "n" else -1))
+        if key == "r":
+            self.epoch = min(self.epoch + self.count, self.first.max)
+        else:
+            self.picker.go(self.picker.at + (1 if key == "n" else -1))
 
     @validate("show", "image_id", "epoch", "chosen")
     def _fits(self, proposal):
         name, value = proposal.trait.name, proposal.value
-        if name == "show": pick_images(self._truth, value) # which refuses what does not fit
-        if name == "image_id" and value and value not in self.picker.known: raise ValueError(f"no train image {value!r} in {self.folder.root}")
-        if name == "epoch" and not 0 <= value <= self.first.max: raise ValueError(f"epoch {value}: epochs count from 0")
-        if name == "chosen" and not 0 <= value <= self.count: raise ValueError(f"chosen {value}: 0 is the image itself, 1 to {self.count} are its epochs")
+        if name == "show":
+            pick_images(self._truth, value)  # which refuses what does not fit
+        if name == "image_id" and value and value not in self.picker.known:
+            raise ValueError(f"no train image {value!r} in {self.folder.root}")
+        if name == "epoch" and not 0 <= value <= self.first.max:
+            raise ValueError(f"epoch {value}: epochs count from 0")
+        if name == "chosen" and not 0 <= value <= self.count:
+            raise ValueError(f"chosen {value}: 0 is the image itself, 1 to {self.count} are its epochs")
         return value
 
     def _choose(self, change):
         self.picker.ids = ids = tuple(self._ids[i] for i in pick_images(self._truth, self.show))
-        if self.image_id not in ids: self.image_id = ids[0] if ids else ""
+        if self.image_id not in ids:
+            self.image_id = ids[0] if ids else ""
         self._make()
 
     def _make(self, change=None):
-        i, f, says = self.image_id, self.folder, f"seed {self.seed}, epochs {self.epoch} to {self.epoch + self.count - 1}"
-        if not i: says = f"no image is {self.show}" if self.show == "clean" else f"no image has {self.show}"
+        i, f, says = (
+            self.image_id,
+            self.folder,
+            f"seed {self.seed}, epochs {self.epoch} to {self.epoch + self.count - 1}",
+        )
+        if not i:
+            says = f"no image is {self.show}" if self.show == "clean" else f"no image has {self.show}"
         epochs = range(self.epoch, self.epoch + self.count)
-        if len(self._starts) > 1: says += "; " + ", ".join(f"stage {k} from epoch {start}" for k, start in enumerate(self._starts, 1))
-        try: self.versions = [(f.image(i), f.mask(i)), *versions(f, [self.transform_at(e) for e in epochs], i, self.seed, epochs)] if i else []
-        except ValueError as e: self.versions, says = [], str(e)
+        if len(self._starts) > 1:
+            says += "; " + ", ".join(f"stage {k} from epoch {start}" for k, start in enumerate(self._starts, 1))
+        try:
+            self.versions = (
+                [(f.image(i), f.mask(i)), *versions(f, [self.transform_at(e) for e in epochs], i, self.seed, epochs)]
+                if i
+                else []
+            )
+        except ValueError as e:
+            self.versions, says = [], str(e)
         self.says.value = line_html(says)
-        self.gallery.show([_thumb(*x, 560 if self._stacked else 275) for x in self.versions], _captions(self.versions, self.epoch))
+        self.gallery.show(
+            [_thumb(*x, 560 if self._stacked else 275) for x in self.versions], _captions(self.versions, self.epoch)
+        )
         self._look()
 
     def _look(self, change=None):
         "The chosen one, large."
         self.gallery.chosen = self.chosen if self.versions else -1
-        if self.versions: self.large.show(f"{self.image_id} · {self.gallery.captions[self.chosen]}", *self.versions[self.chosen])
-        else: self.large.show(self.image_id)
+        if self.versions:
+            self.large.show(f"{self.image_id} · {self.gallery.captions[self.chosen]}", *self.versions[self.chosen])
+        else:
+            self.large.show(self.image_id)
 
     def picture(self) -> Picture:
         "The image itself and the first epochs shown, as one image."
-        if not self.versions: return still({"": np.full(self.folder.shape, 238, np.uint8)}, [self.image_id, "nothing to show"], {})
+        if not self.versions:
+            return still({"": np.full(self.folder.shape, 238, np.uint8)}, [self.image_id, "nothing to show"], {})
         h, w = self.versions[0][0].shape
-        fit = {title: _onto(overlay(*x), h, w) for title, x in list(zip(self.gallery.captions, self.versions))[:5 if self._stacked else 4]}
+        fit = {
+            title: _onto(overlay(*x), h, w)
+            for title, x in list(zip(self.gallery.captions, self.versions))[: 5 if self._stacked else 4]
+        }
         return still(fit, [f"{self.image_id} · seed {self.seed}"], class_colours(self.folder.n_classes))
 
-    def __repr__(self): return f"AugmentPreview(seed={self.seed}, epochs {self.epoch} to {self.epoch + self.count - 1}, {self.image_id!r})"
-    def _repr_mimebundle_(self, **kwargs): return with_picture(super()._repr_mimebundle_(**kwargs), self.picture())
+    def __repr__(self):
+        return (
+            f"AugmentPreview(seed={self.seed}, epochs {self.epoch} to {self.epoch + self.count - 1}, {self.image_id!r})"
+        )
+
+    def _repr_mimebundle_(self, **kwargs):
+        return with_picture(super()._repr_mimebundle_(**kwargs), self.picture())

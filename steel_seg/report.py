@@ -6,7 +6,8 @@
 __all__ = ['png_tag', 'html_table', 'write_report']
 
 # %% ../nbs/38_report.ipynb #00736196
-import base64, io
+import base64
+import io
 from html import escape
 from pathlib import Path
 
@@ -26,8 +27,8 @@ from .viz import COMPARE, compare, overlay, plot_history, plot_surface, to_png
 
 # %% ../nbs/38_report.ipynb #6ea37559
 def png_tag(
-    picture,     # (H,W) or (H,W,3) uint8, or a matplotlib Figure
-    alt:str,     # what the picture shows, in words
+    picture,  # (H,W) or (H,W,3) uint8, or a matplotlib Figure
+    alt: str,  # what the picture shows, in words
 ) -> str:
     "An `<img>` with the picture inside it; a small strip is shown at least 160 pixels high, as far as the page is wide."
     width = ""
@@ -37,18 +38,21 @@ def png_tag(
         data = buffer.getvalue()
     else:
         data, (h, w) = to_png(picture), picture.shape[:2]
-        width = f'width="{round(w*max(1, 160/h))}" '
+        width = f'width="{round(w * max(1, 160 / h))}" '
     return f'<img {width}alt="{escape(alt)}" src="data:image/png;base64,{base64.b64encode(data).decode()}">'
 
+
 def html_table(
-    table:pd.DataFrame, # index and columns are shown; floats with four digits
+    table: pd.DataFrame,  # index and columns are shown; floats with four digits
 ) -> str:
     "An escaped HTML table."
     return table.to_html(escape=True, border=0, na_rep="–", float_format=lambda x: f"{x:.4f}")
 
+
 def _picture(alt, picture, note=""):
     "A figure element: the picture, and under it what to see in it."
     return f"<figure>{png_tag(picture, alt)}<figcaption>{escape(note or alt)}</figcaption></figure>"
+
 
 _STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:1100px;margin:2rem auto;padding:0 1rem;color:#1a1a1a}
 h1,h2{line-height:1.2}h2{margin-top:2.5rem;border-bottom:1px solid #ddd}img{max-width:100%;display:block}
@@ -67,7 +71,10 @@ def _scores(decision):
 {html_table(decision.table)}
 <p>score: mean Dice over all (image, class) pairs, 1 where both are empty; present and empty: the same over pairs with and without a defect.</p>"""
 
-def _of_class(scores, c): return None if scores is None else scores[:, c]
+
+def _of_class(scores, c):
+    return None if scores is None else scores[:, c]
+
 
 def _rules(curves, decision, scores):
     "A row a class, how far its choice can be trusted, and the surface it was chosen from."
@@ -75,75 +82,171 @@ def _rules(curves, decision, scores):
     said, span = [], lambda low, high: "–" if np.isnan(low) else f"{low:,.0f} to {high:,.0f}"
     for name, r in zip(names, decision.rules):
         choice, never = decision.choice.loc[name], r.min_area > pixels
-        steps = ", ".join(["holes filled"]*r.fill_holes + [f"components from {r.min_component:,} px"]*(r.min_component > 1) + [f"gate {r.gate} by {r.gate_by}"]*(r.gate > 0))
-        said.append(("never predicted", "–", "–", "–", "–", f"{choice.never:.0%}", steps or "–") if never else
-            (f"{r.thresh/255:.3f}", r.thresh, span(choice.thresh_low, choice.thresh_high), f"{r.min_area:,}", span(choice.min_area_low, choice.min_area_high), f"{choice.never:.0%}", steps or "–"))
-    table = pd.DataFrame(said, index=names, columns=["threshold", "level", "chosen on 95% of resamples", "minimum area (pixels)", "chosen on 95% of resamples", "never predicted on", "and"])
-    fig = Figure(figsize=(11, 3.2*((len(names) + 1)//2)), layout="constrained")
-    axes = np.atleast_1d(fig.subplots((len(names) + 1)//2, 2)).ravel()
+        steps = ", ".join(
+            ["holes filled"] * r.fill_holes
+            + [f"components from {r.min_component:,} px"] * (r.min_component > 1)
+            + [f"gate {r.gate} by {r.gate_by}"] * (r.gate > 0)
+        )
+        said.append(
+            ("never predicted", "–", "–", "–", "–", f"{choice.never:.0%}", steps or "–")
+            if never
+            else (
+                f"{r.thresh / 255:.3f}",
+                r.thresh,
+                span(choice.thresh_low, choice.thresh_high),
+                f"{r.min_area:,}",
+                span(choice.min_area_low, choice.min_area_high),
+                f"{choice.never:.0%}",
+                steps or "–",
+            )
+        )
+    table = pd.DataFrame(
+        said,
+        index=names,
+        columns=[
+            "threshold",
+            "level",
+            "chosen on 95% of resamples",
+            "minimum area (pixels)",
+            "chosen on 95% of resamples",
+            "never predicted on",
+            "and",
+        ],
+    )
+    fig = Figure(figsize=(11, 3.2 * ((len(names) + 1) // 2)), layout="constrained")
+    axes = np.atleast_1d(fig.subplots((len(names) + 1) // 2, 2)).ravel()
     threshes = np.arange(max(curves.floor, 1), 256, 3)
     # Rising in equal factors: an area of 40 and one of 80 differ as 400 and 800 do.
     min_areas = np.unique(np.geomspace(1, pixels, 60).astype(int))
     for c, (ax, rule) in enumerate(zip(axes, decision.rules)):
         scored = surface(rows_of(curves, c, rule, _of_class(scores, c)), threshes, min_areas)
-        plot_surface(scored, threshes, min_areas, ax=ax, point=None if rule.min_area > pixels else (rule.thresh, rule.min_area))
-        ax.set_title(f"{names[c]}: " + ("never predicted" if rule.min_area > pixels else f"threshold {said[c][0]}, minimum area {said[c][3]}"), loc="left", fontsize=10)
-    for ax in axes[len(names):]: ax.set_axis_off()
+        plot_surface(
+            scored, threshes, min_areas, ax=ax, point=None if rule.min_area > pixels else (rule.thresh, rule.min_area)
+        )
+        ax.set_title(
+            f"{names[c]}: "
+            + ("never predicted" if rule.min_area > pixels else f"threshold {said[c][0]}, minimum area {said[c][3]}"),
+            loc="left",
+            fontsize=10,
+        )
+    for ax in axes[len(names) :]:
+        ax.set_axis_off()
     how = f"<p>Chosen as {escape(repr(decision.how))}. Images drawn again, with some twice and some not at all, choose other rules: the ranges hold those of 95% of the draws.</p>"
-    return html_table(table) + how + _picture("Mean Dice of each class over threshold and minimum area; the chosen rule is marked", fig)
+    return (
+        html_table(table)
+        + how
+        + _picture("Mean Dice of each class over threshold and minimum area; the chosen rule is marked", fig)
+    )
+
 
 def _labels(folder):
     "Class counts, and a strip of each class with its labels."
     truth = folder.truth_area()
     names = [f"class {class_id(c)}" for c in range(folder.n_classes)]
-    counts = pd.DataFrame({"images": (truth > 0).sum(0), "median area (pixels)": [f"{np.median(t[t > 0]):,.0f}" if t.any() else "–" for t in truth.T]}, index=names)
+    counts = pd.DataFrame(
+        {
+            "images": (truth > 0).sum(0),
+            "median area (pixels)": [f"{np.median(t[t > 0]):,.0f}" if t.any() else "–" for t in truth.T],
+        },
+        index=names,
+    )
     counts.loc["clean"] = [(truth.sum(1) == 0).sum(), "–"]
     rows = []
     for c in range(folder.n_classes):
-        if not (truth[:, c] > 0).any(): continue
+        if not (truth[:, c] > 0).any():
+            continue
         # The image of median area, so that neither the largest nor a speck stands for the class.
         order = np.flatnonzero(truth[:, c])[np.argsort(truth[truth[:, c] > 0, c], kind="stable")]
-        image_id = folder.images.image_id[order[len(order)//2]]
-        rows.append(_picture(f"{image_id}: labels of {names[c]}", overlay(folder.image(image_id), folder.mask(image_id)), f"{names[c]}: {image_id}"))
+        image_id = folder.images.image_id[order[len(order) // 2]]
+        rows.append(
+            _picture(
+                f"{image_id}: labels of {names[c]}",
+                overlay(folder.image(image_id), folder.mask(image_id)),
+                f"{names[c]}: {image_id}",
+            )
+        )
     return html_table(counts) + "".join(rows)
+
 
 def _examples(folder, store, curves, decision, scores, n=3):
     "The worst and the middle of the pairs that show a defect, and the largest false alarms."
     d = dice_at(curves, decision.rules, scores)
-    area = np.stack([rows_of(curves, c, r, _of_class(scores, c)).area[:, r.thresh] for c, r in enumerate(decision.rules)], 1)
+    area = np.stack(
+        [rows_of(curves, c, r, _of_class(scores, c)).area[:, r.thresh] for c, r in enumerate(decision.rules)], 1
+    )
     present, rows = curves.truth > 0, []
     by_dice = [(i, c) for i, c in sorted(zip(*np.nonzero(present)), key=lambda p: d[p])]
     false = [(i, c) for i, c in sorted(zip(*np.nonzero(~present & (d == 0))), key=lambda p: -area[p])]
-    middle = len(by_dice)//2
-    for title, pairs in (("middle", by_dice[middle:middle + n]), ("worst", by_dice[:n]), ("largest false alarms", false[:n])):
-        if pairs: rows.append(f"<h3>{title}</h3>")
+    middle = len(by_dice) // 2
+    for title, pairs in (
+        ("middle", by_dice[middle : middle + n]),
+        ("worst", by_dice[:n]),
+        ("largest false alarms", false[:n]),
+    ):
+        if pairs:
+            rows.append(f"<h3>{title}</h3>")
         for i, c in pairs:
             image_id = curves.image_ids[i]
             pred = apply_rules(store.read(image_id), decision.rules, None if scores is None else scores[i])[c]
-            rows.append(_picture(f"{image_id}, class {class_id(c)}, Dice {d[i, c]:.3f}", compare(folder.image(image_id), folder.mask(image_id)[c], pred)))
+            rows.append(
+                _picture(
+                    f"{image_id}, class {class_id(c)}, Dice {d[i, c]:.3f}",
+                    compare(folder.image(image_id), folder.mask(image_id)[c], pred),
+                )
+            )
     return "".join(rows)
 
 # %% ../nbs/38_report.ipynb #682b0904
 def write_report(
-    path,               # the html file, replaced in one step
-    run,                # run folder: config.json, history.csv and oof/ are read where they are
-    folder:StripFolder,
-    curves:Curves,      # of run/oof, counted for the rules of the decision
-    decision:Decision,
-    scores=None,        # (N,C) levels of a classifier, where the decision used them
-    gates=None,         # a table of `compare_gates` to show
+    path,  # the html file, replaced in one step
+    run,  # run folder: config.json, history.csv and oof/ are read where they are
+    folder: StripFolder,
+    curves: Curves,  # of run/oof, counted for the rules of the decision
+    decision: Decision,
+    scores=None,  # (N,C) levels of a classifier, where the decision used them
+    gates=None,  # a table of `compare_gates` to show
 ) -> Path:
     "Write a self-contained HTML report of a run; returns its path. Where predictions were counted and not stored it shows none."
     run = Path(run)
-    key = "".join(f'<span style="background:rgb{tuple(int(x) for x in rgb)};color:#000">{escape(name)}</span>' for name, rgb in COMPARE.items())
+    key = "".join(
+        f'<span style="background:rgb{tuple(int(x) for x in rgb)};color:#000">{escape(name)}</span>'
+        for name, rgb in COMPARE.items()
+    )
     parts = [("Scores", _scores(decision)), ("Rules", _rules(curves, decision, scores)), ("Labels", _labels(folder))]
-    if gates is not None: parts.insert(2, ("Gates", "<p>No gate and every gate, each with the best setting found for it; nested: with each fold under the choice of the others. "
-        "Where low to high holds 0, these images cannot tell whether the gate helps.</p>" + html_table(gates.xs("all", level="row")[["optimistic", "nested", "difference", "low", "high"]])))
-    if (run/"history.csv").exists():
-        parts.append(("Training", _picture("Loss and score by epoch, one line a fold", plot_history(pd.read_csv(run/"history.csv")))))
-    if (run/"oof").exists(): parts.append(("Predictions, out of fold", f'<p class="key">{key}</p>' + _examples(folder, ProbStore.open(run/"oof"), curves, decision, scores)))
-    made = read_json(run/"config.json") if (run/"config.json").exists() else {}
-    parts.append(("Made with", f"<pre>{escape(to_json({'data': folder.root, 'images': len(folder.images), 'shape': folder.shape, **made}, indent=1))}</pre>"))
+    if gates is not None:
+        parts.insert(
+            2,
+            (
+                "Gates",
+                "<p>No gate and every gate, each with the best setting found for it; nested: with each fold under the choice of the others. "
+                "Where low to high holds 0, these images cannot tell whether the gate helps.</p>"
+                + html_table(gates.xs("all", level="row")[["optimistic", "nested", "difference", "low", "high"]]),
+            ),
+        )
+    if (run / "history.csv").exists():
+        parts.append(
+            (
+                "Training",
+                _picture("Loss and score by epoch, one line a fold", plot_history(pd.read_csv(run / "history.csv"))),
+            )
+        )
+    if (run / "oof").exists():
+        parts.append(
+            (
+                "Predictions, out of fold",
+                f'<p class="key">{key}</p>' + _examples(folder, ProbStore.open(run / "oof"), curves, decision, scores),
+            )
+        )
+    made = read_json(run / "config.json") if (run / "config.json").exists() else {}
+    parts.append(
+        (
+            "Made with",
+            f"<pre>{escape(to_json({'data': folder.root, 'images': len(folder.images), 'shape': folder.shape, **made}, indent=1))}</pre>",
+        )
+    )
     body = "".join(f"<h2>{title}</h2>{text}" for title, text in parts)
     title = f"steel_seg: {run.name}"
-    return write_text(path, f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(title)}</title><style>{_STYLE}</style><h1>{escape(title)}</h1>{body}</html>')
+    return write_text(
+        path,
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(title)}</title><style>{_STYLE}</style><h1>{escape(title)}</h1>{body}</html>',
+    )

@@ -6,13 +6,14 @@
 __all__ = ['rle_encode', 'rle_runs', 'rle_decode', 'rle_area', 'rle_overlap']
 
 # %% ../nbs/00_rle.ipynb #8192acee
-import operator, re
+import operator
+import re
 
 import numpy as np
 
 # %% ../nbs/00_rle.ipynb #24c71975
 def rle_encode(
-    mask:np.ndarray, # (H,W) of bool, integer or float; nonzero is defect
+    mask: np.ndarray,  # (H,W) of bool, integer or float; nonzero is defect
 ) -> str:
     """Write a mask as `start length` pairs, 1-based, down the columns; `""` where it is empty.
 
@@ -27,7 +28,8 @@ def rle_encode(
         raise ValueError(f"a mask of dtype {mask.dtype}: expected bool or numbers")
     if mask.dtype.kind == "f" and not (np.isfinite(mask) & (mask == np.rint(mask))).all():
         raise ValueError("a mask of values that are no whole numbers: threshold probabilities first (prob >= .5)")
-    if not mask.any(): return ""  # five in six pairs of the competition: not worth a transposed copy
+    if not mask.any():
+        return ""  # five in six pairs of the competition: not worth a transposed copy
     pixels = np.zeros(mask.size + 2, bool)
     pixels[1:-1] = (mask != 0).ravel(order="F")
     edges = np.flatnonzero(pixels[1:] != pixels[:-1]) + 1
@@ -37,46 +39,55 @@ def rle_encode(
 # %% ../nbs/00_rle.ipynb #83097ee9
 _LIMIT = 10**18  # no mask has so many pixels, and the sum of two smaller numbers still fits an int64
 
+
 def _short(text):
     "A piece of the input for an error: quoted, all but ASCII escaped, cut when long."
     text = ascii(text)
     return text if len(text) <= 60 else f"{text[:56]}...{text[-1]}"
 
+
 def _words(rle):
     "What stands between ASCII white space; `str.split` would split at a no-break space too, and hide it."
     return re.findall(r"[^ \t\n\r\v\f]+", rle)
 
+
 def _run(rle, i):
     "Run `i` (0-based) as an error names it: its 1-based number and its text."
-    return f"run {i+1} {_short(' '.join(_words(rle)[2*i : 2*i+2]))}"
+    return f"run {i + 1} {_short(' '.join(_words(rle)[2 * i : 2 * i + 2]))}"
+
 
 def _numbers(rle):
     "All numbers of a string as int64, an even count; `ValueError` where one is none, too large or left over."
     if rle.encode("ascii", "replace").translate(None, b"0123456789 \t\n\r\v\f"):
         i, word = next((i, w) for i, w in enumerate(_words(rle)) if not re.fullmatch("[0-9]+", w))
         what = "is negative" if re.fullmatch("-[0-9]+", word) else "is not a whole number in the digits 0 to 9"
-        raise ValueError(f"{_run(rle, i//2)}: {_short(word)} {what}")
-    if not rle.strip(): return np.zeros(0, np.int64)
+        raise ValueError(f"{_run(rle, i // 2)}: {_short(word)} {what}")
+    if not rle.strip():
+        return np.zeros(0, np.int64)
     numbers = np.fromstring(rle, np.int64, sep=" ")
     n = len(numbers)
     if numbers.max() >= _LIMIT:
-        raise ValueError(f"{_run(rle, int((numbers >= _LIMIT).argmax())//2)}: a number too large for any mask")
+        raise ValueError(f"{_run(rle, int((numbers >= _LIMIT).argmax()) // 2)}: a number too large for any mask")
     if n % 2:
-        raise ValueError(f"{_run(rle, n//2)}: {n} numbers, an odd count: a start has no length")
+        raise ValueError(f"{_run(rle, n // 2)}: {n} numbers, an odd count: a start has no length")
     return numbers
 
 # %% ../nbs/00_rle.ipynb #f5c2a68b
 def _size(shape):
     "Pixels of a mask of this shape; `ValueError` when it is not (height, width)."
-    try: height, width = map(operator.index, shape)
-    except (TypeError, ValueError): height = width = -1
-    if height < 0 or width < 0: raise ValueError(f"shape {shape!r}: expected (height, width) in whole pixels")
-    return height*width
+    try:
+        height, width = map(operator.index, shape)
+    except (TypeError, ValueError):
+        height = width = -1
+    if height < 0 or width < 0:
+        raise ValueError(f"shape {shape!r}: expected (height, width) in whole pixels")
+    return height * width
+
 
 def rle_runs(
-    rle:str,    # `start length` pairs, 1-based, down the columns; "" is an empty mask
-    shape=None, # (H,W) of the mask; None: whether the last run leaves it is not checked
-) -> np.ndarray: # (n,2) int64: start (0-based, down the columns), length
+    rle: str,  # `start length` pairs, 1-based, down the columns; "" is an empty mask
+    shape=None,  # (H,W) of the mask; None: whether the last run leaves it is not checked
+) -> np.ndarray:  # (n,2) int64: start (0-based, down the columns), length
     """Read a string to its runs, or refuse it: the one parser that everything else here calls.
 
     Numbers are digits 0-9 only, set apart by ASCII white space. Runs that touch are taken. Raises `ValueError`
@@ -89,41 +100,48 @@ def rle_runs(
         raise ValueError(f'expected a run-length string, found {found}: read missing cells as ""')
     size = None if shape is None else _size(shape)
     start, length = _numbers(rle).reshape(-1, 2).T
-    stop = start + length                           # 1-based, one past the run
-    free = np.concatenate(([1], stop))[:len(start)] # 1-based, the first pixel not yet taken
+    stop = start + length  # 1-based, one past the run
+    free = np.concatenate(([1], stop))[: len(start)]  # 1-based, the first pixel not yet taken
     wrong = (length < 1) | (start < free)
-    if size is not None: wrong |= stop > size + 1
-    if wrong.any(): raise ValueError(_why(rle, int(wrong.argmax()), start, stop, size, shape))
+    if size is not None:
+        wrong |= stop > size + 1
+    if wrong.any():
+        raise ValueError(_why(rle, int(wrong.argmax()), start, stop, size, shape))
     return np.stack([start - 1, length], axis=1)
 
 # %% ../nbs/00_rle.ipynb #71740160
 def _why(rle, i, start, stop, size, shape):
     "What is wrong with run `i`, the first wrong one, in words."
     run = _run(rle, i)
-    if start[i] == 0: return f"{run} starts at 0: pixels are numbered from 1"
-    if stop[i] == start[i]: return f"{run} has length 0: a run has at least one pixel"
-    if i and start[i] < start[i-1]: return f"{run} starts before {_run(rle, i-1)}: runs must be sorted"
-    if i and start[i] < stop[i-1]: return f"{run} overlaps {_run(rle, i-1)}: no pixel may be counted twice"
-    return f"{run} leaves a {tuple(map(int, shape))} mask: it ends at pixel {stop[i]-1} of {size}"
+    if start[i] == 0:
+        return f"{run} starts at 0: pixels are numbered from 1"
+    if stop[i] == start[i]:
+        return f"{run} has length 0: a run has at least one pixel"
+    if i and start[i] < start[i - 1]:
+        return f"{run} starts before {_run(rle, i - 1)}: runs must be sorted"
+    if i and start[i] < stop[i - 1]:
+        return f"{run} overlaps {_run(rle, i - 1)}: no pixel may be counted twice"
+    return f"{run} leaves a {tuple(map(int, shape))} mask: it ends at pixel {stop[i] - 1} of {size}"
 
 # %% ../nbs/00_rle.ipynb #98d08c14
 def rle_decode(
-    rle:str, # `start length` pairs, 1-based, down the columns; "" is an empty mask
-    shape,   # (H,W) of the mask
-) -> np.ndarray: # (H,W) uint8 of 0 and 1, C-order
+    rle: str,  # `start length` pairs, 1-based, down the columns; "" is an empty mask
+    shape,  # (H,W) of the mask
+) -> np.ndarray:  # (H,W) uint8 of 0 and 1, C-order
     "Draw a run-length string as a mask; raises `ValueError` as `rle_runs` does, so nothing is clipped."
     size = _size(shape)
     start, length = rle_runs(rle, shape).T
-    if not len(start): return np.zeros(shape, np.uint8)
+    if not len(start):
+        return np.zeros(shape, np.uint8)
     edges = np.stack([start, start + length], axis=1).ravel()
-    lengths = np.diff(edges, prepend=0, append=size) # gap, run, gap, ..., run, gap
+    lengths = np.diff(edges, prepend=0, append=size)  # gap, run, gap, ..., run, gap
     pixels = np.repeat((np.arange(len(lengths)) % 2).astype(np.uint8), lengths)
     return np.ascontiguousarray(pixels.reshape(shape[1], shape[0]).T)
 
 # %% ../nbs/00_rle.ipynb #0ed3883b
 def rle_area(
-    rle:str,    # as for `rle_runs`
-    shape=None, # (H,W), or None to leave the end unchecked
+    rle: str,  # as for `rle_runs`
+    shape=None,  # (H,W), or None to leave the end unchecked
 ) -> int:
     "Pixels of a mask, counted from its runs; raises `ValueError` as `rle_runs` does."
     return int(rle_runs(rle, shape)[:, 1].sum())
@@ -133,17 +151,19 @@ def _pixels_before(runs, x):
     "How many pixels of sorted `runs` (n,2) lie before each 0-based place of `x`."
     start, length = runs.T
     total = np.concatenate(([0], np.cumsum(length)))
-    n = np.searchsorted(start, x)                 # runs that begin before x
-    last = np.maximum(n - 1, 0)                   # the last of them may go on past x
+    n = np.searchsorted(start, x)  # runs that begin before x
+    last = np.maximum(n - 1, 0)  # the last of them may go on past x
     ahead = np.maximum(start[last] + length[last] - x, 0)
     return total[n] - np.where(n > 0, ahead, 0)
 
+
 def rle_overlap(
-    a:str,      # as for `rle_runs`
-    b:str,      # as for `rle_runs`, of a mask of the same shape
-    shape=None, # (H,W), or None to leave the end unchecked
+    a: str,  # as for `rle_runs`
+    b: str,  # as for `rle_runs`, of a mask of the same shape
+    shape=None,  # (H,W), or None to leave the end unchecked
 ) -> int:
     "Pixels that two masks share, counted from their runs; raises `ValueError` as `rle_runs` does."
     a, b = rle_runs(a, shape), rle_runs(b, shape)
-    if not len(a) or not len(b): return 0
+    if not len(a) or not len(b):
+        return 0
     return int((_pixels_before(a, b.sum(axis=1)) - _pixels_before(a, b[:, 0])).sum())

@@ -18,19 +18,23 @@ from .rle import _size, rle_area, rle_decode, rle_encode, rle_overlap
 # Looked up, as `1 << k` would not be: there the compiler sees a shift, and shifts by a variable, pixel by pixel, took six times as long.
 _BITS = np.array([1, 2, 4, 8, 16, 32, 64, 128], np.uint8)
 
+
 @njit(nogil=True, cache=True)
 def _pack(levels, lowest):
     "(H,W) uint8 to words (ceil(H/64),W) uint64: bit k of word j in a column is whether its pixel 64*j + k is at or above `lowest`."
     height, width = levels.shape
-    words = np.zeros(((height + 63)//64, width), np.uint64)
-    eights = np.zeros((8*len(words), width), np.uint8)
+    words = np.zeros(((height + 63) // 64, width), np.uint64)
+    eights = np.zeros((8 * len(words), width), np.uint8)
     for row in range(height):
-        bit = _BITS[row%8]
-        for col in range(width): eights[row//8, col] |= bit if levels[row, col] >= lowest else np.uint8(0)
+        bit = _BITS[row % 8]
+        for col in range(width):
+            eights[row // 8, col] |= bit if levels[row, col] >= lowest else np.uint8(0)
     for j in range(len(words)):
         for col in range(width):
-            for k in range(8): words[j, col] |= np.uint64(eights[8*j + k, col]) << np.uint64(8*k)
+            for k in range(8):
+                words[j, col] |= np.uint64(eights[8 * j + k, col]) << np.uint64(8 * k)
     return words
+
 
 @njit(nogil=True, cache=True)
 def _unpack(words, mask):
@@ -38,41 +42,49 @@ def _unpack(words, mask):
     height, width = mask.shape
     eight = np.empty(width, np.uint8)
     for row in range(height):
-        if row%8 == 0:
-            shift = np.uint64(row%64)
-            for col in range(width): eight[col] = np.uint8(words[row//64, col] >> shift)
-        bit = _BITS[row%8]
-        for col in range(width): mask[row, col] = np.uint8(1) if eight[col] & bit else np.uint8(0)
+        if row % 8 == 0:
+            shift = np.uint64(row % 64)
+            for col in range(width):
+                eight[col] = np.uint8(words[row // 64, col] >> shift)
+        bit = _BITS[row % 8]
+        for col in range(width):
+            mask[row, col] = np.uint8(1) if eight[col] & bit else np.uint8(0)
 
 # %% ../nbs/03_runs.ipynb #2e9f6890
-_ONE, _TOP_SIX, _DE_BRUIJN = np.uint64(1), np.uint64(58), np.uint64(0x03f79d71b4cb0a89)
+_ONE, _TOP_SIX, _DE_BRUIJN = np.uint64(1), np.uint64(58), np.uint64(0x03F79D71B4CB0A89)
 _PLACE = np.zeros(64, np.uint8)
 _PLACE[(_DE_BRUIJN << np.arange(64, dtype=np.uint64)) >> _TOP_SIX] = np.arange(64)
+
 
 @njit(nogil=True, cache=True)
 def _lowest(word):
     "The place, 0..63, of the lowest 1 in a word that is not 0."
-    return _PLACE[((word & (~word + _ONE))*_DE_BRUIJN) >> _TOP_SIX]
+    return _PLACE[((word & (~word + _ONE)) * _DE_BRUIJN) >> _TOP_SIX]
 
 # %% ../nbs/03_runs.ipynb #5e510ea7
-_MOST = 10**8 # pixels: two groups of four digits
+_MOST = 10**8  # pixels: two groups of four digits
 _FOUR = np.frombuffer(b"".join(b"%04d" % i for i in range(10_000)), np.uint8).reshape(-1, 4)
 _LEFT = np.frombuffer(b"".join(b"%-4d" % i for i in range(10_000)), np.uint8).reshape(-1, 4)
 _DIGITS = (_LEFT != 32).sum(axis=1)
+
 
 @njit(nogil=True, cache=True)
 def _write(text, n, number):
     "Write a number below `_MOST` and a space at place `n`; returns the place after them. Up to four more bytes may be written to."
     if number >= 10_000:
-        for k in range(4): text[n + k] = _LEFT[number//10_000, k]
-        n += _DIGITS[number//10_000]
-        for k in range(4): text[n + k] = _FOUR[number%10_000, k]
+        for k in range(4):
+            text[n + k] = _LEFT[number // 10_000, k]
+        n += _DIGITS[number // 10_000]
+        for k in range(4):
+            text[n + k] = _FOUR[number % 10_000, k]
         n += 4
     else:
-        for k in range(4): text[n + k] = _LEFT[number, k]
+        for k in range(4):
+            text[n + k] = _LEFT[number, k]
         n += _DIGITS[number]
     text[n] = 32
     return n + 1
+
 
 @njit(nogil=True, cache=True)
 def _encode(levels, lowest, text):
@@ -82,29 +94,36 @@ def _encode(levels, lowest, text):
     n, start, inside, before = 0, 0, False, np.uint64(0)
     for col in range(width):
         for j in range(len(words)):
-            word, rows = words[j, col], min(64, height - 64*j)
-            if not word | before: continue # empty after empty: nearly all of nearly every mask
+            word, rows = words[j, col], min(64, height - 64 * j)
+            if not word | before:
+                continue  # empty after empty: nearly all of nearly every mask
             edges = word ^ (word << _ONE | before)
-            if rows < 64: edges &= (_ONE << np.uint64(rows)) - _ONE # the last word of a column is not full: what it lacks is no edge
+            if rows < 64:
+                edges &= (
+                    _ONE << np.uint64(rows)
+                ) - _ONE  # the last word of a column is not full: what it lacks is no edge
             before = word >> np.uint64(rows - 1)
             while edges:
-                at = col*height + 64*j + _lowest(edges)
+                at = col * height + 64 * j + _lowest(edges)
                 edges &= edges - _ONE
-                if inside: n = _write(text, _write(text, n, start + 1), at - start)
+                if inside:
+                    n = _write(text, _write(text, n, start + 1), at - start)
                 start, inside = at, not inside
-    if inside: n = _write(text, _write(text, n, start + 1), height*width - start)
+    if inside:
+        n = _write(text, _write(text, n, start + 1), height * width - start)
     return n
 
 # %% ../nbs/03_runs.ipynb #fdcab022
 def _string(levels, lowest):
     "The runs of `levels >= lowest` of an (H,W) uint8 array."
     # Runs of one pixel, each with a gap of one behind it, need the most room: a start, a 1 and two spaces for every two pixels.
-    text = np.empty((levels.size//2 + 1)*(len(str(levels.size)) + 3) + 4, np.uint8)
+    text = np.empty((levels.size // 2 + 1) * (len(str(levels.size)) + 3) + 4, np.uint8)
     n = _encode(np.ascontiguousarray(levels), np.uint8(lowest), text)
-    return str(memoryview(text)[:max(n - 1, 0)], "ascii")
+    return str(memoryview(text)[: max(n - 1, 0)], "ascii")
+
 
 def encode(
-    mask:np.ndarray, # (H,W) bool or uint8, nonzero is defect; other kinds as for `rle_encode`
+    mask: np.ndarray,  # (H,W) bool or uint8, nonzero is defect; other kinds as for `rle_encode`
 ) -> str:
     """Write a mask as `start length` pairs: what `rle_encode` writes, faster; `""` where it is empty.
 
@@ -112,46 +131,58 @@ def encode(
     else goes through `rle_encode`, which raises `ValueError` for what is no mask.
     """
     mask = np.asarray(mask)
-    if mask.ndim != 2 or mask.dtype not in (np.uint8, np.bool_) or mask.size >= _MOST: return rle_encode(mask)
+    if mask.ndim != 2 or mask.dtype not in (np.uint8, np.bool_) or mask.size >= _MOST:
+        return rle_encode(mask)
     return _string(mask.view(np.uint8), 1)
 
+
 def encode_prob(
-    prob:np.ndarray, # (H,W) uint8, levels of one class
-    thresh:int,      # a level, 0..255
+    prob: np.ndarray,  # (H,W) uint8, levels of one class
+    thresh: int,  # a level, 0..255
 ) -> str:
     "The string of `prob >= thresh`, with no mask made on the way. Raises `ValueError` for other kinds of arrays and levels."
     prob = np.asarray(prob)
-    if prob.dtype != np.uint8: raise ValueError(f"levels must be uint8, not {prob.dtype}")
-    if prob.ndim != 2: raise ValueError(f"a map of shape {prob.shape}: expected (height, width), one class at a time")
-    try: level = operator.index(thresh)
-    except TypeError: level = -1
-    if not 0 <= level <= 255: raise ValueError(f"threshold {thresh!r}: expected a level, a whole number from 0 to 255")
+    if prob.dtype != np.uint8:
+        raise ValueError(f"levels must be uint8, not {prob.dtype}")
+    if prob.ndim != 2:
+        raise ValueError(f"a map of shape {prob.shape}: expected (height, width), one class at a time")
+    try:
+        level = operator.index(thresh)
+    except TypeError:
+        level = -1
+    if not 0 <= level <= 255:
+        raise ValueError(f"threshold {thresh!r}: expected a level, a whole number from 0 to 255")
     return _string(prob, level) if prob.size < _MOST else rle_encode(prob >= level)
 
+
 def encode_masks(
-    masks:np.ndarray, # (C,H,W), as for `encode`
-) -> list: # C strings
+    masks: np.ndarray,  # (C,H,W), as for `encode`
+) -> list:  # C strings
     "The strings of a stack of masks, say of the classes of one image. Raises `ValueError` as `encode` does."
     return [encode(mask) for mask in masks]
 
 # %% ../nbs/03_runs.ipynb #25a6cefc
 _REFUSED = -1
 
+
 def _limit(shape):
     "Pixels of a mask of this shape, as many as an int64 can count at most; that many where it is None. Raises `ValueError` as `_size` does."
     most = np.iinfo(np.int64).max
     return most if shape is None else min(_size(shape), most)
 
+
 @njit(nogil=True, cache=True)
 def _number(text, at):
     "The number that begins at a place, `_REFUSED` where there is none or one that is too long; and the place after it."
     number, first = 0, at
-    while True: # left by a test on the digit itself: with the same test in the head of the loop the compiled code took five times as long
+    while True:  # left by a test on the digit itself: with the same test in the head of the loop the compiled code took five times as long
         digit = np.int64(text[at]) - 48
-        if digit < 0 or digit > 9: break
-        number = 10*number + digit
+        if digit < 0 or digit > 9:
+            break
+        number = 10 * number + digit
         at += 1
     return number if first < at <= first + 18 else _REFUSED, at
+
 
 @njit(nogil=True, cache=True)
 def _parse(text, at, end, size, edges):
@@ -162,13 +193,16 @@ def _parse(text, at, end, size, edges):
     n, free = 0, 0
     while at < end:
         start, at = _number(text, at)
-        if start <= free or text[at] != 32: return _REFUSED
+        if start <= free or text[at] != 32:
+            return _REFUSED
         length, at = _number(text, at + 1)
-        if length < 1 or at < end and text[at] != 32: return _REFUSED
+        if length < 1 or at < end and text[at] != 32:
+            return _REFUSED
         free = start - 1 + length
         edges[n], edges[n + 1] = start - 1, free
         n, at = n + 2, at + 1
     return n if free <= size else _REFUSED
+
 
 def _bytes(*strings):
     "Strings as bytes, each with a line feed after it. What is not ASCII becomes a question mark, one for each character, and is refused."
@@ -179,57 +213,74 @@ def _bytes(*strings):
 def _draw(edges, mask):
     "Write the runs between sorted `edges` to `mask`, (H,W) uint8, as 1 and everything else as 0."
     height, width = mask.shape
-    words = np.zeros(((height + 63)//64, width), np.uint64)
-    col, top = 0, 0 # the column at hand and the number of its first pixel
+    words = np.zeros(((height + 63) // 64, width), np.uint64)
+    col, top = 0, 0  # the column at hand and the number of its first pixel
     for k in range(0, len(edges), 2):
         at, stop = edges[k], edges[k + 1]
         while at < stop:
-            while at >= top + height: col, top = col + 1, top + height
+            while at >= top + height:
+                col, top = col + 1, top + height
             row = at - top
-            many = min(stop - at, 64 - row%64, height - row) # to the end of the run, of the word or of the column
-            words[row//64, col] |= ~np.uint64(0) >> np.uint64(64 - many) << np.uint64(row%64)
+            many = min(stop - at, 64 - row % 64, height - row)  # to the end of the run, of the word or of the column
+            words[row // 64, col] |= ~np.uint64(0) >> np.uint64(64 - many) << np.uint64(row % 64)
             at += many
     _unpack(words, mask)
+
 
 @njit(nogil=True, cache=True)
 def _decode(text, mask):
     "Draw the string that `text` holds before its last byte; False, and nothing is written, where `_parse` refuses it."
-    edges = np.empty(len(text)//2 + 2, np.int64)
+    edges = np.empty(len(text) // 2 + 2, np.int64)
     n = _parse(text, 0, len(text) - 1, mask.size, edges)
-    if n != _REFUSED: _draw(edges[:n], mask)
+    if n != _REFUSED:
+        _draw(edges[:n], mask)
     return n != _REFUSED
 
 # %% ../nbs/03_runs.ipynb #e862ceed
 def _target(out, shape):
     "`out` if it can be drawn to; a new array where it is None."
-    if out is None: return np.empty(shape, np.uint8)
-    if not isinstance(out, np.ndarray) or out.dtype != np.uint8 or out.shape != tuple(shape) or not out.flags.c_contiguous or not out.flags.writeable:
+    if out is None:
+        return np.empty(shape, np.uint8)
+    if (
+        not isinstance(out, np.ndarray)
+        or out.dtype != np.uint8
+        or out.shape != tuple(shape)
+        or not out.flags.c_contiguous
+        or not out.flags.writeable
+    ):
         found = f"{out.dtype} {out.shape}" if isinstance(out, np.ndarray) else type(out).__name__
-        raise ValueError(f"out is {found}: expected a writable uint8 array of {tuple(shape)} whose rows lie one after the other")
+        raise ValueError(
+            f"out is {found}: expected a writable uint8 array of {tuple(shape)} whose rows lie one after the other"
+        )
     return out
 
+
 def decode(
-    rle:str,  # `start length` pairs, 1-based, down the columns; "" is an empty mask
-    shape,    # (H,W) of the mask
-    out=None, # (H,W) uint8 to draw into, C-order; None: a new array
-) -> np.ndarray: # (H,W) uint8 of 0 and 1, C-order
+    rle: str,  # `start length` pairs, 1-based, down the columns; "" is an empty mask
+    shape,  # (H,W) of the mask
+    out=None,  # (H,W) uint8 to draw into, C-order; None: a new array
+) -> np.ndarray:  # (H,W) uint8 of 0 and 1, C-order
     "Draw a run-length string as a mask: what `rle_decode` draws, faster. Raises `ValueError` as it does; then `out` is as it was."
     _size(shape)
     mask = _target(out, shape)
-    if isinstance(rle, str) and not rle: mask[:] = 0
-    elif not isinstance(rle, str) or not _decode(_bytes(rle), mask): mask[:] = rle_decode(rle, shape)
+    if isinstance(rle, str) and not rle:
+        mask[:] = 0
+    elif not isinstance(rle, str) or not _decode(_bytes(rle), mask):
+        mask[:] = rle_decode(rle, shape)
     return mask
 
+
 def decode_masks(
-    rles,     # N strings, as for `decode`
-    shape,    # (H,W) of each mask
-    out=None, # (N,H,W) uint8 to draw into, C-order; None: a new array
-) -> np.ndarray: # (N,H,W) uint8 of 0 and 1, C-order
+    rles,  # N strings, as for `decode`
+    shape,  # (H,W) of each mask
+    out=None,  # (N,H,W) uint8 to draw into, C-order; None: a new array
+) -> np.ndarray:  # (N,H,W) uint8 of 0 and 1, C-order
     "Draw many strings, say those of the classes of one image; raises `ValueError` as `decode` does, and then `out` may be half drawn."
     rles = list(rles)
     _size(shape)
     masks = _target(out, (len(rles), *shape))
-    for rle, mask in zip(rles, masks): decode(rle, shape, mask)
+    for rle, mask in zip(rles, masks):
+        decode(rle, shape, mask)
     return masks
 
 # %% ../nbs/03_runs.ipynb #39584362
@@ -237,8 +288,10 @@ def decode_masks(
 def _area(edges):
     "Pixels between each start and its stop."
     area = 0
-    for k in range(0, len(edges), 2): area += edges[k + 1] - edges[k]
+    for k in range(0, len(edges), 2):
+        area += edges[k + 1] - edges[k]
     return area
+
 
 @njit(nogil=True, cache=True)
 def _shared(a, b):
@@ -246,80 +299,96 @@ def _shared(a, b):
     i = j = shared = 0
     while i < len(a) and j < len(b):
         shared += max(0, min(a[i + 1], b[j + 1]) - max(a[i], b[j]))
-        if a[i + 1] < b[j + 1]: i += 2
-        else: j += 2
+        if a[i + 1] < b[j + 1]:
+            i += 2
+        else:
+            j += 2
     return shared
+
 
 @njit(nogil=True, cache=True)
 def _pair(text, a_at, a_end, b_at, b_end, size, a, b):
     "Area, hit and truth of the strings at `text[a_at:a_end]` and `text[b_at:b_end]`, or `_REFUSED` three times; `a` and `b` are room for their edges."
     many, more = _parse(text, a_at, a_end, size, a), _parse(text, b_at, b_end, size, b)
-    if many == _REFUSED or more == _REFUSED: return _REFUSED, _REFUSED, _REFUSED
+    if many == _REFUSED or more == _REFUSED:
+        return _REFUSED, _REFUSED, _REFUSED
     a, b = a[:many], b[:more]
     return _area(a), _shared(a, b), _area(b)
+
 
 @njit(nogil=True, cache=True)
 def _two(text, end, size):
     "The counts of the two strings that `text` holds, the first up to `end`."
-    a, b = np.empty((2, len(text)//2 + 2), np.int64)
+    a, b = np.empty((2, len(text) // 2 + 2), np.int64)
     return _pair(text, 0, end, end + 1, len(text) - 1, size, a, b)
+
 
 @njit(nogil=True, cache=True)
 def _count(text, ends, size, counts):
     "Fill (3,N) `counts` from 2N strings, N predictions and then N truths."
     n, longest = counts.shape[1], 0
-    for k in range(len(ends)): longest = max(longest, ends[k] - (ends[k - 1] if k else 0))
-    a, b = np.empty((2, longest//2 + 2), np.int64)
+    for k in range(len(ends)):
+        longest = max(longest, ends[k] - (ends[k - 1] if k else 0))
+    a, b = np.empty((2, longest // 2 + 2), np.int64)
     for i in range(n):
-        counts[0, i], counts[1, i], counts[2, i] = _pair(text, ends[i - 1] + 1 if i else 0, ends[i], ends[n + i - 1] + 1, ends[n + i], size, a, b)
+        counts[0, i], counts[1, i], counts[2, i] = _pair(
+            text, ends[i - 1] + 1 if i else 0, ends[i], ends[n + i - 1] + 1, ends[n + i], size, a, b
+        )
 
 # %% ../nbs/03_runs.ipynb #40f781eb
 def _slow_counts(pred, truth, shape):
     "The three counts by the functions of `rle`, which read what `_parse` refuses, or raise."
     return rle_area(pred, shape), rle_overlap(pred, truth, shape), rle_area(truth, shape)
 
+
 def table_counts(
-    preds,      # N strings
-    truths,     # N strings, each of a mask of the same shape as its prediction
-    shape=None, # (H,W) of all masks; None: whether runs leave them is not checked
-) -> tuple: # area, hit, truth: (N,) int64, pixels
+    preds,  # N strings
+    truths,  # N strings, each of a mask of the same shape as its prediction
+    shape=None,  # (H,W) of all masks; None: whether runs leave them is not checked
+) -> tuple:  # area, hit, truth: (N,) int64, pixels
     """Predicted pixels, those of them that are truth, and pixels of truth, of every pair of strings, for `dice`.
 
     What `rle_area` and `rle_overlap` count, one pair after the other. Raises `ValueError` as they do at the first pair that is
     malformed, and when there are not as many predictions as truths.
     """
     preds, truths = list(preds), list(truths)
-    if len(preds) != len(truths): raise ValueError(f"{len(preds)} predictions and {len(truths)} truths: expected a string of each for every pair")
+    if len(preds) != len(truths):
+        raise ValueError(f"{len(preds)} predictions and {len(truths)} truths: expected a string of each for every pair")
     size, counts = _limit(shape), np.full((3, len(preds)), _REFUSED)
     if all(isinstance(rle, str) for rle in preds + truths):
         ends = np.cumsum([len(rle) + 1 for rle in preds + truths], dtype=np.int64) - 1
         _count(_bytes(*preds, *truths), ends, size, counts)
-    for i in np.flatnonzero(counts[0] == _REFUSED): counts[:, i] = _slow_counts(preds[i], truths[i], shape)
+    for i in np.flatnonzero(counts[0] == _REFUSED):
+        counts[:, i] = _slow_counts(preds[i], truths[i], shape)
     return tuple(counts)
 
+
 def string_counts(
-    a:str,      # as for `decode`
-    b:str,      # as for `decode`, of a mask of the same shape
-    shape=None, # (H,W), or None to leave the end unchecked
-) -> tuple: # three int
+    a: str,  # as for `decode`
+    b: str,  # as for `decode`, of a mask of the same shape
+    shape=None,  # (H,W), or None to leave the end unchecked
+) -> tuple:  # three int
     "Pixels of `a`, pixels that both have, pixels of `b`; nothing is drawn. Raises `ValueError` as `rle_runs` does."
     size, counts = _limit(shape), (_REFUSED, _REFUSED, _REFUSED)
-    if isinstance(a, str) and isinstance(b, str): counts = _two(_bytes(a, b), len(a), size)
+    if isinstance(a, str) and isinstance(b, str):
+        counts = _two(_bytes(a, b), len(a), size)
     return _slow_counts(a, b, shape) if counts[0] == _REFUSED else counts
 
+
 def string_dice(
-    a:str,      # as for `decode`
-    b:str,      # as for `decode`, of a mask of the same shape
-    shape=None, # (H,W), or None to leave the end unchecked
+    a: str,  # as for `decode`
+    b: str,  # as for `decode`, of a mask of the same shape
+    shape=None,  # (H,W), or None to leave the end unchecked
 ) -> float:
     "Dice of two strings, 0..1, and 1 where both are empty: `metric.dice` of their counts. Raises `ValueError` as `rle_runs` does."
     area, hit, truth = string_counts(a, b, shape)
-    return 2*hit/(area + truth) if area + truth else 1.
+    return 2 * hit / (area + truth) if area + truth else 1.0
+
 
 def table_areas(
-    rles,       # N strings
-    shape=None, # (H,W) of all masks, or None to leave the end unchecked
-) -> np.ndarray: # (N,) int64
+    rles,  # N strings
+    shape=None,  # (H,W) of all masks, or None to leave the end unchecked
+) -> np.ndarray:  # (N,) int64
     "Pixels of every mask of a table: what `rle_area` counts. Raises `ValueError` as it does."
     rles = list(rles)
-    return table_counts(rles, [""]*len(rles), shape)[0]
+    return table_counts(rles, [""] * len(rles), shape)[0]

@@ -7,10 +7,12 @@ __all__ = ['Rows', 'check_level', 'veto_values', 'rows_of', 'dice_rows', 'counts
 
 # %% ../nbs/33_score.ipynb #4ae80d9c
 from dataclasses import dataclass
+
 import numpy as np
+
+from .curves import Curves
 from .metric import dice
 from .post import NEEDS_SCORE, Rule, product_level
-from .curves import Curves
 
 # %% ../nbs/33_score.ipynb #71c6ea6a
 @dataclass(frozen=True)
@@ -21,69 +23,91 @@ class Rows:
     `dice(area[i,t], hit[i,t], truth[i])`; dropped, 1 where `truth[i]` is 0 and else 0. The arrays may be views of
     curves, with strides of their own: they are not to be written to.
     """
-    size:np.ndarray  # (N,256) int32, what a minimum area is compared with
-    area:np.ndarray  # (N,256) int32, predicted pixels
-    hit:np.ndarray   # (N,256) int32, those that are truth
-    truth:np.ndarray # (N,) int64, pixels of truth
-    floor:int        # of the store: thresholds below it are not exact
-    shape:tuple      # (H,W)
 
-    def __len__(self): return len(self.truth)
+    size: np.ndarray  # (N,256) int32, what a minimum area is compared with
+    area: np.ndarray  # (N,256) int32, predicted pixels
+    hit: np.ndarray  # (N,256) int32, those that are truth
+    truth: np.ndarray  # (N,) int64, pixels of truth
+    floor: int  # of the store: thresholds below it are not exact
+    shape: tuple  # (H,W)
 
-    def take(self,
-        indices, # positions, or a boolean array of length N
+    def __len__(self):
+        return len(self.truth)
+
+    def take(
+        self,
+        indices,  # positions, or a boolean array of length N
     ) -> "Rows":
         "The rows of some of the images, in the order asked for."
-        return Rows(self.size[indices], self.area[indices], self.hit[indices], self.truth[indices], self.floor, self.shape)
+        return Rows(
+            self.size[indices], self.area[indices], self.hit[indices], self.truth[indices], self.floor, self.shape
+        )
+
 
 def check_level(
-    level:int,
-    floor:int,            # of the store
-    name:str="threshold", # what to call it
+    level: int,
+    floor: int,  # of the store
+    name: str = "threshold",  # what to call it
 ):
     "Raises `ValueError` for a level below 1, below the floor or above 255."
     if not max(1, floor) <= level <= 255:
-        raise ValueError(f"{name} level {level} is outside {max(1, floor)}..255: the store kept no levels below its floor, so nothing is exact there")
+        raise ValueError(
+            f"{name} level {level} is outside {max(1, floor)}..255: the store kept no levels below its floor, so nothing is exact there"
+        )
+
 
 def _score_levels(scores, n):
     "Scores of n images as int64, checked."
     scores = np.asarray(scores)
-    if scores.shape != (n,) or scores.dtype.kind not in "iu": raise ValueError(f"scores of one class must be {n} integers, not {scores.dtype} {scores.shape}: the level of a probability p is round(255*p)")
-    if scores.size and not (0 <= scores.min() and scores.max() <= 255): raise ValueError(f"scores {scores.min()}..{scores.max()} leave 0..255")
+    if scores.shape != (n,) or scores.dtype.kind not in "iu":
+        raise ValueError(
+            f"scores of one class must be {n} integers, not {scores.dtype} {scores.shape}: the level of a probability p is round(255*p)"
+        )
+    if scores.size and not (scores.min() >= 0 and scores.max() <= 255):
+        raise ValueError(f"scores {scores.min()}..{scores.max()} leave 0..255")
     return scores.astype(np.int64)
 
+
 def _gate_of(rule, scores, n):
-    "The gate that is on, or \"\", and the scores, checked."
+    'The gate that is on, or "", and the scores, checked.'
     by = rule.gate_by if rule.gate else ""
-    if scores is None and by in NEEDS_SCORE: raise ValueError(f"a rule with gate_by={by!r} needs a score for each image and class, and none are given")
+    if scores is None and by in NEEDS_SCORE:
+        raise ValueError(f"a rule with gate_by={by!r} needs a score for each image and class, and none are given")
     return by, None if scores is None else _score_levels(scores, n)
 
+
 def veto_values(
-    curves:Curves,
-    channel:int,  # 0..C-1
-    gate_by:str,  # "peak", "score" or "sum"
+    curves: Curves,
+    channel: int,  # 0..C-1
+    gate_by: str,  # "peak", "score" or "sum"
     scores=None,  # (N,) levels, for the last two
-) -> np.ndarray: # (N,) int64
+) -> np.ndarray:  # (N,) int64
     "What a veto compares with its gate."
-    if gate_by == "score": return np.asarray(scores, np.int64)
+    if gate_by == "score":
+        return np.asarray(scores, np.int64)
     return curves.peaks(channel) if gate_by == "peak" else curves.peaks(channel) + np.asarray(scores, np.int64)
+
 
 def _size(curves, channel, rule, scores, area):
     "What a minimum area is compared with where `area` is predicted, (N,256) or (N,)."
     by, gate, wide = rule.gate_by if rule.gate else "", rule.gate, lambda x: x if area.ndim == 1 else x[:, None]
-    if by in ("peak", "score", "sum"): return area*wide(veto_values(curves, channel, by, scores) >= gate)
+    if by in ("peak", "score", "sum"):
+        return area * wide(veto_values(curves, channel, by, scores) >= gate)
     if by == "core":
         check_level(gate, curves.floor, "gate")
-        if area.ndim == 2: return np.broadcast_to(area[:, gate, None], area.shape)
+        if area.ndim == 2:
+            return np.broadcast_to(area[:, gate, None], area.shape)
         return curves.counts_at(channel, gate, rule.fill_holes, rule.min_component, rule.connectivity)[0]
-    if by == "area": return (area*np.int64(255)//wide(255*gate - (gate - 1)*scores)).astype(np.int32)
+    if by == "area":
+        return (area * np.int64(255) // wide(255 * gate - (gate - 1) * scores)).astype(np.int32)
     return area
 
+
 def rows_of(
-    curves:Curves,
-    channel:int,      # 0..C-1
-    rule:Rule=Rule(), # its thresh and min_area do not matter
-    scores=None,      # (N,) integers, levels 0..255 of this class, in the order of the curves; None: there are none
+    curves: Curves,
+    channel: int,  # 0..C-1
+    rule: Rule = Rule(),  # its thresh and min_area do not matter
+    scores=None,  # (N,) integers, levels 0..255 of this class, in the order of the curves; None: there are none
 ) -> Rows:
     """What the rule's fill, components and gate leave of one class, for every threshold and minimum area.
 
@@ -95,38 +119,42 @@ def rows_of(
     if by == "product":
         level = product_level(np.arange(256), scores[:, None])
         area, hit = (np.where(level < 256, np.take_along_axis(x, np.minimum(level, 255), 1), 0) for x in (area, hit))
-    return Rows(_size(curves, channel, rule, scores, area), area, hit, curves.truth[:, channel], curves.floor, curves.shape)
+    return Rows(
+        _size(curves, channel, rule, scores, area), area, hit, curves.truth[:, channel], curves.floor, curves.shape
+    )
 
 # %% ../nbs/33_score.ipynb #00d3ecb6
 def dice_rows(
-    rows:Rows,
-    thresh:int,
-    min_area:int,
-) -> np.ndarray: # (N,) float64
+    rows: Rows,
+    thresh: int,
+    min_area: int,
+) -> np.ndarray:  # (N,) float64
     "Dice of every image at a threshold and a minimum area. Raises `ValueError` for a threshold below the floor."
     check_level(thresh, rows.floor)
     keep = rows.size[:, thresh] >= max(1, min_area)
-    return dice(rows.area[:, thresh]*keep, rows.hit[:, thresh]*keep, rows.truth)
+    return dice(rows.area[:, thresh] * keep, rows.hit[:, thresh] * keep, rows.truth)
+
 
 def counts_of(
-    curves:Curves,
-    channel:int, # 0..C-1
-    rule:Rule,
-    scores=None, # (N,) integers, levels 0..255 of this class; None: there are none
-) -> tuple: # area (N,), hit (N,): int32
+    curves: Curves,
+    channel: int,  # 0..C-1
+    rule: Rule,
+    scores=None,  # (N,) integers, levels 0..255 of this class; None: there are none
+) -> tuple:  # area (N,), hit (N,): int32
     "Predicted pixels and hits of every image of one class under a rule: of its one threshold, so in a millisecond. Raises `ValueError` as `rows_of` does, and for a threshold below the floor."
     check_level(rule.thresh, curves.floor)
     by, scores = _gate_of(rule, scores, len(curves))
     level = product_level(rule.thresh, scores) if by == "product" else rule.thresh
     area, hit = curves.counts_at(channel, level, rule.fill_holes, rule.min_component, rule.connectivity)
     keep = _size(curves, channel, rule, scores, area) >= max(1, rule.min_area)
-    return area*keep, hit*keep
+    return area * keep, hit * keep
+
 
 def dice_at(
-    curves:Curves, # of N images, C classes
-    rules,         # C of Rule
-    scores=None,   # (N,C) integers, levels 0..255 of each image and class; None: there are none
-) -> np.ndarray: # (N,C) float64
+    curves: Curves,  # of N images, C classes
+    rules,  # C of Rule
+    scores=None,  # (N,C) integers, levels 0..255 of each image and class; None: there are none
+) -> np.ndarray:  # (N,C) float64
     """Dice of every image and class under the rules, exactly as the masks of `apply_rule` on the store's maps would score.
 
     A mask that is dropped leaves its pair at 1 where the class is absent and at 0 where it is present. Raises `ValueError`
@@ -134,10 +162,16 @@ def dice_at(
     none, and where there is not one rule and one column of scores per class.
     """
     rules, (n, n_classes) = tuple(rules), curves.truth.shape
-    if len(rules) != n_classes: raise ValueError(f"{len(rules)} rules for {n_classes} classes")
-    if scores is not None and np.shape(scores) != (n, n_classes): raise ValueError(f"scores of shape {np.shape(scores)} for {n} images and {n_classes} classes")
+    if len(rules) != n_classes:
+        raise ValueError(f"{len(rules)} rules for {n_classes} classes")
+    if scores is not None and np.shape(scores) != (n, n_classes):
+        raise ValueError(f"scores of shape {np.shape(scores)} for {n} images and {n_classes} classes")
     found = np.empty((n, n_classes))
     for c, rule in enumerate(rules):
-        try: found[:, c] = dice(*counts_of(curves, c, rule, None if scores is None else np.asarray(scores)[:, c]), curves.truth[:, c])
-        except ValueError as e: raise ValueError(f"rules[{c}]: {e}") from None
+        try:
+            found[:, c] = dice(
+                *counts_of(curves, c, rule, None if scores is None else np.asarray(scores)[:, c]), curves.truth[:, c]
+            )
+        except ValueError as e:
+            raise ValueError(f"rules[{c}]: {e}") from None
     return found

@@ -6,7 +6,8 @@
 __all__ = ['digest', 'save_state', 'load_state', 'pack', 'unpack', 'Ema', 'keep_best', 'mean_tensors']
 
 # %% ../nbs/26_state.ipynb #283ae016
-import hashlib, json
+import hashlib
+import json
 from pathlib import Path
 
 import torch
@@ -17,8 +18,8 @@ from .files import whole
 
 # %% ../nbs/26_state.ipynb #6890eb73
 def digest(
-    text:str,
-    tensors:dict[str,torch.Tensor], # on the CPU
+    text: str,
+    tensors: dict[str, torch.Tensor],  # on the CPU
 ) -> str:
     "SHA-256 of a text and of every tensor's name, type, shape and bytes, in hexadecimal."
     h = hashlib.sha256(text.encode())
@@ -28,44 +29,51 @@ def digest(
         h.update(t.reshape(-1).view(torch.uint8).numpy())
     return h.hexdigest()
 
+
 def save_state(
-    path:str|Path,                  # replaced in one step
-    tensors:dict[str,torch.Tensor], # on any device; no two share memory
-    facts:dict,                     # JSON-able
+    path: str | Path,  # replaced in one step
+    tensors: dict[str, torch.Tensor],  # on any device; no two share memory
+    facts: dict,  # JSON-able
 ) -> Path:
     "Write tensors and facts as one safetensors file with a checksum, whole or not at all."
     tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     text = json.dumps(facts, allow_nan=False)
-    with whole(path) as temp: save_file(tensors, temp, {"facts": text, "sha256": digest(text, tensors)})
+    with whole(path) as temp:
+        save_file(tensors, temp, {"facts": text, "sha256": digest(text, tensors)})
     return Path(path)
 
+
 def load_state(
-    path:str|Path, # as `save_state` wrote it
+    path: str | Path,  # as `save_state` wrote it
 ) -> tuple[dict, dict]:
     "Read (tensors, facts), tensors on the CPU; raises `ValueError` where the file is damaged in any place."
     try:
         with safe_open(path, framework="pt") as f:
             tensors = {name: f.get_tensor(name) for name in f.keys()}
             meta = f.metadata() or {}
-        if digest(meta["facts"], tensors) != meta["sha256"]: raise ValueError("its checksum does not fit its contents")
+        if digest(meta["facts"], tensors) != meta["sha256"]:
+            raise ValueError("its checksum does not fit its contents")
         return tensors, json.loads(meta["facts"])
     except (SafetensorError, KeyError, ValueError, UnicodeError) as e:
-        raise ValueError(f"{path} is damaged ({e}). Bring back a sound copy of it, or remove the folder {Path(path).parent} to train this fold anew.") from None
+        raise ValueError(
+            f"{path} is damaged ({e}). Bring back a sound copy of it, or remove the folder {Path(path).parent} to train this fold anew."
+        ) from None
 
 # %% ../nbs/26_state.ipynb #f9f594c6
 def pack(
-    prefix:str, # without a dot at its end
-    tensors:dict,
+    prefix: str,  # without a dot at its end
+    tensors: dict,
 ) -> dict:
     "The same tensors under names that begin with `prefix` and a dot."
     return {f"{prefix}.{name}": t for name, t in tensors.items()}
 
+
 def unpack(
-    prefix:str,
-    tensors:dict, # perhaps with others among them
+    prefix: str,
+    tensors: dict,  # perhaps with others among them
 ) -> dict:
     "The reverse of `pack`; empty where there are none under that prefix."
-    return {name[len(prefix)+1:]: t for name, t in tensors.items() if name.startswith(prefix + ".")}
+    return {name[len(prefix) + 1 :]: t for name, t in tensors.items() if name.startswith(prefix + ".")}
 
 # %% ../nbs/26_state.ipynb #149d4aa8
 class Ema:
@@ -74,40 +82,52 @@ class Ema:
     `tensors` is the mean, under the net's names, on its device. Source: Polyak and Juditsky 1992; the warm-up of the decay as
     in TensorFlow's ExponentialMovingAverage.
     """
-    def __init__(self,
-        net:torch.nn.Module,
-        decay:float,  # 0..1, such as .999
-        tensors=None, # a mean to go on with; None begins with the net's weights
+
+    def __init__(
+        self,
+        net: torch.nn.Module,
+        decay: float,  # 0..1, such as .999
+        tensors=None,  # a mean to go on with; None begins with the net's weights
     ):
         self.net, self.decay = net, decay
-        self.tensors = {name: (t if tensors is None else tensors[name].to(t.device)).detach().clone() for name, t in net.state_dict().items()}
+        self.tensors = {
+            name: (t if tensors is None else tensors[name].to(t.device)).detach().clone()
+            for name, t in net.state_dict().items()
+        }
 
     @torch.no_grad()
-    def update(self,
-        step:int, # steps of the optimiser that were done before this one
+    def update(
+        self,
+        step: int,  # steps of the optimiser that were done before this one
     ):
         "Take the net's weights into the mean."
-        decay, now = min(self.decay, (1 + step)/(10 + step)), self.net.state_dict()
+        decay, now = min(self.decay, (1 + step) / (10 + step)), self.net.state_dict()
         floats = [name for name, t in self.tensors.items() if t.is_floating_point()]
         torch._foreach_lerp_([self.tensors[n] for n in floats], [now[n] for n in floats], 1 - decay)
         for name, t in self.tensors.items():
-            if not t.is_floating_point(): t.copy_(now[name])
+            if not t.is_floating_point():
+                t.copy_(now[name])
 
 # %% ../nbs/26_state.ipynb #34d2fde4
 def keep_best(
-    best:list,   # of (score, epoch, tensors), the best first
-    score:float,
-    epoch:int,
-    tensors,     # callable() -> dict of tensors; called only where they are kept
-    k:int,       # how many are kept
-) -> list: # of at most k, the best first, the earlier of equals before the later
+    best: list,  # of (score, epoch, tensors), the best first
+    score: float,
+    epoch: int,
+    tensors,  # callable() -> dict of tensors; called only where they are kept
+    k: int,  # how many are kept
+) -> list:  # of at most k, the best first, the earlier of equals before the later
     "The best epochs so far, with one more."
-    if len(best) == k and score <= best[-1][0]: return best
+    if len(best) == k and score <= best[-1][0]:
+        return best
     return sorted([*best, (score, epoch, tensors())], key=lambda x: (-x[0], x[1]))[:k]
 
+
 def mean_tensors(
-    several, # of dicts of tensors with the same names and shapes
+    several,  # of dicts of tensors with the same names and shapes
 ) -> dict:
     "The mean of several nets' tensors; of those that are no floats, the first's."
     first, *rest = several
-    return {name: torch.stack([t, *(other[name] for other in rest)]).mean(0) if t.is_floating_point() else t.clone() for name, t in first.items()}
+    return {
+        name: torch.stack([t, *(other[name] for other in rest)]).mean(0) if t.is_floating_point() else t.clone()
+        for name, t in first.items()
+    }

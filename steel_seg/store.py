@@ -6,60 +6,87 @@
 __all__ = ['to_level', 'ProbStore']
 
 # %% ../nbs/14_store.ipynb #f932f406
-import hashlib, json, operator, os, re, secrets, shutil, threading, zlib
+import hashlib
+import json
+import operator
+import os
+import re
+import secrets
+import shutil
+import threading
+import zlib
 from pathlib import Path
+
 import numpy as np
 import zarr
 from numcodecs.zstd import Zstd
 from zarr.codecs import ZstdCodec
+
 from .files import _sync, read_json, to_json, whole
 
 # %% ../nbs/14_store.ipynb #16629a4d
 def to_level(
-    prob:np.ndarray, # any shape, floating point, each value in 0..1
-) -> np.ndarray: # the same shape, uint8 0..255
+    prob: np.ndarray,  # any shape, floating point, each value in 0..1
+) -> np.ndarray:  # the same shape, uint8 0..255
     """Probabilities to bytes: the nearest of 256 steps, `round(prob*255)`, halves to the even one.
 
     Raises `ValueError` where a value is NaN or outside 0..1 (a logit, perhaps), or where `prob` is not floating point.
     """
     prob = np.asarray(prob)
-    if not np.issubdtype(prob.dtype, np.floating): raise ValueError(f"probabilities must be floating point, not {prob.dtype}: levels need no to_level")
-    if not prob.size: return np.zeros(prob.shape, np.uint8)
+    if not np.issubdtype(prob.dtype, np.floating):
+        raise ValueError(f"probabilities must be floating point, not {prob.dtype}: levels need no to_level")
+    if not prob.size:
+        return np.zeros(prob.shape, np.uint8)
     low, high = prob.min(), prob.max()
-    if not (low >= 0 and high <= 1): raise ValueError(f"probabilities run from {low} to {high}, outside 0..1: apply a sigmoid to logits first, and look for NaN")
+    if not (low >= 0 and high <= 1):
+        raise ValueError(
+            f"probabilities run from {low} to {high}, outside 0..1: apply a sigmoid to logits first, and look for NaN"
+        )
     scaled = np.multiply(prob, 255, dtype=np.promote_types(prob.dtype, np.float32))
     return np.rint(scaled, out=scaled).astype(np.uint8)
 
 # %% ../nbs/14_store.ipynb #ba4e0da2
 _LINE = re.compile(rb"(\d{1,12}) ([0-9a-f]{8}) (\d{1,12})")
 
+
 class _Chunks:
     "The chunk files of an array of n images, each checked against the line that some writer's log has about it."
+
     def __init__(self, folder, n):
         self.folder, self.n = Path(folder), n
-        self.done, self._read_to, self._mine = {}, {}, {}  # row -> {(crc, size)}; log -> bytes read; (process, thread) -> its log
+        self.done, self._read_to, self._mine = (
+            {},
+            {},
+            {},
+        )  # row -> {(crc, size)}; log -> bytes read; (process, thread) -> its log
 
     def refresh(self):
         "Take in the lines that were added to any log since the last call."
-        for log in (self.folder/"finished").glob("*.log"):
+        for log in (self.folder / "finished").glob("*.log"):
             start = self._read_to.get(log, 0)
             with open(log, "rb") as f:
                 f.seek(start)
                 data = f.read()
-            for line in data[:data.rfind(b"\n") + 1].split(b"\n")[:-1]:  # what follows the last newline is torn, or still being written
+            for line in data[: data.rfind(b"\n") + 1].split(b"\n")[
+                :-1
+            ]:  # what follows the last newline is torn, or still being written
                 m = _LINE.fullmatch(line)
                 if not m or int(m[1]) >= self.n:
-                    raise ValueError(f"{log}: damaged at byte {start}: {line[:40]!r} is not 'row crc32 bytes' of one of {self.n} images; "
-                                     "delete that line and its image counts as unfinished")
+                    raise ValueError(
+                        f"{log}: damaged at byte {start}: {line[:40]!r} is not 'row crc32 bytes' of one of {self.n} images; "
+                        "delete that line and its image counts as unfinished"
+                    )
                 self.done.setdefault(int(m[1]), set()).add((int(m[2], 16), int(m[3])))
                 start += len(line) + 1
             self._read_to[log] = start
 
-    def path(self, row): return self.folder/f"c.{row}.0.0.0"  # zarr v3's default key with "." between
+    def path(self, row):
+        return self.folder / f"c.{row}.0.0.0"  # zarr v3's default key with "." between
 
     def put(self, row, data):
         "The chunk, synced and in its place; then, and only then, the line about it."
-        with whole(self.path(row)) as temp: temp.write_bytes(data)
+        with whole(self.path(row)) as temp:
+            temp.write_bytes(data)
         self._append(b"%d %08x %d\n" % (row, zlib.crc32(data), len(data)))
 
     def get(self, row):
@@ -70,54 +97,92 @@ class _Chunks:
     def _append(self, line):
         "One line into this thread's own log, synced. Nothing is ever appended to a torn line: a new process has a new log."
         me = os.getpid(), threading.get_ident()
-        log = self._mine.pop(me, None) or self.folder/"finished"/f"{me[0]}-{secrets.token_hex(4)}.log"  # if this fails, half a line may be there, and the next goes elsewhere
+        log = (
+            self._mine.pop(me, None) or self.folder / "finished" / f"{me[0]}-{secrets.token_hex(4)}.log"
+        )  # if this fails, half a line may be there, and the next goes elsewhere
         with open(log, "ab", buffering=0) as f:
-            if f.write(line) != len(line): raise OSError(f"{log}: a line was written in part; is the disk full?")
+            if f.write(line) != len(line):
+                raise OSError(f"{log}: a line was written in part; is the disk full?")
             os.fsync(f.fileno())
-            if f.tell() == len(line): _sync(log.parent)  # a new log: its name too
+            if f.tell() == len(line):
+                _sync(log.parent)  # a new log: its name too
         self._mine[me] = log
 
 # %% ../nbs/14_store.ipynb #c2952637
 _FORMAT = "steel_seg probabilities 1"
 
+
 def _layout(image_ids, n_classes, shape, floor):
     "What a store is to hold, in plain types: ids, (N,C,H,W), floor. Raises `ValueError`."
     ids = tuple(image_ids)
     odd = [i for i in ids if not isinstance(i, str) or not i]
-    if odd or not ids: raise ValueError(f"image ids must be non-empty strings, not {odd[0]!r}" if odd else "a store needs at least one image id")
-    if len(set(ids)) < len(ids): raise ValueError(f"image id {next(i for i in ids if ids.count(i) > 1)!r} is given twice; ids must be unique")
-    try: n_classes, height, width, floor = (operator.index(x) for x in (n_classes, *shape, floor))
-    except (TypeError, ValueError): raise ValueError(f"n_classes {n_classes!r} and floor {floor!r} must be integers, and shape {shape!r} two of them: (height, width)") from None
-    if min(n_classes, height, width) < 1: raise ValueError(f"n_classes {n_classes} and shape ({height}, {width}) must be at least 1")
-    if not 0 <= floor <= 255: raise ValueError(f"floor {floor} is not a level 0..255")
+    if odd or not ids:
+        raise ValueError(
+            f"image ids must be non-empty strings, not {odd[0]!r}" if odd else "a store needs at least one image id"
+        )
+    if len(set(ids)) < len(ids):
+        raise ValueError(f"image id {next(i for i in ids if ids.count(i) > 1)!r} is given twice; ids must be unique")
+    try:
+        n_classes, height, width, floor = (operator.index(x) for x in (n_classes, *shape, floor))
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"n_classes {n_classes!r} and floor {floor!r} must be integers, and shape {shape!r} two of them: (height, width)"
+        ) from None
+    if min(n_classes, height, width) < 1:
+        raise ValueError(f"n_classes {n_classes} and shape ({height}, {width}) must be at least 1")
+    if not 0 <= floor <= 255:
+        raise ValueError(f"floor {floor} is not a level 0..255")
     return ids, (len(ids), n_classes, height, width), floor
+
 
 def _write_layout(path, ids, full, floor, meta):
     "The group, the empty array and the folder for logs, all at once; raises where another process was faster."
     made = path.with_name(f".{path.name}.{secrets.token_hex(4)}.new")
     with whole(made) as temp:
-        group = zarr.create_group(store=temp, zarr_format=3, attributes={"format": _FORMAT, "floor": floor, "image_ids": list(ids), "meta": meta})
-        group.create_array("probs", shape=full, chunks=(1, *full[1:]), dtype="uint8", fill_value=0,
-            compressors=ZstdCodec(level=1, checksum=True), chunk_key_encoding={"name": "default", "separator": "."},
-            dimension_names=("image", "channel", "row", "column"))
-        (temp/"probs"/"finished").mkdir()
-    try: made.rename(path)  # not `whole(path)`, which would replace the store of whoever made one meanwhile
+        group = zarr.create_group(
+            store=temp,
+            zarr_format=3,
+            attributes={"format": _FORMAT, "floor": floor, "image_ids": list(ids), "meta": meta},
+        )
+        group.create_array(
+            "probs",
+            shape=full,
+            chunks=(1, *full[1:]),
+            dtype="uint8",
+            fill_value=0,
+            compressors=ZstdCodec(level=1, checksum=True),
+            chunk_key_encoding={"name": "default", "separator": "."},
+            dimension_names=("image", "channel", "row", "column"),
+        )
+        (temp / "probs" / "finished").mkdir()
+    try:
+        made.rename(path)  # not `whole(path)`, which would replace the store of whoever made one meanwhile
     except OSError:
         shutil.rmtree(made)
         raise ValueError(f"{path} exists: another process made it just now") from None
     _sync(path.parent)
 
+
 def _read_layout(path):
     "The layout and meta of a store on disk; raises `ValueError` where it is none."
-    if not (path/"zarr.json").is_file(): raise ValueError(f"{path}: no probs store there" + ("" if path.exists() else " (no such folder)"))
-    about = read_json(path/"zarr.json").get("attributes", {})
-    if about.get("format") != _FORMAT: raise ValueError(f"{path}: a zarr group, but its format is {about.get('format')!r}, not {_FORMAT!r}")
-    array = read_json(path/"probs"/"zarr.json")
+    if not (path / "zarr.json").is_file():
+        raise ValueError(f"{path}: no probs store there" + ("" if path.exists() else " (no such folder)"))
+    about = read_json(path / "zarr.json").get("attributes", {})
+    if about.get("format") != _FORMAT:
+        raise ValueError(f"{path}: a zarr group, but its format is {about.get('format')!r}, not {_FORMAT!r}")
+    array = read_json(path / "probs" / "zarr.json")
     try:
         ids, full, floor = _layout(about["image_ids"], *array["shape"][1:2], array["shape"][2:], about["floor"])
-        found, meta = (array["data_type"], array["shape"], array["chunk_grid"]["configuration"]["chunk_shape"]), about["meta"]
-    except (KeyError, TypeError) as e: raise ValueError(f"{path}: its zarr.json lacks something ({e})") from None
-    if found != ("uint8", list(full), [1, *full[1:]]): raise ValueError(f"{path}: {len(ids)} image ids, but the array is {found[0]} {found[1]} in chunks of {found[2]}")
+        found, meta = (
+            (array["data_type"], array["shape"], array["chunk_grid"]["configuration"]["chunk_shape"]),
+            about["meta"],
+        )
+    except (KeyError, TypeError) as e:
+        raise ValueError(f"{path}: its zarr.json lacks something ({e})") from None
+    if found != ("uint8", list(full), [1, *full[1:]]):
+        raise ValueError(
+            f"{path}: {len(ids)} image ids, but the array is {found[0]} {found[1]} in chunks of {found[2]}"
+        )
     return ids, full, floor, meta
 
 # %% ../nbs/14_store.ipynb #7feab7d6
@@ -127,79 +192,113 @@ class ProbStore:
     Make one with `ProbStore.create`, open one with `ProbStore.open`. Attributes: `path`, `mode`, `image_ids` (tuple of
     str, in the order of the array), `shape` (N,C,H,W), `floor`, `meta` (dict). It may be read while others write it.
     """
+
     def __init__(self, path, mode, image_ids, shape, floor, meta):
-        self.path, self.mode, self.image_ids, self.shape, self.floor, self.meta = path, mode, image_ids, shape, floor, meta
+        self.path, self.mode, self.image_ids, self.shape, self.floor, self.meta = (
+            path,
+            mode,
+            image_ids,
+            shape,
+            floor,
+            meta,
+        )
         self._row = {image_id: i for i, image_id in enumerate(image_ids)}
-        self._chunks = _Chunks(path/"probs", len(image_ids))
+        self._chunks = _Chunks(path / "probs", len(image_ids))
         self._zstd = Zstd(level=1, checksum=True)  # as the array's metadata says
 
     @classmethod
-    def create(cls,
-        path:str|Path,       # a folder that does not exist yet
-        image_ids,           # unique str, in the order the array will have
-        n_classes:int,       # C
-        shape:tuple,         # (H,W)
-        floor:int=13,        # levels below it are stored as 0
-        meta:dict|None=None, # what JSON can hold: which model, which data
-    ) -> "ProbStore": # open for writing
+    def create(
+        cls,
+        path: str | Path,  # a folder that does not exist yet
+        image_ids,  # unique str, in the order the array will have
+        n_classes: int,  # C
+        shape: tuple,  # (H,W)
+        floor: int = 13,  # levels below it are stored as 0
+        meta: dict | None = None,  # what JSON can hold: which model, which data
+    ) -> "ProbStore":  # open for writing
         "A new store, whole or not there at all. Raises `ValueError` where `path` exists or an argument makes no sense."
         path = Path(path)
         ids, full, floor = _layout(image_ids, n_classes, shape, floor)
-        if path.exists(): raise ValueError(f"{path} exists: go on with ProbStore.open(path, mode='a'), or remove it first")
+        if path.exists():
+            raise ValueError(f"{path} exists: go on with ProbStore.open(path, mode='a'), or remove it first")
         meta = json.loads(to_json(meta or {}))
         _write_layout(path, ids, full, floor, meta)
         return cls(path, "a", ids, full, floor, meta)
 
     @classmethod
-    def open(cls,
-        path:str|Path, # a folder made by `create`
-        mode:str="r",  # "r" to read, "a" to go on writing
+    def open(
+        cls,
+        path: str | Path,  # a folder made by `create`
+        mode: str = "r",  # "r" to read, "a" to go on writing
     ) -> "ProbStore":
         "An existing store. Raises `ValueError` where there is none, or where it is something else."
-        if mode not in ("r", "a"): raise ValueError(f"mode {mode!r}: give 'r' to read or 'a' to go on writing")
+        if mode not in ("r", "a"):
+            raise ValueError(f"mode {mode!r}: give 'r' to read or 'a' to go on writing")
         return cls(Path(path), mode, *_read_layout(Path(path)))
 
-    def __repr__(self): return f"ProbStore({self.path.name!r}: {self.finished().sum()} of {self.shape[0]} images finished, shape {self.shape}, floor {self.floor})"
+    def __repr__(self):
+        return f"ProbStore({self.path.name!r}: {self.finished().sum()} of {self.shape[0]} images finished, shape {self.shape}, floor {self.floor})"
 
-    def finished(self) -> np.ndarray: # (N,) bool, in the order of image_ids
+    def finished(self) -> np.ndarray:  # (N,) bool, in the order of image_ids
         "Which images are on disk for good, by any writer, as of now."
         self._chunks.refresh()
         return np.isin(np.arange(self.shape[0]), list(self._chunks.done))
 
-    def missing(self) -> list: # of str
+    def missing(self) -> list:  # of str
         "The ids of the images that are not finished, in order: what is left to predict."
         return [image_id for image_id, done in zip(self.image_ids, self.finished()) if not done]
 
     def fingerprint(self) -> str:
         "A hash of what it holds now: ids, shape, floor, and the checksum of every finished image. What is made of the same levels has the same."
         self._chunks.refresh()
-        said = to_json([self.image_ids, self.shape, self.floor, sorted((row, sorted(lines)) for row, lines in self._chunks.done.items())])
+        said = to_json(
+            [
+                self.image_ids,
+                self.shape,
+                self.floor,
+                sorted((row, sorted(lines)) for row, lines in self._chunks.done.items()),
+            ]
+        )
         return hashlib.sha256(said.encode()).hexdigest()
 
-    def write(self,
-        image_id:str,      # one of image_ids, not finished yet
-        levels:np.ndarray, # (C,H,W) uint8; what is below the floor is stored as 0
+    def write(
+        self,
+        image_id: str,  # one of image_ids, not finished yet
+        levels: np.ndarray,  # (C,H,W) uint8; what is below the floor is stored as 0
     ):
         "Put one image on disk for good. Raises `ValueError` for an unknown or finished image, or an array of another kind."
         row, levels = self._find(image_id), np.asarray(levels)
-        if self.mode != "a": raise ValueError(f"{self.path} is open for reading; ProbStore.open(path, mode='a') writes")
+        if self.mode != "a":
+            raise ValueError(f"{self.path} is open for reading; ProbStore.open(path, mode='a') writes")
         if levels.dtype != np.uint8 or levels.shape != self.shape[1:]:
-            raise ValueError(f"{image_id}: levels must be uint8 {self.shape[1:]}, not {levels.dtype} {levels.shape}; to_level makes them from probabilities")
+            raise ValueError(
+                f"{image_id}: levels must be uint8 {self.shape[1:]}, not {levels.dtype} {levels.shape}; to_level makes them from probabilities"
+            )
         self._chunks.refresh()
-        if row in self._chunks.done: raise ValueError(f"{self.path}: {image_id!r} is finished already, and what is finished stays")
+        if row in self._chunks.done:
+            raise ValueError(f"{self.path}: {image_id!r} is finished already, and what is finished stays")
         self._chunks.put(row, self._zstd.encode(np.ascontiguousarray(levels * (levels >= self.floor))))
 
-    def read(self,
-        image_id:str, # one of image_ids
-    ) -> np.ndarray: # (C,H,W) uint8
+    def read(
+        self,
+        image_id: str,  # one of image_ids
+    ) -> np.ndarray:  # (C,H,W) uint8
         "The levels of one finished image. Raises `ValueError` where it is unknown, not finished, or not what was written."
         row = self._find(image_id)
-        if row not in self._chunks.done: self._chunks.refresh()
-        if row not in self._chunks.done: raise ValueError(f"{self.path}: {image_id!r} is not finished ({len(self._chunks.done)} of {self.shape[0]} are)")
+        if row not in self._chunks.done:
+            self._chunks.refresh()
+        if row not in self._chunks.done:
+            raise ValueError(
+                f"{self.path}: {image_id!r} is not finished ({len(self._chunks.done)} of {self.shape[0]} are)"
+            )
         data = self._chunks.get(row)
-        if data is None: raise ValueError(f"{self._chunks.path(row)}: not what was written for {image_id!r}; copy the store again, or predict it anew")
+        if data is None:
+            raise ValueError(
+                f"{self._chunks.path(row)}: not what was written for {image_id!r}; copy the store again, or predict it anew"
+            )
         return self._zstd.decode(data, np.empty(self.shape[1:], np.uint8))
 
     def _find(self, image_id):
-        if image_id not in self._row: raise ValueError(f"{self.path}: holds no image {image_id!r}; its ids look like {self.image_ids[0]!r}")
+        if image_id not in self._row:
+            raise ValueError(f"{self.path}: holds no image {image_id!r}; its ids look like {self.image_ids[0]!r}")
         return self._row[image_id]

@@ -6,7 +6,8 @@
 __all__ = ['write_sample', 'write_submission', 'read_submission', 'check_submission', 'score_submission']
 
 # %% ../nbs/36_submit.ipynb #e97ddacd
-import csv, io
+import csv
+import io
 from collections import Counter
 from pathlib import Path
 
@@ -26,17 +27,21 @@ def _write_csv(path, rows):
     csv.writer(text, lineterminator="\n").writerows(rows)
     return write_text(path, text.getvalue())
 
+
 def write_sample(
-    path:str|Path,  # sample_submission.csv
-    image_ids,      # the images to be predicted, each once
-    n_classes:int,  # rows an image
-    layout:str,     # "today" or "2019"
+    path: str | Path,  # sample_submission.csv
+    image_ids,  # the images to be predicted, each once
+    n_classes: int,  # rows an image
+    layout: str,  # "today" or "2019"
 ) -> Path:
     "Write a sample submission: a row for every image and class, in that order, each with the placeholder `1 1`; returns its path."
     image_ids = list(image_ids)
-    if layout not in LAYOUTS: raise ValueError(f"layout {layout!r}: expected {' or '.join(map(repr, LAYOUTS))}")
-    if n_classes < 1: raise ValueError(f"{n_classes} classes: expected at least one")
-    if twice := [i for i, n in Counter(image_ids).items() if n > 1]: raise ValueError(f"image {twice[0]!r} is there twice: a sample has each image once")
+    if layout not in LAYOUTS:
+        raise ValueError(f"layout {layout!r}: expected {' or '.join(map(repr, LAYOUTS))}")
+    if n_classes < 1:
+        raise ValueError(f"{n_classes} classes: expected at least one")
+    if twice := [i for i, n in Counter(image_ids).items() if n > 1]:
+        raise ValueError(f"image {twice[0]!r} is there twice: a sample has each image once")
     pairs = [(i, class_id(c)) for i in image_ids for c in range(n_classes)]
     rows = [(i, k, "1 1") for i, k in pairs] if layout == "today" else [(f"{i}_{k}", "1 1") for i, k in pairs]
     return _write_csv(path, [LAYOUTS[layout], *rows])
@@ -46,14 +51,18 @@ def _encoded(masks, image_id, n_classes, shape):
     "RLE of each channel of one image; checks what the callable returned."
     mask = np.asarray(masks(image_id))
     if mask.ndim != 3 or len(mask) != n_classes:
-        raise ValueError(f"image {image_id!r}: mask of shape {mask.shape}, expected ({n_classes}, height, width), a channel for every class of the sample")
-    if shape and mask.shape != shape: raise ValueError(f"image {image_id!r}: mask of shape {mask.shape}, the one before has {shape}")
+        raise ValueError(
+            f"image {image_id!r}: mask of shape {mask.shape}, expected ({n_classes}, height, width), a channel for every class of the sample"
+        )
+    if shape and mask.shape != shape:
+        raise ValueError(f"image {image_id!r}: mask of shape {mask.shape}, the one before has {shape}")
     return encode_masks(mask), mask.shape
 
+
 def write_submission(
-    path:str|Path,        # submission.csv, replaced in one step
-    sample_path:str|Path, # sample_submission.csv: says the rows, their order, the columns and their order
-    masks,                # callable: image_id -> (C,H,W) bool or 0/1; called once an image
+    path: str | Path,  # submission.csv, replaced in one step
+    sample_path: str | Path,  # sample_submission.csv: says the rows, their order, the columns and their order
+    masks,  # callable: image_id -> (C,H,W) bool or 0/1; called once an image
 ) -> Path:
     """Write the submission that a sample asks for; returns its path.
 
@@ -63,52 +72,70 @@ def write_submission(
     table, layout, faults = scan_table(sample_path, extra="error")
     raise_errors(fault_table(faults + table_faults(table.assign(rle=""), Path(sample_path).name)), sample_path)
     n_classes, rles, shape = int(table.channel.max()) + 1, {}, None
-    for i in tqdm(dict.fromkeys(table.image_id), desc="encode", delay=2, leave=False): rles[i], shape = _encoded(masks, i, n_classes, shape)
+    for i in tqdm(dict.fromkeys(table.image_id), desc="encode", delay=2, leave=False):
+        rles[i], shape = _encoded(masks, i, n_classes, shape)
     (_, header), *rows = csv_rows(sample_path)[0]
     cell = header.index("EncodedPixels")
-    for (_, fields), i, c in zip(rows, table.image_id, table.channel): fields[cell] = rles[i][c]
+    for (_, fields), i, c in zip(rows, table.image_id, table.channel):
+        fields[cell] = rles[i][c]
     return _write_csv(path, [header, *(fields for _, fields in rows)])
 
 # %% ../nbs/36_submit.ipynb #87085e68
 def read_submission(
-    path:str|Path, # in either layout
+    path: str | Path,  # in either layout
 ) -> tuple[pd.DataFrame, str]:
-    "A submission as a table of image_id, channel, rle (\"\" where empty) and row, and its layout; raises as `read_table` does."
+    'A submission as a table of image_id, channel, rle ("" where empty) and row, and its layout; raises as `read_table` does.'
     return read_table(path, extra="error")
+
 
 def _names(*paths):
     "Short names of files for a fault table; the paths in full where two have the same name."
     names = [Path(p).name for p in paths]
     return names if len(set(names)) == len(names) else [str(p) for p in paths]
 
+
 def _against(table, name, asked, asked_name):
     "Faults of pairs that one table has and the other does not: extra rows by their row, missing ones by the row that asks for them."
     wanted, ids, faults = dict(zip(zip(asked.image_id, asked.channel), asked.row)), set(asked.image_id), []
     for i, cid, c, row in zip(table.image_id, table.class_id, table.channel, table.row):
-        if i not in ids: faults.append((name, row, i, cid, "error", f"extra: {asked_name} has no image {i[:60]!r}"))
-        elif c >= 0 and (i, c) not in wanted: faults.append((name, row, i, cid, "error", f"extra: {asked_name} has no class {cid} of this image"))
+        if i not in ids:
+            faults.append((name, row, i, cid, "error", f"extra: {asked_name} has no image {i[:60]!r}"))
+        elif c >= 0 and (i, c) not in wanted:
+            faults.append((name, row, i, cid, "error", f"extra: {asked_name} has no class {cid} of this image"))
     have = set(zip(table.image_id, table.channel))
-    return faults + [(asked_name, row, i, str(class_id(c)), "error", f"missing: {name} has no row for this image and class")
-                     for (i, c), row in wanted.items() if c >= 0 and (i, c) not in have]
+    return faults + [
+        (asked_name, row, i, str(class_id(c)), "error", f"missing: {name} has no row for this image and class")
+        for (i, c), row in wanted.items()
+        if c >= 0 and (i, c) not in have
+    ]
+
 
 def _uneven(table, name, n_classes=None):
     "Faults of images that have not one row for each class 1..C; C: `n_classes`, or the highest class that half of the images have."
     per_class = Counter(c for _, c in set(zip(table.image_id, table.channel)) if c >= 0)
-    common = [c for c, n in per_class.items() if 2*n >= table.image_id.nunique()] or list(per_class)
+    common = [c for c, n in per_class.items() if 2 * n >= table.image_id.nunique()] or list(per_class)
     n_classes = n_classes or max(common, default=-1) + 1
-    faults = [(name, row, i, cid, "error", f"extra: the other images have no class {cid}")
-              for i, cid, c, row in zip(table.image_id, table.class_id, table.channel, table.row) if c >= n_classes]
+    faults = [
+        (name, row, i, cid, "error", f"extra: the other images have no class {cid}")
+        for i, cid, c, row in zip(table.image_id, table.class_id, table.channel, table.row)
+        if c >= n_classes
+    ]
     first, have = {}, set(zip(table.image_id, table.channel))
-    for i, row in zip(table.image_id, table.row): first.setdefault(i, row)
-    return faults + [(name, row, i, str(class_id(c)), "error", f"missing: this image has no row for class {class_id(c)}")
-                     for i, row in first.items() for c in range(n_classes) if (i, c) not in have]
+    for i, row in zip(table.image_id, table.row):
+        first.setdefault(i, row)
+    return faults + [
+        (name, row, i, str(class_id(c)), "error", f"missing: this image has no row for class {class_id(c)}")
+        for i, row in first.items()
+        for c in range(n_classes)
+        if (i, c) not in have
+    ]
 
 # %% ../nbs/36_submit.ipynb #aa926fd3
 def check_submission(
-    path:str|Path,                      # the submission
-    sample:str|Path|None=None,          # the sample it answers; None: every image must have the same classes
-    shape:tuple[int,int]|None=(256, 1600), # (H,W); None does not check runs past the end
-    n_classes:int|None=None,            # None: as many as the sample has, or as most images of the file have
+    path: str | Path,  # the submission
+    sample: str | Path | None = None,  # the sample it answers; None: every image must have the same classes
+    shape: tuple[int, int] | None = (256, 1600),  # (H,W); None does not check runs past the end
+    n_classes: int | None = None,  # None: as many as the sample has, or as most images of the file have
 ) -> pd.DataFrame:
     """Everything that is wrong with a submission, in one table (see `fault_table`); empty when all is well. Raises nothing.
 
@@ -122,20 +149,25 @@ def check_submission(
         asked, wanted, found = scan_table(sample, extra="error", name=sample_name[0])
         faults += found + table_faults(asked.assign(rle=""), sample_name[0])
         if layout and wanted and layout != wanted:
-            faults.append((name, 1, "", "", "error", f"another layout: the sample has the columns {','.join(LAYOUTS[wanted])}"))
-        if n_classes is None and len(asked): n_classes = int(asked.channel.max()) + 1
+            faults.append(
+                (name, 1, "", "", "error", f"another layout: the sample has the columns {','.join(LAYOUTS[wanted])}")
+            )
+        if n_classes is None and len(asked):
+            n_classes = int(asked.channel.max()) + 1
     faults += table_faults(table, name, shape, n_classes)
     known = table if n_classes is None else table[table.channel < n_classes]  # the others are faults already
-    if sample is None: faults += _uneven(known, name, n_classes)
-    elif len(known) and len(asked): faults += _against(known, name, asked, sample_name[0])
+    if sample is None:
+        faults += _uneven(known, name, n_classes)
+    elif len(known) and len(asked):
+        faults += _against(known, name, asked, sample_name[0])
     return fault_table(faults)
 
 # %% ../nbs/36_submit.ipynb #7983bc8f
 def score_submission(
-    path:str|Path,      # the submission, in either layout
-    truth:str|Path,     # the truth, in either layout, with or without rows for clean pairs
-    shape:tuple[int,int]|None=None, # (H,W); None does not check runs past the end
-) -> dict: # score, per_class, table, pairs
+    path: str | Path,  # the submission, in either layout
+    truth: str | Path,  # the truth, in either layout, with or without rows for clean pairs
+    shape: tuple[int, int] | None = None,  # (H,W); None does not check runs past the end
+) -> dict:  # score, per_class, table, pairs
     """The competition's score of a submission: the flat mean of Dice over all (image, class) pairs, computed from the runs.
 
     score: float. per_class: {ClassId: mean Dice}. table: as from `score_table`. pairs: how many.
@@ -149,12 +181,20 @@ def score_submission(
     faults += found + table_faults(table, name, shape) + table_faults(known, truth_name, shape)
     if not faults or not any(f[4] == "error" for f in faults):
         lists_clean = layout == "2019" or (known.rle == "").any()
-        faults += _uneven(table, name) + [f for f in _against(table, name, known, truth_name) if lists_clean or f[0] == truth_name]
+        faults += _uneven(table, name) + [
+            f for f in _against(table, name, known, truth_name) if lists_clean or f[0] == truth_name
+        ]
     raise_errors(fault_table(faults), f"{path} cannot be scored against {truth}")
     images, n_classes = {i: n for n, i in enumerate(dict.fromkeys(table.image_id))}, int(table.channel.max()) + 1
     truths = dict(zip(zip(known.image_id, known.channel), known.rle))
     counts = np.zeros((3, len(images), n_classes), np.int64)
-    counts[:, table.image_id.map(images), table.channel] = table_counts(table.rle, [truths.get(pair, "") for pair in zip(table.image_id, table.channel)], shape)
+    counts[:, table.image_id.map(images), table.channel] = table_counts(
+        table.rle, [truths.get(pair, "") for pair in zip(table.image_id, table.channel)], shape
+    )
     d = dice(*counts)
-    return {"score": float(d.mean()), "per_class": {class_id(c): float(d[:, c].mean()) for c in range(n_classes)},
-            "table": score_table(d, counts[2]), "pairs": d.size}
+    return {
+        "score": float(d.mean()),
+        "per_class": {class_id(c): float(d[:, c].mean()) for c in range(n_classes)},
+        "table": score_table(d, counts[2]),
+        "pairs": d.size,
+    }

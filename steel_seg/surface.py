@@ -8,6 +8,7 @@ __all__ = ['surface', 'moments', 'component_surface']
 # %% ../nbs/34_surface.ipynb #8806f8b4
 import numpy as np
 from numba import njit
+
 from .curves import Curves
 from .post import Rule
 from .score import Rows, check_level, rows_of
@@ -21,70 +22,89 @@ def _add_gains(size, area, hit, truth, weight, against, first, last, least, sums
     five arrays and compiles to vector instructions; it stops only where the finger `k` has to move.
     """
     for i in range(len(truth)):
-        if weight[i] == 0 or size[i, first] < least[0]: continue
-        labelled, dropped = float(truth[i]), 1. if truth[i] == 0 else 0.
+        if weight[i] == 0 or size[i, first] < least[0]:
+            continue
+        labelled, dropped = float(truth[i]), 1.0 if truth[i] == 0 else 0.0
         t, k = first, len(least) - 1
         while t <= last:
-            while k >= 0 and size[i, t] < least[k]: k -= 1
-            if k < 0: break
+            while k >= 0 and size[i, t] < least[k]:
+                k -= 1
+            if k < 0:
+                break
             end = t + 1
-            while end <= last and size[i, end] >= least[k]: end += 1
+            while end <= last and size[i, end] >= least[k]:
+                end += 1
             for u in range(t, end):
                 total = area[i, u] + labelled
-                kept = 2.*hit[i, u]/total if total > 0 else 1.
-                gain = weight[i]*(kept - dropped)
+                kept = 2.0 * hit[i, u] / total if total > 0 else 1.0
+                gain = weight[i] * (kept - dropped)
                 sums[0, k, u] += gain
                 if len(sums) == 3:
-                    sums[1, k, u] += gain*(kept + dropped)
-                    sums[2, k, u] += gain*against[i]
+                    sums[1, k, u] += gain * (kept + dropped)
+                    sums[2, k, u] += gain * against[i]
             t = end
+
 
 def _weights(weight, n):
     "Weights of n images as float64, checked."
     weight = np.ones(n) if weight is None else np.asarray(weight, np.float64)
-    if weight.shape != (n,): raise ValueError(f"weight has shape {weight.shape} for {n} images")
-    if not (weight >= 0).all() or not 0 < weight.sum() < np.inf: raise ValueError("weights must not be negative and at least one must be above 0")
+    if weight.shape != (n,):
+        raise ValueError(f"weight has shape {weight.shape} for {n} images")
+    if not (weight >= 0).all() or not 0 < weight.sum() < np.inf:
+        raise ValueError("weights must not be negative and at least one must be above 0")
     return weight
+
 
 def _grid(threshes, sizes, floor):
     "Levels and sizes as arrays, the levels checked; the sizes sorted too, none below 1, and where each is found there."
     threshes = np.asarray(threshes, np.int64)
-    for t in (threshes.min(), threshes.max()) if threshes.size else (): check_level(int(t), floor)
+    for t in (threshes.min(), threshes.max()) if threshes.size else ():
+        check_level(int(t), floor)
     least, column = np.unique(np.maximum(1, np.asarray(sizes, np.int64)), return_inverse=True)
     return threshes, least, column
+
 
 @njit(nogil=True, cache=True)
 def _add_up(sums, dropped, total):
     "Turn gains at each size (M,A,256) into means, in place: a smaller size keeps what a larger one does."
     for m in range(len(sums)):
         for k in range(sums.shape[1] - 2, -1, -1):
-            for t in range(256): sums[m, k, t] += sums[m, k+1, t]
+            for t in range(256):
+                sums[m, k, t] += sums[m, k + 1, t]
         for k in range(sums.shape[1]):
-            for t in range(256): sums[m, k, t] = (sums[m, k, t] + dropped[m])/total
+            for t in range(256):
+                sums[m, k, t] = (sums[m, k, t] + dropped[m]) / total
+
 
 def _pick(means, column, threshes):
     "(M,T,A) of (M,K,256): the sizes and levels asked for, in their order."
-    if not np.array_equal(column, np.arange(means.shape[1])): means = means[:, column]
+    if not np.array_equal(column, np.arange(means.shape[1])):
+        means = means[:, column]
     first = int(threshes[0]) if len(threshes) else 0
     side_by_side = np.array_equal(threshes, np.arange(first, first + len(threshes)))
-    return (means[:, :, first:first + len(threshes)] if side_by_side else means[:, :, threshes]).transpose(0, 2, 1)
+    return (means[:, :, first : first + len(threshes)] if side_by_side else means[:, :, threshes]).transpose(0, 2, 1)
+
 
 def _means(rows, threshes, min_areas, weight, against, n_sums):
     "(n_sums,T,A): weighted means of d, and of d*d and d*against if asked for."
     threshes, least, column = _grid(threshes, min_areas, rows.floor)
     weight, absent = _weights(weight, len(rows)), rows.truth == 0
     sums = np.zeros((n_sums, len(least), 256))
-    if threshes.size and least.size: _add_gains(rows.size, rows.area, rows.hit, rows.truth, weight, against, threshes.min(), threshes.max(), least, sums)
-    dropped = np.array([weight@absent, weight@absent, weight@(absent*against)])[:n_sums]
+    if threshes.size and least.size:
+        _add_gains(
+            rows.size, rows.area, rows.hit, rows.truth, weight, against, threshes.min(), threshes.max(), least, sums
+        )
+    dropped = np.array([weight @ absent, weight @ absent, weight @ (absent * against)])[:n_sums]
     _add_up(sums, dropped, weight.sum())
     return _pick(sums, column, threshes)
 
+
 def surface(
-    rows:Rows,   # one class of N images, as from `rows_of`
-    threshes,    # T levels, none below the floor
-    min_areas,   # A areas in pixels, in any order; 0 and 1 are the same
-    weight=None, # (N,) not negative: how much each image counts; None: all the same
-) -> np.ndarray: # (T,A) float64
+    rows: Rows,  # one class of N images, as from `rows_of`
+    threshes,  # T levels, none below the floor
+    min_areas,  # A areas in pixels, in any order; 0 and 1 are the same
+    weight=None,  # (N,) not negative: how much each image counts; None: all the same
+) -> np.ndarray:  # (T,A) float64
     """Weighted mean Dice of one class at each threshold and minimum area.
 
     Raises `ValueError` for a level below the floor and for weights that are negative, all 0 or not one per image.
@@ -93,15 +113,16 @@ def surface(
 
 # %% ../nbs/34_surface.ipynb #ca7625e9
 def moments(
-    rows:Rows,          # one class of N images
-    threshes,           # T levels, none below the floor
-    min_areas,          # A areas in pixels
-    against:np.ndarray, # (N,) Dice of each image under another rule, as from `dice_rows`
-    weight=None,        # (N,) not negative; None: all the same
-) -> np.ndarray: # (3,T,A) float64: weighted means of d, of d*d and of d*against
+    rows: Rows,  # one class of N images
+    threshes,  # T levels, none below the floor
+    min_areas,  # A areas in pixels
+    against: np.ndarray,  # (N,) Dice of each image under another rule, as from `dice_rows`
+    weight=None,  # (N,) not negative; None: all the same
+) -> np.ndarray:  # (3,T,A) float64: weighted means of d, of d*d and of d*against
     "What the spread of every rule's difference to one other rule needs. Raises `ValueError` as `surface` does."
     against = np.asarray(against, np.float64)
-    if against.shape != (len(rows),): raise ValueError(f"against has shape {against.shape} for {len(rows)} images")
+    if against.shape != (len(rows),):
+        raise ValueError(f"against has shape {against.shape} for {len(rows)} images")
     return _means(rows, threshes, min_areas, weight, against, 3)
 
 # %% ../nbs/34_surface.ipynb #02cb4601
@@ -114,13 +135,17 @@ def _add_component_gains(start, low, high, areas, hits, truth, weight, channel, 
     """
     state = np.zeros((256, 3))  # pixels shown, pixels found and the Dice they give, at each level so far
     for i in range(len(truth)):
-        begin, end = start[i*n_classes + channel], start[i*n_classes + channel + 1]
-        if weight[i] == 0 or begin == end: continue
-        k, top, labelled, state[:] = len(least) - 1, first - 1, float(truth[i]), 0.
+        begin, end = start[i * n_classes + channel], start[i * n_classes + channel + 1]
+        if weight[i] == 0 or begin == end:
+            continue
+        k, top, labelled, state[:] = len(least) - 1, first - 1, float(truth[i]), 0.0
         for node in range(begin, end):
-            if truth[i] == 0 and high[node] <= top: continue
-            while k >= 0 and areas[node] < least[k]: k -= 1
-            if k < 0: break  # the rest is smaller still
+            if truth[i] == 0 and high[node] <= top:
+                continue
+            while k >= 0 and areas[node] < least[k]:
+                k -= 1
+            if k < 0:
+                break  # the rest is smaller still
             if truth[i] == 0:
                 while top < min(last, high[node]):
                     top += 1
@@ -128,34 +153,56 @@ def _add_component_gains(start, low, high, areas, hits, truth, weight, channel, 
                 continue
             for t in range(max(first, low[node]), min(last, high[node]) + 1):
                 shown, found = state[t, 0] + areas[node], state[t, 1] + hits[node]
-                now = 2.*found/(shown + labelled)
-                sums[k, t] += weight[i]*(now - state[t, 2])
+                now = 2.0 * found / (shown + labelled)
+                sums[k, t] += weight[i] * (now - state[t, 2])
                 state[t, 0], state[t, 1], state[t, 2] = shown, found, now
 
+
 def component_surface(
-    curves:Curves,   # with components, and with filled holes if these are asked for
-    channel:int,     # 0..C-1
-    threshes,        # T levels, none below the floor
+    curves: Curves,  # with components, and with filled holes if these are asked for
+    channel: int,  # 0..C-1
+    threshes,  # T levels, none below the floor
     min_components,  # K sizes in pixels, in any order; 0 and 1 keep all
-    fill_holes=False,# before components are looked at
-    weight=None,     # (N,) not negative: how much each image counts; None: all the same
-) -> np.ndarray: # (T,K) float64
+    fill_holes=False,  # before components are looked at
+    weight=None,  # (N,) not negative: how much each image counts; None: all the same
+) -> np.ndarray:  # (T,K) float64
     """Weighted mean Dice of one class at each threshold where components of fewer than `min_components` pixels are dropped.
 
     Raises `ValueError` where the curves list no components as small as that, and as `surface` does.
     """
-    if fill_holes and curves.filled is None: raise ValueError("these curves do not show filled holes: count them with fill_holes=True")
+    if fill_holes and curves.filled is None:
+        raise ValueError("these curves do not show filled holes: count them with fill_holes=True")
     parts = (curves.filled if fill_holes else curves).components
-    if parts is None: raise ValueError("these curves do not show components: count them with connectivity=8 or 4")
+    if parts is None:
+        raise ValueError("these curves do not show components: count them with connectivity=8 or 4")
     threshes, least, column = _grid(threshes, min_components, curves.floor)
-    everything = int(least.size > 0 and least[0] == 1) # where all components are kept, the whole mask says it too
+    everything = int(least.size > 0 and least[0] == 1)  # where all components are kept, the whole mask says it too
     if least[everything:].size and least[everything] < parts.smallest:
-        raise ValueError(f"these curves list components of at least {parts.smallest} pixels, {least[everything]} is asked for: count them with smallest={least[everything]}")
+        raise ValueError(
+            f"these curves list components of at least {parts.smallest} pixels, {least[everything]} is asked for: count them with smallest={least[everything]}"
+        )
     truth, weight = curves.truth[:, channel], _weights(weight, len(curves))
     sums = np.zeros((1, len(least), 256))
     if threshes.size and least.size:
         first, last = threshes.min(), threshes.max()
-        _add_component_gains(parts.start, parts.low, parts.high, parts.area, parts.hit, truth, weight, channel, curves.truth.shape[1], first, last, least[everything:], sums[0, everything:])
-        _add_up(sums[:, everything:], np.array([weight@(truth == 0)]), weight.sum())
-        if everything: sums[0, 0, first:last+1] = surface(rows_of(curves, channel, Rule(fill_holes=fill_holes)), np.arange(first, last + 1), [0], weight)[:, 0]
+        _add_component_gains(
+            parts.start,
+            parts.low,
+            parts.high,
+            parts.area,
+            parts.hit,
+            truth,
+            weight,
+            channel,
+            curves.truth.shape[1],
+            first,
+            last,
+            least[everything:],
+            sums[0, everything:],
+        )
+        _add_up(sums[:, everything:], np.array([weight @ (truth == 0)]), weight.sum())
+        if everything:
+            sums[0, 0, first : last + 1] = surface(
+                rows_of(curves, channel, Rule(fill_holes=fill_holes)), np.arange(first, last + 1), [0], weight
+            )[:, 0]
     return _pick(sums, column, threshes)[0]

@@ -17,130 +17,189 @@ from .files import whole
 from .rle import rle_encode
 
 # %% ../nbs/10_synth.ipynb #e01b295b
-FULL = (256, 1600) # the competition's strip, rows and columns; lengths below are in its pixels
-CLASS_SETS = { # channels shown together: number of training images
-    (): 5887, (0,): 764, (1,): 194, (2,): 4745, (3,): 513,
-    (0, 1): 32, (0, 2): 91, (1, 2): 14, (1, 3): 1, (2, 3): 280, (0, 1, 2): 2}
-AREA_LEVELS = (0, .02, .10, .25, .50, .75, .90, .98, 1)
-AREAS = ( # labelled pixels at these quantiles, per channel, over the images that show it
+FULL = (256, 1600)  # the competition's strip, rows and columns; lengths below are in its pixels
+CLASS_SETS = {  # channels shown together: number of training images
+    (): 5887,
+    (0,): 764,
+    (1,): 194,
+    (2,): 4745,
+    (3,): 513,
+    (0, 1): 32,
+    (0, 2): 91,
+    (1, 2): 14,
+    (1, 3): 1,
+    (2, 3): 280,
+    (0, 1, 2): 2,
+}
+AREA_LEVELS = (0, 0.02, 0.10, 0.25, 0.50, 0.75, 0.90, 0.98, 1)
+AREAS = (  # labelled pixels at these quantiles, per channel, over the images that show it
     (163, 547, 1060, 1773, 3336, 5915, 9021, 14301, 31303),
     (316, 711, 1215, 1947, 2916, 4230, 5816, 8153, 14023),
     (115, 1145, 2777, 5046, 11966, 29039, 62007, 160377, 368240),
-    (491, 2948, 7111, 13088, 25453, 45155, 75709, 119472, 192780))
+    (491, 2948, 7111, 13088, 25453, 45155, 75709, 119472, 192780),
+)
+
 
 def _draw_classes(rng):
     sets = list(CLASS_SETS)
     count = np.array([CLASS_SETS[s] for s in sets])
-    return sets[rng.choice(len(sets), p=count/count.sum())]
+    return sets[rng.choice(len(sets), p=count / count.sum())]
+
 
 def _draw_area(rng, channel, shape):
     "Labelled area in pixels of a strip of `shape`: the quantiles, joined by straight lines in log area."
     area = np.exp(np.interp(rng.random(), AREA_LEVELS, np.log(AREAS[channel])))
-    return area*shape[0]*shape[1]/(FULL[0]*FULL[1])
+    return area * shape[0] * shape[1] / (FULL[0] * FULL[1])
 
 # %% ../nbs/10_synth.ipynb #ed1f812f
 def _field(rng, shape, dy, dx):
     "Smooth random field of `shape`, float32, mean 0, deviation 1; features are about `dy` rows by `dx` columns."
-    (h, w), dy, dx = shape, max(dy, 1.), max(dx, 1.)
-    z = rng.standard_normal((math.ceil(h/dy) + 3, math.ceil(w/dx) + 3), dtype=np.float32)
+    (h, w), dy, dx = shape, max(dy, 1.0), max(dx, 1.0)
+    z = rng.standard_normal((math.ceil(h / dy) + 3, math.ceil(w / dx) + 3), dtype=np.float32)
     top, left = rng.integers(0, math.ceil(dy) + 1), rng.integers(0, math.ceil(dx) + 1)
-    if dy > 1 or dx > 1: z = cv2.resize(z, (math.ceil(z.shape[1]*dx), math.ceil(z.shape[0]*dy)), interpolation=cv2.INTER_CUBIC)
-    z = z[top:top + h, left:left + w]
-    return (z - z.mean())/(z.std() + 1e-6)
+    if dy > 1 or dx > 1:
+        z = cv2.resize(z, (math.ceil(z.shape[1] * dx), math.ceil(z.shape[0] * dy)), interpolation=cv2.INTER_CUBIC)
+    z = z[top : top + h, left : left + w]
+    return (z - z.mean()) / (z.std() + 1e-6)
+
 
 @dataclass
 class _Canvas:
     "A strip in the making."
+
     rng: np.random.Generator
-    tone: np.ndarray    # (H,W) float32, light sent back
+    tone: np.ndarray  # (H,W) float32, light sent back
     labels: np.ndarray  # (C,H,W) bool
-    defects: np.ndarray # (C,H,W) bool
-    left: int           # steel is seen in columns left..right-1
+    defects: np.ndarray  # (C,H,W) bool
+    left: int  # steel is seen in columns left..right-1
     right: int
-    s: float            # this strip's pixels per pixel of a full-size one
+    s: float  # this strip's pixels per pixel of a full-size one
 
     @property
-    def shape(self): return self.tone.shape
+    def shape(self):
+        return self.tone.shape
 
 # %% ../nbs/10_synth.ipynb #3409c526
 def _steel(rng, shape, s):
     "Rolled steel without a mark, (H,W) float32 about 1: soft bands, mottling, short dark dashes along the strip, chatter across it."
     h, w = shape
     tone = np.ones(shape, np.float32)
-    for dx, amount in (350, .11), (70, .06), (9, .02): tone += amount*rng.uniform(.3, 1.4)*_field(rng, (1, w), 1, dx*s)
-    for dy, dx, amount in (220, 70, .05), (40, 40, .035), (22, 8, .03), (11, 5, .02), (7, 1.6, .035):
-        tone += amount*rng.uniform(.3, 1.5)*_field(rng, shape, dy*s, dx*s)
-    dash = _field(rng, shape, 13*s, 1.4*s) + .8*_field(rng, shape, 90*s, 60*s)
-    tone *= 1 - rng.uniform(.05, .35)*np.clip(dash - rng.uniform(1.6, 2.8), 0, 1)
-    if rng.random() < .5: # chatter: faint lines across the strip, from the rolls
-        rows = np.arange(h)[:, None]/max(rng.uniform(5, 9)*s, 2.5) + .12*_field(rng, shape, 30*s, 300*s)
-        tone += rng.uniform(.03, .07)*np.sin(2*np.pi*rows)*np.clip(_field(rng, shape, 60*s, 150*s) + .6*_field(rng, shape, 4*s, 25*s), 0, 1.5)
+    for dx, amount in (350, 0.11), (70, 0.06), (9, 0.02):
+        tone += amount * rng.uniform(0.3, 1.4) * _field(rng, (1, w), 1, dx * s)
+    for dy, dx, amount in (220, 70, 0.05), (40, 40, 0.035), (22, 8, 0.03), (11, 5, 0.02), (7, 1.6, 0.035):
+        tone += amount * rng.uniform(0.3, 1.5) * _field(rng, shape, dy * s, dx * s)
+    dash = _field(rng, shape, 13 * s, 1.4 * s) + 0.8 * _field(rng, shape, 90 * s, 60 * s)
+    tone *= 1 - rng.uniform(0.05, 0.35) * np.clip(dash - rng.uniform(1.6, 2.8), 0, 1)
+    if rng.random() < 0.5:  # chatter: faint lines across the strip, from the rolls
+        rows = np.arange(h)[:, None] / max(rng.uniform(5, 9) * s, 2.5) + 0.12 * _field(rng, shape, 30 * s, 300 * s)
+        tone += (
+            rng.uniform(0.03, 0.07)
+            * np.sin(2 * np.pi * rows)
+            * np.clip(_field(rng, shape, 60 * s, 150 * s) + 0.6 * _field(rng, shape, 4 * s, 25 * s), 0, 1.5)
+        )
     return tone
 
 # %% ../nbs/10_synth.ipynb #aecaf1ee
 def _two_tone(c):
     "Patches of scale, a little lighter or darker, with edges torn along the rolling direction."
     rng, s = c.rng, c.s
-    field = _field(rng, c.shape, 110*s, 22*s) + .5*_field(rng, c.shape, 24*s, 5*s) + .3*_field(rng, c.shape, 4*s, 1.5*s)
-    field += 1.2*_field(rng, (1, c.shape[1]), 1, 150*s)
-    patch = cv2.GaussianBlur((field > rng.uniform(.2, 1.2)).astype(np.float32), (3, 3), 0)
-    c.tone *= 1 + rng.choice([-1, 1])*rng.uniform(.12, .28)*patch
+    field = (
+        _field(rng, c.shape, 110 * s, 22 * s)
+        + 0.5 * _field(rng, c.shape, 24 * s, 5 * s)
+        + 0.3 * _field(rng, c.shape, 4 * s, 1.5 * s)
+    )
+    field += 1.2 * _field(rng, (1, c.shape[1]), 1, 150 * s)
+    patch = cv2.GaussianBlur((field > rng.uniform(0.2, 1.2)).astype(np.float32), (3, 3), 0)
+    c.tone *= 1 + rng.choice([-1, 1]) * rng.uniform(0.12, 0.28) * patch
+
 
 def _flecks(c):
     "Dark flecks of scale, dense in one or two columns."
     rng, s, (h, w) = c.rng, c.s, c.shape
     x, y, column = np.arange(w)[None], np.arange(h)[:, None], np.zeros(c.shape, np.float32)
     for _ in range(rng.integers(1, 4)):
-        middle = rng.uniform(0, w) + rng.uniform(-.3, .3)*(y - h/2)
-        column = np.maximum(column, np.exp(-((x - middle)/(rng.uniform(12, 45)*s + 1))**2))
-    field = .8*_field(rng, c.shape, 9*s, 3*s) + .5*_field(rng, c.shape, 3*s, 1.5*s) + .8*_field(rng, c.shape, 60*s, 14*s)
-    c.tone *= 1 - rng.uniform(.25, .5)*cv2.GaussianBlur((field + 2.2*column > 2.6).astype(np.float32), (3, 3), 0)
+        middle = rng.uniform(0, w) + rng.uniform(-0.3, 0.3) * (y - h / 2)
+        column = np.maximum(column, np.exp(-(((x - middle) / (rng.uniform(12, 45) * s + 1)) ** 2)))
+    field = (
+        0.8 * _field(rng, c.shape, 9 * s, 3 * s)
+        + 0.5 * _field(rng, c.shape, 3 * s, 1.5 * s)
+        + 0.8 * _field(rng, c.shape, 60 * s, 14 * s)
+    )
+    c.tone *= 1 - rng.uniform(0.25, 0.5) * cv2.GaussianBlur((field + 2.2 * column > 2.6).astype(np.float32), (3, 3), 0)
 
 # %% ../nbs/10_synth.ipynb #e06f76b0
 def _glitter(c):
     "Bright dust: single points, in columns."
     rng, s, (h, w) = c.rng, c.s, c.shape
-    n = rng.poisson(h*w*s*rng.uniform(.0001, .0015))
+    n = rng.poisson(h * w * s * rng.uniform(0.0001, 0.0015))
     columns = rng.uniform(0, w, 6)
-    x = np.clip(rng.choice(columns, n) + rng.normal(0, 60*s, n), 0, w - 1).astype(int)
+    x = np.clip(rng.choice(columns, n) + rng.normal(0, 60 * s, n), 0, w - 1).astype(int)
     c.tone[rng.integers(0, h, n), x] *= rng.uniform(1.4, 2.4, n).astype(np.float32)
+
 
 def _paint(c):
     "White paint or chalk: ragged rings and drops one below the other, bright enough to blind the camera."
     rng, s, (h, w) = c.rng, c.s, c.shape
     wet = np.zeros(c.shape, np.float32)
-    first = rng.uniform(.1, .9)*w
+    first = rng.uniform(0.1, 0.9) * w
     for k in range(rng.integers(1, 5)):
-        x = first + k*rng.uniform(25, 60)*s
+        x = first + k * rng.uniform(25, 60) * s
         for y in rng.uniform(0, h, rng.integers(1, 9 if k else 16)):
-            size = rng.uniform(5, 13)*s
-            axes = (max(1, round(size*rng.uniform(.5, .9))), max(1, round(size*rng.uniform(.8, 1.6))))
-            at = (round(x + rng.normal(0, 5*s)), round(y))
-            cv2.ellipse(wet, at, axes, 0, rng.uniform(-60, 60), rng.uniform(200, 360), 1., max(1, round(3.5*s)) if rng.random() < .7 else -1)
-            for _ in range(rng.integers(0, 4)): # splashes
-                cv2.circle(wet, (round(at[0] + rng.normal(0, 2*size)), round(at[1] + rng.normal(0, 2*size))), round(1.3*s*rng.random()), 1., -1)
-    wet = cv2.GaussianBlur(wet, (0, 0), max(.4, 1.2*s)) + .16*_field(rng, c.shape, 3*s, 3*s)*(wet.max() > 0)
-    c.tone[:] = np.where(wet > .42, np.maximum(c.tone, 2.4 + .5*_field(rng, c.shape, 4*s, 4*s)), c.tone)
+            size = rng.uniform(5, 13) * s
+            axes = (max(1, round(size * rng.uniform(0.5, 0.9))), max(1, round(size * rng.uniform(0.8, 1.6))))
+            at = (round(x + rng.normal(0, 5 * s)), round(y))
+            cv2.ellipse(
+                wet,
+                at,
+                axes,
+                0,
+                rng.uniform(-60, 60),
+                rng.uniform(200, 360),
+                1.0,
+                max(1, round(3.5 * s)) if rng.random() < 0.7 else -1,
+            )
+            for _ in range(rng.integers(0, 4)):  # splashes
+                cv2.circle(
+                    wet,
+                    (round(at[0] + rng.normal(0, 2 * size)), round(at[1] + rng.normal(0, 2 * size))),
+                    round(1.3 * s * rng.random()),
+                    1.0,
+                    -1,
+                )
+    wet = cv2.GaussianBlur(wet, (0, 0), max(0.4, 1.2 * s)) + 0.16 * _field(rng, c.shape, 3 * s, 3 * s) * (wet.max() > 0)
+    c.tone[:] = np.where(wet > 0.42, np.maximum(c.tone, 2.4 + 0.5 * _field(rng, c.shape, 4 * s, 4 * s)), c.tone)
 
 # %% ../nbs/10_synth.ipynb #7bd35f78
 def _stain(c):
     "Soft dark bands, drawn out at a slant."
     rng, s, (h, w) = c.rng, c.s, c.shape
     y, x = np.mgrid[:h, :w].astype(np.float32)
-    along = x - rng.uniform(.1, .9)*w - rng.uniform(-.6, .6)*(y - h/2) + 12*s*_field(rng, c.shape, 130*s, 130*s)
-    wide = rng.uniform(60, 200)*s
-    bands = _field(rng, (1, w), 1, 16*s)[0]
-    lines = np.interp(along, np.arange(w) - w/2, bands).astype(np.float32)
-    c.tone *= 1 - rng.uniform(.1, .3)*np.exp(-(along/wide)**2)*np.clip(.6 + .6*lines, 0, 1.2)
+    along = (
+        x
+        - rng.uniform(0.1, 0.9) * w
+        - rng.uniform(-0.6, 0.6) * (y - h / 2)
+        + 12 * s * _field(rng, c.shape, 130 * s, 130 * s)
+    )
+    wide = rng.uniform(60, 200) * s
+    bands = _field(rng, (1, w), 1, 16 * s)[0]
+    lines = np.interp(along, np.arange(w) - w / 2, bands).astype(np.float32)
+    c.tone *= 1 - rng.uniform(0.1, 0.3) * np.exp(-((along / wide) ** 2)) * np.clip(0.6 + 0.6 * lines, 0, 1.2)
+
 
 def _ridges(c):
     "Low relief under grazing light, as on very dark strips: a few torn ledges with a dark and a bright side, rough ground on them."
     rng, s = c.rng, c.s
-    height = _field(rng, c.shape, 60*s, 190*s) + .45*_field(rng, c.shape, 18*s, 40*s) + .15*_field(rng, c.shape, 5*s, 9*s)
-    for level in rng.uniform(.2, 1.6, rng.integers(1, 4)).tolist():
-        step = np.clip((height - level)*6/max(s, .2) + .5, 0, 1)
-        ledge = cv2.Sobel(cv2.GaussianBlur(step, (0, 0), max(s, .5)), cv2.CV_32F, 0, 1, ksize=3)*np.clip(.2 + _field(rng, c.shape, 50*s, 80*s), 0, 1)
-        c.tone *= np.clip(1 + .35*ledge, .35, 2)*(1 + step*(.15 + .15*_field(rng, c.shape, 4*s, 6*s)))
+    height = (
+        _field(rng, c.shape, 60 * s, 190 * s)
+        + 0.45 * _field(rng, c.shape, 18 * s, 40 * s)
+        + 0.15 * _field(rng, c.shape, 5 * s, 9 * s)
+    )
+    for level in rng.uniform(0.2, 1.6, rng.integers(1, 4)).tolist():
+        step = np.clip((height - level) * 6 / max(s, 0.2) + 0.5, 0, 1)
+        ledge = cv2.Sobel(cv2.GaussianBlur(step, (0, 0), max(s, 0.5)), cv2.CV_32F, 0, 1, ksize=3) * np.clip(
+            0.2 + _field(rng, c.shape, 50 * s, 80 * s), 0, 1
+        )
+        c.tone *= np.clip(1 + 0.35 * ledge, 0.35, 2) * (1 + step * (0.15 + 0.15 * _field(rng, c.shape, 4 * s, 6 * s)))
 
 # %% ../nbs/10_synth.ipynb #859183ff
 def _fill(shape, points):
@@ -149,47 +208,62 @@ def _fill(shape, points):
     cv2.fillPoly(mask, [np.round(points).astype(np.int32)], 1)
     return mask.astype(bool)
 
+
 def _free(c, channel):
     "Steel in view that no other class has."
     free = ~c.labels[[k for k in range(len(c.labels)) if k != channel]].any(0)
-    free[:, :c.left] = free[:, c.right:] = False
+    free[:, : c.left] = free[:, c.right :] = False
     return free
 
-def _fit(c, channel, outline, area, power=.5):
+
+def _fit(c, channel, outline, area, power=0.5):
     "Label `outline(k)`, a polygon of size k, at the k where about `area` pixels of it are free; returns what was labelled."
-    free, k, best = _free(c, channel) & ~c.labels[channel], 1., None
+    free, k, best = _free(c, channel) & ~c.labels[channel], 1.0, None
     for _ in range(6):
         mask = _fill(c.shape, outline(k)) & free
         got = int(mask.sum())
-        if best is None or abs(got - area) < abs(best.sum() - area): best = mask
-        if abs(got - area) < .04*area: break
-        k *= min(max(area/max(got, 1), .2), 5.)**power
+        if best is None or abs(got - area) < abs(best.sum() - area):
+            best = mask
+        if abs(got - area) < 0.04 * area:
+            break
+        k *= min(max(area / max(got, 1), 0.2), 5.0) ** power
     c.labels[channel] |= best
     return best
 
-def _blob(rng, n, stretch=1., angle=0., rough=.2):
+
+def _blob(rng, n, stretch=1.0, angle=0.0, rough=0.2):
     "n points about (0, 0), going round, at a distance of about 1; stretched along `angle` (radians)."
-    t = (np.arange(n) + rng.uniform(-.3, .3, n))*2*np.pi/n
-    r = 1 + sum(rough*rng.normal(0, 1.6/k)*np.cos(k*t + rng.uniform(0, 2*np.pi)) for k in (2, 3, 4)) + .4*rough*rng.standard_normal(n)
-    r = np.clip(r, .4, 2)
-    x, y = r*np.cos(t)*math.sqrt(stretch), r*np.sin(t)/math.sqrt(stretch)
-    return np.stack([x*math.cos(angle) - y*math.sin(angle), x*math.sin(angle) + y*math.cos(angle)], 1)
+    t = (np.arange(n) + rng.uniform(-0.3, 0.3, n)) * 2 * np.pi / n
+    r = (
+        1
+        + sum(rough * rng.normal(0, 1.6 / k) * np.cos(k * t + rng.uniform(0, 2 * np.pi)) for k in (2, 3, 4))
+        + 0.4 * rough * rng.standard_normal(n)
+    )
+    r = np.clip(r, 0.4, 2)
+    x, y = r * np.cos(t) * math.sqrt(stretch), r * np.sin(t) / math.sqrt(stretch)
+    return np.stack([x * math.cos(angle) - y * math.sin(angle), x * math.sin(angle) + y * math.cos(angle)], 1)
 
 # %% ../nbs/10_synth.ipynb #84430421
 def _taken(c, at, size):
     "Labelled pixels in a box of `size` (width, height) about `at` (x, y)."
     (x, y), (w, h) = at, size
-    return int(c.labels[:, max(0, int(y - h/2)):int(y + h/2) + 1, max(0, int(x - w/2)):int(x + w/2) + 1].sum())
+    return int(
+        c.labels[:, max(0, int(y - h / 2)) : int(y + h / 2) + 1, max(0, int(x - w / 2)) : int(x + w / 2) + 1].sum()
+    )
+
 
 def _spot(c, area):
     "A place (x, y) in view with little labelled about it."
-    rng, r, best = c.rng, max(2., .6*math.sqrt(area)), None
+    rng, r, best = c.rng, max(2.0, 0.6 * math.sqrt(area)), None
     for _ in range(12):
         x, y = rng.uniform(c.left, c.right - 1), rng.uniform(0, c.shape[0] - 1)
-        near = _taken(c, (x, y), (2*r, 2*r))
-        if best is None or near < best[0]: best = (near, x, y)
-        if near == 0: break
+        near = _taken(c, (x, y), (2 * r, 2 * r))
+        if best is None or near < best[0]:
+            best = (near, x, y)
+        if near == 0:
+            break
     return np.array(best[1:])
+
 
 def _window(c, mask, channel):
     """Where the damage of a label goes: its bounding box as slices, and depth there, the distance in pixels to the label's edge.
@@ -198,10 +272,13 @@ def _window(c, mask, channel):
     """
     rng = c.rng
     ys, xs = np.nonzero(mask)
-    if rng.random() < 1/6:
-        y, x = np.round(rng.normal(0, .14, 2)*np.minimum((np.ptp(ys) + 1, np.ptp(xs) + 1), 80*c.s)).astype(int)
-        mask = cv2.warpAffine(mask.astype(np.uint8), np.float32([[1, 0, x], [0, 1, y]]), mask.shape[::-1]).astype(bool) & _free(c, channel)
-        if not mask.any(): mask = _fill(c.shape, np.array([[xs[0], ys[0]]]))
+    if rng.random() < 1 / 6:
+        y, x = np.round(rng.normal(0, 0.14, 2) * np.minimum((np.ptp(ys) + 1, np.ptp(xs) + 1), 80 * c.s)).astype(int)
+        mask = cv2.warpAffine(mask.astype(np.uint8), np.float32([[1, 0, x], [0, 1, y]]), mask.shape[::-1]).astype(
+            bool
+        ) & _free(c, channel)
+        if not mask.any():
+            mask = _fill(c.shape, np.array([[xs[0], ys[0]]]))
         ys, xs = np.nonzero(mask)
     box = slice(ys.min(), ys.max() + 1), slice(xs.min(), xs.max() + 1)
     depth = cv2.distanceTransform(mask.astype(np.uint8), cv2.DIST_L2, 5)
@@ -211,300 +288,433 @@ def _window(c, mask, channel):
 def _pits(c, area):
     rng, s, (h, w), done, middle = c.rng, c.s, c.shape, 0, _spot(c, area)
     for _ in range(60):
-        if done and area - done <= .25*area: break
-        one = min(max(np.exp(rng.normal(6.8, .6))*s*s, 16.), max(area - done, 16.))
-        if area - done - one < 200*s*s: one = max(area - done, 16.)
-        tall = min(max(np.exp(rng.normal(.55, .3)), one/(70*s + 4)**2), one/9)
-        size = np.array([math.sqrt(one/tall), math.sqrt(one*tall)])
-        corners = np.array([[-1, -1], [0, -1.15], [1, -1], [1.1, 0], [1, 1], [-1, 1]])[[0, 2, 4, 5] if rng.random() < .6 else [0, 1, 2, 3, 4, 5]]
-        corners = .5*size*corners*(1 + .12*rng.standard_normal(corners.shape))
-        places = [middle + rng.normal(0, 1, 2)*(100*s, 80*s) for _ in range(6)] if rng.random() < .65 else [_spot(c, one)]
-        places = [np.clip(at, (c.left + .4*size[0], .3*size[1]), (c.right - 1 - .4*size[0], h - 1 - .3*size[1])) for at in places]
+        if done and area - done <= 0.25 * area:
+            break
+        one = min(max(np.exp(rng.normal(6.8, 0.6)) * s * s, 16.0), max(area - done, 16.0))
+        if area - done - one < 200 * s * s:
+            one = max(area - done, 16.0)
+        tall = min(max(np.exp(rng.normal(0.55, 0.3)), one / (70 * s + 4) ** 2), one / 9)
+        size = np.array([math.sqrt(one / tall), math.sqrt(one * tall)])
+        corners = np.array([[-1, -1], [0, -1.15], [1, -1], [1.1, 0], [1, 1], [-1, 1]])[
+            [0, 2, 4, 5] if rng.random() < 0.6 else [0, 1, 2, 3, 4, 5]
+        ]
+        corners = 0.5 * size * corners * (1 + 0.12 * rng.standard_normal(corners.shape))
+        places = (
+            [middle + rng.normal(0, 1, 2) * (100 * s, 80 * s) for _ in range(6)]
+            if rng.random() < 0.65
+            else [_spot(c, one)]
+        )
+        places = [
+            np.clip(at, (c.left + 0.4 * size[0], 0.3 * size[1]), (c.right - 1 - 0.4 * size[0], h - 1 - 0.3 * size[1]))
+            for at in places
+        ]
         at = min(places, key=lambda at: _taken(c, at, size))
-        mask = _fit(c, 0, lambda k: at + k*corners - .5, one)
-        if not mask.any(): middle = _spot(c, one); continue
+        mask = _fit(c, 0, lambda k: at + k * corners - 0.5, one)
+        if not mask.any():
+            middle = _spot(c, one)
+            continue
         done += int(mask.sum())
         _pit(c, mask)
+
 
 def _pit(c, mask):
     "A pit is a few pixels wide: dark, soft at its edge, torn out along the strip, with a glint at one end."
     rng, s, (box, depth) = c.rng, c.s, _window(c, mask, 0)
     h, w = depth.shape
-    y, x = np.mgrid[:h, :w].astype(np.float32) + .5
+    y, x = np.mgrid[:h, :w].astype(np.float32) + 0.5
     inside, tone, seen = depth > 0, c.tone[box], np.zeros((h, w), bool)
-    for k in range(1 + int(h*w > 1500*s*s) + rng.integers(0, 2)):
-        px, py = w*rng.uniform(.4, .6), h*(rng.uniform(.38, .62) if k == 0 else rng.uniform(.2, .8))
-        rx, ry = max(min(.2*w, 5.5*s)*rng.uniform(.6, 1.2), .8), max(min(.3*h, 13*s)*rng.uniform(.6, 1.2), 1.1)
-        pit = 1.6 - np.hypot((x - px)/rx, (y - py)/ry) + .3*_field(rng, (h, w), 5*s, 2*s)
-        end = py + ry*rng.choice([-.8, .8])
-        glint = 1.7 - np.hypot((x - px - rng.normal(0, .3)*rx)/max(.6*rx, .7), (y - end)/max(.3*ry, .7)) + .3*_field(rng, (h, w), 2*s, 2*s)
-        pit, glint = np.clip(pit, 0, 1)*inside, np.clip(glint, 0, 1)*inside*(rng.random() < .7)
-        tone *= 1 - rng.uniform(.4, .65)*pit
-        tone += np.maximum(rng.uniform(1.3, 2.5) - tone, 0)*glint
-        seen |= (pit > .4) | (glint > .5)
-    if not seen.any(): seen = depth >= depth.max(); tone[seen] *= .5
+    for k in range(1 + int(h * w > 1500 * s * s) + rng.integers(0, 2)):
+        px, py = w * rng.uniform(0.4, 0.6), h * (rng.uniform(0.38, 0.62) if k == 0 else rng.uniform(0.2, 0.8))
+        rx, ry = (
+            max(min(0.2 * w, 5.5 * s) * rng.uniform(0.6, 1.2), 0.8),
+            max(min(0.3 * h, 13 * s) * rng.uniform(0.6, 1.2), 1.1),
+        )
+        pit = 1.6 - np.hypot((x - px) / rx, (y - py) / ry) + 0.3 * _field(rng, (h, w), 5 * s, 2 * s)
+        end = py + ry * rng.choice([-0.8, 0.8])
+        glint = (
+            1.7
+            - np.hypot((x - px - rng.normal(0, 0.3) * rx) / max(0.6 * rx, 0.7), (y - end) / max(0.3 * ry, 0.7))
+            + 0.3 * _field(rng, (h, w), 2 * s, 2 * s)
+        )
+        pit, glint = np.clip(pit, 0, 1) * inside, np.clip(glint, 0, 1) * inside * (rng.random() < 0.7)
+        tone *= 1 - rng.uniform(0.4, 0.65) * pit
+        tone += np.maximum(rng.uniform(1.3, 2.5) - tone, 0) * glint
+        seen |= (pit > 0.4) | (glint > 0.5)
+    if not seen.any():
+        seen = depth >= depth.max()
+        tone[seen] *= 0.5
     c.defects[0][box] |= seen
 
 # %% ../nbs/10_synth.ipynb #80210ec8
-def _lines(c, channel, mask, n, width, haze=0., whole=.5):
+def _lines(c, channel, mask, n, width, haze=0.0, whole=0.5):
     "Paint n upright lines, about `width` pixels wide, into a label; a share `whole` of them run through it."
     rng, s, (box, depth) = c.rng, c.s, _window(c, mask, channel)
     h, w = depth.shape
-    y, x = np.arange(h)[:, None], np.arange(w)[None] + .5
+    y, x = np.arange(h)[:, None], np.arange(w)[None] + 0.5
     inside = (depth > 0).any(1)
-    first, last = (depth > 0).argmax(1)*1., w - (depth > 0)[:, ::-1].argmax(1)*1.
+    first, last = (depth > 0).argmax(1) * 1.0, w - (depth > 0)[:, ::-1].argmax(1) * 1.0
     rows = np.arange(h)[inside]
     line = [np.polyval(np.polyfit(rows, edge[inside], 1 if len(rows) > 8 else 0), y) for edge in (first, last)]
     cut, tone = np.ones((h, w), np.float32), c.tone[box]
     for k in range(n):
-        f = .5 + (rng.uniform(-.3, .3) if n > 1 else rng.uniform(-.1, .1))
-        middle = line[0] + f*(line[1] - line[0]) + rng.normal(0, .8*s)*_field(rng, (h, 1), 60*s, 1)
-        half = max(.5*width*np.exp(rng.normal(0, .3)), .5)*np.clip(1 + .2*_field(rng, (h, 1), 50*s, 1), .2, 2)
-        start, end = (-1, h) if rng.random() < whole or k == 0 and n < 3 else np.sort(rng.uniform(-.1, 1.1, 2))*h + (-.12*h, .12*h)
-        torn = np.clip(1.4 + .5*_field(rng, (h, w), 30*s, 1), 0, 1)*((y > start) & (y < end))
-        away = abs(x - middle) + .5*s*_field(rng, (h, w), 4*s, 1)
-        cut = np.minimum(cut, 1 - rng.uniform(.45, .75)*np.clip(half + .5 - away, 0, 1)*torn)
-    grey = np.clip(depth/(3*s + 1) - 1, 0, 1)*np.clip(.8 + .3*_field(rng, (h, w), 60*s, 4*s), 0, 1)
-    inner = (depth > .4) if depth.max() < 3 else (depth > 1)
-    tone[inner] *= (cut*(1 - haze*grey))[inner]
-    crumbs = inner & (cut < .85) & (rng.random((h, w)) < .04*(rng.random() < .4))
+        f = 0.5 + (rng.uniform(-0.3, 0.3) if n > 1 else rng.uniform(-0.1, 0.1))
+        middle = line[0] + f * (line[1] - line[0]) + rng.normal(0, 0.8 * s) * _field(rng, (h, 1), 60 * s, 1)
+        half = max(0.5 * width * np.exp(rng.normal(0, 0.3)), 0.5) * np.clip(
+            1 + 0.2 * _field(rng, (h, 1), 50 * s, 1), 0.2, 2
+        )
+        start, end = (
+            (-1, h)
+            if rng.random() < whole or k == 0 and n < 3
+            else np.sort(rng.uniform(-0.1, 1.1, 2)) * h + (-0.12 * h, 0.12 * h)
+        )
+        torn = np.clip(1.4 + 0.5 * _field(rng, (h, w), 30 * s, 1), 0, 1) * ((y > start) & (y < end))
+        away = abs(x - middle) + 0.5 * s * _field(rng, (h, w), 4 * s, 1)
+        cut = np.minimum(cut, 1 - rng.uniform(0.45, 0.75) * np.clip(half + 0.5 - away, 0, 1) * torn)
+    grey = np.clip(depth / (3 * s + 1) - 1, 0, 1) * np.clip(0.8 + 0.3 * _field(rng, (h, w), 60 * s, 4 * s), 0, 1)
+    inner = (depth > 0.4) if depth.max() < 3 else (depth > 1)
+    tone[inner] *= (cut * (1 - haze * grey))[inner]
+    crumbs = inner & (cut < 0.85) & (rng.random((h, w)) < 0.04 * (rng.random() < 0.4))
     tone[crumbs] *= rng.uniform(1.8, 3.5)
-    seen = inner & ((cut < .8) | (haze*grey > .12))
-    if not seen.any(): seen = inner & (cut <= cut[inner].min()); tone[seen] *= .6
+    seen = inner & ((cut < 0.8) | (haze * grey > 0.12))
+    if not seen.any():
+        seen = inner & (cut <= cut[inner].min())
+        tone[seen] *= 0.6
     c.defects[channel][box] |= seen
 
 # %% ../nbs/10_synth.ipynb #755f3076
 def _tall(rng, height, width, lean):
     "Polygon about (0, 0) of a tall, narrow label: two to four clicks a side; its size k widens it, half as much heightens it."
     n = rng.integers(2, 5)
-    t = np.sort(np.concatenate([[-.5, .5], rng.uniform(-.4, .4, n - 2)]))
-    sides = .5*width*(1 + .16*rng.standard_normal((2, n))), t*height
-    if n > 2 and rng.random() < .5: sides[0][:, [0, -1]] *= .7
-    left, right = np.stack([lean*sides[1] - sides[0][0], sides[1]], 1), np.stack([lean*sides[1] + sides[0][1], sides[1]], 1)
+    t = np.sort(np.concatenate([[-0.5, 0.5], rng.uniform(-0.4, 0.4, n - 2)]))
+    sides = 0.5 * width * (1 + 0.16 * rng.standard_normal((2, n))), t * height
+    if n > 2 and rng.random() < 0.5:
+        sides[0][:, [0, -1]] *= 0.7
+    left, right = (
+        np.stack([lean * sides[1] - sides[0][0], sides[1]], 1),
+        np.stack([lean * sides[1] + sides[0][1], sides[1]], 1),
+    )
     return np.concatenate([left, right[::-1]])
+
 
 def _streak(c, area):
     "Class 2: one thin streak near the strip's edge, rarely two."
     rng, s, h = c.rng, c.s, c.shape[0]
-    n = 1 if rng.random() < .8 or area < 60 else 2
+    n = 1 if rng.random() < 0.8 or area < 60 else 2
     for k in range(n):
-        width = max(np.exp(rng.normal(2.75, .25))*s, 3.)
-        height = area/n/width
-        if height > 1.1*h: width, height = area/n/(1.1*h), 1.1*h
-        side = c.left == 0 if (c.left == 0) != (c.right == c.shape[1]) else rng.random() < .5
-        off = min(rng.uniform(25, 190)*s + width, .9*(c.right - c.left))
+        width = max(np.exp(rng.normal(2.75, 0.25)) * s, 3.0)
+        height = area / n / width
+        if height > 1.1 * h:
+            width, height = area / n / (1.1 * h), 1.1 * h
+        side = c.left == 0 if (c.left == 0) != (c.right == c.shape[1]) else rng.random() < 0.5
+        off = min(rng.uniform(25, 190) * s + width, 0.9 * (c.right - c.left))
         x = c.right - off if side else c.left + off
-        y = rng.choice([.48*height, h - .48*height, rng.uniform(0, h)], p=[.35, .35, .3])
-        shape = _tall(rng, height, width, rng.normal(0, .02))
-        mask = _fit(c, 1, lambda k: (x, y) + (k, math.sqrt(k))*shape, area/n, .6)
-        if mask.any(): _lines(c, 1, mask, 1, max(2.4*s, 1.))
+        y = rng.choice([0.48 * height, h - 0.48 * height, rng.uniform(0, h)], p=[0.35, 0.35, 0.3])
+        shape = _tall(rng, height, width, rng.normal(0, 0.02))
+        mask = _fit(c, 1, lambda k: (x, y) + (k, math.sqrt(k)) * shape, area / n, 0.6)
+        if mask.any():
+            _lines(c, 1, mask, 1, max(2.4 * s, 1.0))
+
 
 def _bands(c, area, wide=False):
     "Class 3: lines in tall, narrow polygons, each at a place of its own; or, `wide`, many in one."
     rng, s, h, done = c.rng, c.s, c.shape[0], 0
     for k in range(16):
-        if done > .85*area or done and area - done < 300*s*s: break
-        width = max(np.exp(rng.normal(4.7, .35) if wide else rng.normal(3.3, .35))*s, 4.)
-        height = min(1.15*h*(1 if rng.random() < .45 or wide else rng.uniform(.25, 1)), (area - done)/width*1.05)
-        y = rng.choice([.48*height, h - .48*height, rng.uniform(.3, .7)*h], p=[.4, .25, .35])
-        shape = _tall(rng, max(height, 4.), width, rng.normal(0, .03))
-        x = _spot(c, width*height)[0]
-        x = min(max(x, c.left + .5*width), max(c.right - .5*width, c.left))
-        mask = _fit(c, 2, lambda k: (x, y) + (k, math.sqrt(k))*shape, min(width*height, area - done), .6)
-        if not mask.any(): continue
+        if done > 0.85 * area or done and area - done < 300 * s * s:
+            break
+        width = max(np.exp(rng.normal(4.7, 0.35) if wide else rng.normal(3.3, 0.35)) * s, 4.0)
+        height = min(
+            1.15 * h * (1 if rng.random() < 0.45 or wide else rng.uniform(0.25, 1)), (area - done) / width * 1.05
+        )
+        y = rng.choice([0.48 * height, h - 0.48 * height, rng.uniform(0.3, 0.7) * h], p=[0.4, 0.25, 0.35])
+        shape = _tall(rng, max(height, 4.0), width, rng.normal(0, 0.03))
+        x = _spot(c, width * height)[0]
+        x = min(max(x, c.left + 0.5 * width), max(c.right - 0.5 * width, c.left))
+        mask = _fit(c, 2, lambda k: (x, y) + (k, math.sqrt(k)) * shape, min(width * height, area - done), 0.6)
+        if not mask.any():
+            continue
         done += int(mask.sum())
-        n = max(2, round(width/s/rng.uniform(14, 40))) if wide else rng.integers(1, 4)
-        haze = 0. if wide else rng.choice([0, .2, .4], p=[.55, .3, .15])
-        _lines(c, 2, mask, min(n, 24), max(rng.uniform(2, 4.5)*s, 1.), haze, .15 if wide else .6)
+        n = max(2, round(width / s / rng.uniform(14, 40))) if wide else rng.integers(1, 4)
+        haze = 0.0 if wide else rng.choice([0, 0.2, 0.4], p=[0.55, 0.3, 0.15])
+        _lines(c, 2, mask, min(n, 24), max(rng.uniform(2, 4.5) * s, 1.0), haze, 0.15 if wide else 0.6)
 
 # %% ../nbs/10_synth.ipynb #951fba6d
 def _scratches(c, area):
     rng, s, done = c.rng, c.s, 0
-    angle = rng.normal(.25, .25)*rng.choice([-1, 1])
-    for part in rng.dirichlet(np.full(rng.integers(1, 4), 3.))*area:
-        part = max(part, 16.)
+    angle = rng.normal(0.25, 0.25) * rng.choice([-1, 1])
+    for part in rng.dirichlet(np.full(rng.integers(1, 4), 3.0)) * area:
+        part = max(part, 16.0)
         stretch = rng.uniform(2, 5)
-        shape, at = math.sqrt(part/3)*_blob(rng, rng.integers(7, 12), stretch, angle, .22), _spot(c, part)
-        mask = _fit(c, 2, lambda k: at + k*shape, part)
-        if mask.any(): _strokes(c, mask, angle)
+        shape, at = math.sqrt(part / 3) * _blob(rng, rng.integers(7, 12), stretch, angle, 0.22), _spot(c, part)
+        mask = _fit(c, 2, lambda k: at + k * shape, part)
+        if mask.any():
+            _strokes(c, mask, angle)
+
 
 def _strokes(c, mask, angle):
     rng, s, (box, depth) = c.rng, c.s, _window(c, mask, 2)
     h, w = depth.shape
     bright, dark = np.zeros((h, w), np.float32), np.zeros((h, w), np.float32)
-    ys, xs = np.nonzero((depth >= min(.5*depth.max(), 4*s + 1)) & (_field(rng, (h, w), 25*s, 50*s) > -.4)) # in groups, with gaps
-    if len(ys) == 0: ys, xs = np.nonzero(depth >= depth.max())
-    size = math.sqrt(len(ys)*2)
-    for i in rng.integers(0, len(ys), min(3 + int(len(ys)/(330*s*s + 4)), 80)):
-        a, t = angle + rng.normal(0, .07), np.linspace(-1, 1, 4)*min(size*rng.uniform(.2, .9), rng.uniform(20, 90)*s + 2)
-        line = np.stack([xs[i] + t*math.cos(a), ys[i] + t*math.sin(a) + rng.normal(0, .06)*t*t/size], 1)
-        for layer, at in (dark, line + (0, 2*s)), (bright, line):
-            thick = max(1, round(s*rng.choice([1, 2, 4])))
-            cv2.polylines(layer, [np.round(at*16).astype(np.int32)], False, rng.uniform(.5, 1), thick, cv2.LINE_AA, 4)
-    margin = min(7*s, .3*depth.max())*np.clip(1 + .6*_field(rng, (h, w), 20*s, 20*s), .2, 2)
-    ragged = np.clip(.8 + .6*_field(rng, (h, w), 2*s, 5*s), 0, 1)*np.clip((depth - margin)/(2*s + .3), 0, 1)
-    bright, dark, tone = bright*ragged, dark*ragged, c.tone[box]
-    tone *= (1 - .45*dark)*(1 + rng.uniform(.8, 2.2)*bright)
-    seen = (bright > .3) | (dark > .4)
-    if not seen.any(): seen = depth >= depth.max(); tone[seen] *= 2.2
+    ys, xs = np.nonzero(
+        (depth >= min(0.5 * depth.max(), 4 * s + 1)) & (_field(rng, (h, w), 25 * s, 50 * s) > -0.4)
+    )  # in groups, with gaps
+    if len(ys) == 0:
+        ys, xs = np.nonzero(depth >= depth.max())
+    size = math.sqrt(len(ys) * 2)
+    for i in rng.integers(0, len(ys), min(3 + int(len(ys) / (330 * s * s + 4)), 80)):
+        a, t = (
+            angle + rng.normal(0, 0.07),
+            np.linspace(-1, 1, 4) * min(size * rng.uniform(0.2, 0.9), rng.uniform(20, 90) * s + 2),
+        )
+        line = np.stack([xs[i] + t * math.cos(a), ys[i] + t * math.sin(a) + rng.normal(0, 0.06) * t * t / size], 1)
+        for layer, at in (dark, line + (0, 2 * s)), (bright, line):
+            thick = max(1, round(s * rng.choice([1, 2, 4])))
+            cv2.polylines(
+                layer, [np.round(at * 16).astype(np.int32)], False, rng.uniform(0.5, 1), thick, cv2.LINE_AA, 4
+            )
+    margin = min(7 * s, 0.3 * depth.max()) * np.clip(1 + 0.6 * _field(rng, (h, w), 20 * s, 20 * s), 0.2, 2)
+    ragged = np.clip(0.8 + 0.6 * _field(rng, (h, w), 2 * s, 5 * s), 0, 1) * np.clip(
+        (depth - margin) / (2 * s + 0.3), 0, 1
+    )
+    bright, dark, tone = bright * ragged, dark * ragged, c.tone[box]
+    tone *= (1 - 0.45 * dark) * (1 + rng.uniform(0.8, 2.2) * bright)
+    seen = (bright > 0.3) | (dark > 0.4)
+    if not seen.any():
+        seen = depth >= depth.max()
+        tone[seen] *= 2.2
     c.defects[2][box] |= seen
 
 # %% ../nbs/10_synth.ipynb #b41fe7b2
 def _long(c, area):
     "A band of strokes across the view, at a slight slant."
     rng, s, (h, w) = c.rng, c.s, c.shape
-    span = min((c.right - c.left)*rng.choice([1.02, rng.uniform(.5, 1)]), area/(45*s))
+    span = min((c.right - c.left) * rng.choice([1.02, rng.uniform(0.5, 1)]), area / (45 * s))
     x0 = rng.uniform(c.left, max(c.right - span, c.left + 1e-3))
     t = np.linspace(0, 1, 8)
-    path = h*rng.uniform(.25, .75) + h*rng.normal(0, .3)*(t - .5) + h*rng.normal(0, .25)*(t - .5)**2
-    half = [.5*area/span*np.clip(rng.uniform(.6, 1.4) + rng.normal(0, .7)*(t - .5) + .07*rng.standard_normal(8), .3, 2) for _ in range(2)]
-    x = x0 + t*span
-    outline = lambda k: np.concatenate([np.stack([x, path - k*half[0]], 1), np.stack([x, path + k*half[1]], 1)[::-1]])
+    path = h * rng.uniform(0.25, 0.75) + h * rng.normal(0, 0.3) * (t - 0.5) + h * rng.normal(0, 0.25) * (t - 0.5) ** 2
+    half = [
+        0.5
+        * area
+        / span
+        * np.clip(rng.uniform(0.6, 1.4) + rng.normal(0, 0.7) * (t - 0.5) + 0.07 * rng.standard_normal(8), 0.3, 2)
+        for _ in range(2)
+    ]
+    x = x0 + t * span
+    outline = lambda k: np.concatenate(
+        [np.stack([x, path - k * half[0]], 1), np.stack([x, path + k * half[1]], 1)[::-1]]
+    )
     mask = _fit(c, 2, outline, area, 1)
-    if not mask.any(): return
+    if not mask.any():
+        return
     box, depth = _window(c, mask, 2)
     bh, bw = depth.shape
     ys, xs = np.mgrid[:bh, :bw].astype(np.float32)
     first, height = (depth > 0).argmax(0), np.maximum((depth > 0).sum(0), 1)
-    rise = cv2.GaussianBlur(np.stack([first, height]).astype(np.float32), (0, 0), 20*s, sigmaY=.1)
-    v = (ys - rise[0])/rise[1] # 0 at the band's upper edge, 1 at its lower
+    rise = cv2.GaussianBlur(np.stack([first, height]).astype(np.float32), (0, 0), 20 * s, sigmaY=0.1)
+    v = (ys - rise[0]) / rise[1]  # 0 at the band's upper edge, 1 at its lower
     rows = max(int(height.max()), 8)
-    lines = .8*_field(rng, (rows, bw), 2.2*s, 260*s) + .8*_field(rng, (rows, 1), 7*s, 1) + .4*_field(rng, (rows, bw), 1.5*s, 30*s)
-    lines *= np.clip(.7 + .5*_field(rng, (rows, bw), 25*s, 200*s), .1, 1.5)
-    for at in rng.uniform([.15, .6], [.4, .85])[:rng.integers(1, 3)]: # a strong double line: the groove and its lit flank
-        away = (np.arange(rows)[:, None] - at*rows)/(1.5*s + .4)
-        lines += (3.2*np.exp(-away**2) - 3.*np.exp(-(away/1.5 - 2)**2))*np.clip(.7 + .4*_field(rng, (1, bw), 1, 120*s), 0, 1.2)
-    lines = cv2.remap(lines.astype(np.float32), xs, (v*(rows - 1)).astype(np.float32), cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    inner = np.clip(1.3 - abs(v - .5)/.4*(1 + .1*_field(rng, (bh, bw), 30*s, 60*s)), 0, 1)**.5*(depth > .5)
-    if box[1].start > c.left: inner *= np.clip((xs + 20*s*_field(rng, (bh, bw), 4*s, 30*s))/(60*s), 0, 1)
-    if box[1].stop < c.right: inner *= np.clip((bw - xs + 20*s*_field(rng, (bh, bw), 4*s, 30*s))/(60*s), 0, 1)
-    change = np.clip(np.maximum(lines - .9, 0)*.7 - .3*np.maximum(-lines - .2, 0) - .1, -.65, 2.)
-    c.tone[box] *= 1 + inner*change
-    c.defects[2][box] |= inner > .35
+    lines = (
+        0.8 * _field(rng, (rows, bw), 2.2 * s, 260 * s)
+        + 0.8 * _field(rng, (rows, 1), 7 * s, 1)
+        + 0.4 * _field(rng, (rows, bw), 1.5 * s, 30 * s)
+    )
+    lines *= np.clip(0.7 + 0.5 * _field(rng, (rows, bw), 25 * s, 200 * s), 0.1, 1.5)
+    for at in rng.uniform([0.15, 0.6], [0.4, 0.85])[
+        : rng.integers(1, 3)
+    ]:  # a strong double line: the groove and its lit flank
+        away = (np.arange(rows)[:, None] - at * rows) / (1.5 * s + 0.4)
+        lines += (3.2 * np.exp(-(away**2)) - 3.0 * np.exp(-((away / 1.5 - 2) ** 2))) * np.clip(
+            0.7 + 0.4 * _field(rng, (1, bw), 1, 120 * s), 0, 1.2
+        )
+    lines = cv2.remap(
+        lines.astype(np.float32),
+        xs,
+        (v * (rows - 1)).astype(np.float32),
+        cv2.INTER_LINEAR,
+        borderMode=cv2.BORDER_REPLICATE,
+    )
+    inner = np.clip(1.3 - abs(v - 0.5) / 0.4 * (1 + 0.1 * _field(rng, (bh, bw), 30 * s, 60 * s)), 0, 1) ** 0.5 * (
+        depth > 0.5
+    )
+    if box[1].start > c.left:
+        inner *= np.clip((xs + 20 * s * _field(rng, (bh, bw), 4 * s, 30 * s)) / (60 * s), 0, 1)
+    if box[1].stop < c.right:
+        inner *= np.clip((bw - xs + 20 * s * _field(rng, (bh, bw), 4 * s, 30 * s)) / (60 * s), 0, 1)
+    change = np.clip(np.maximum(lines - 0.9, 0) * 0.7 - 0.3 * np.maximum(-lines - 0.2, 0) - 0.1, -0.65, 2.0)
+    c.tone[box] *= 1 + inner * change
+    c.defects[2][box] |= inner > 0.35
 
 # %% ../nbs/10_synth.ipynb #3502b1c1
 def _speckle(c, area):
     rng, s = c.rng, c.s
-    shape, at = math.sqrt(area/3)*_blob(rng, rng.integers(6, 11), rng.uniform(.6, 2.4), 0., .18), _spot(c, area)
-    mask = _fit(c, 2, lambda k: at + k*shape, area)
-    if not mask.any(): return
+    shape, at = math.sqrt(area / 3) * _blob(rng, rng.integers(6, 11), rng.uniform(0.6, 2.4), 0.0, 0.18), _spot(c, area)
+    mask = _fit(c, 2, lambda k: at + k * shape, area)
+    if not mask.any():
+        return
     box, depth = _window(c, mask, 2)
-    points = rng.random(depth.shape) < rng.uniform(.008, .02)/max(s*s, .06)*np.clip(1 + .7*_field(rng, depth.shape, 25*s, 25*s), 0, 2)
-    points &= depth > min(2*s, .5*depth.max())
-    if not points.any(): points = depth >= depth.max()
-    big = points & (rng.random(depth.shape) < .6)
+    points = rng.random(depth.shape) < rng.uniform(0.008, 0.02) / max(s * s, 0.06) * np.clip(
+        1 + 0.7 * _field(rng, depth.shape, 25 * s, 25 * s), 0, 2
+    )
+    points &= depth > min(2 * s, 0.5 * depth.max())
+    if not points.any():
+        points = depth >= depth.max()
+    big = points & (rng.random(depth.shape) < 0.6)
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (3, 3))
-    dots = cv2.dilate(big.astype(np.uint8), kernel, iterations=max(1, round(s))).astype(bool) if s > .4 else big
+    dots = cv2.dilate(big.astype(np.uint8), kernel, iterations=max(1, round(s))).astype(bool) if s > 0.4 else big
     dots = (dots | points) & (depth > 0)
     c.tone[box][dots] *= rng.uniform(1.7, 2.6)
     c.defects[2][box] |= dots
 
+
 def _scratched(c, area):
     "Class 3 in one of its five shapes; which ones are likely depends on the area."
-    size = area/c.s**2
+    size = area / c.s**2
     shapes = (_bands, _scratches, _speckle, lambda c, a: _bands(c, a, wide=True), _long)
-    if size < 3000: odds = .55, .2, .25, 0, 0
-    elif size < 30000: odds = .62, .15, .08, .15, 0
-    elif size < 70000: odds = .2, .15, 0, .3, .35
-    else: odds = 0, .1, 0, .2, .7
+    if size < 3000:
+        odds = 0.55, 0.2, 0.25, 0, 0
+    elif size < 30000:
+        odds = 0.62, 0.15, 0.08, 0.15, 0
+    elif size < 70000:
+        odds = 0.2, 0.15, 0, 0.3, 0.35
+    else:
+        odds = 0, 0.1, 0, 0.2, 0.7
     before = c.labels[2].sum()
     shapes[c.rng.choice(5, p=odds)](c, area)
-    if c.labels[2].sum() == before: _bands(c, area)
+    if c.labels[2].sum() == before:
+        _bands(c, area)
 
 # %% ../nbs/10_synth.ipynb #1d3ca97a
 def _patches(c, area):
     rng, s = c.rng, c.s
-    for part in np.sort(rng.dirichlet(np.full(rng.choice([1, 2, 3, 4], p=[.4, .3, .2, .1]), 1.2))*area)[::-1]:
-        part = max(part, 20.)
-        tall = math.sqrt(part)/c.shape[0]
-        stretch = max(np.exp(rng.normal(.5, .5)), 3*tall*tall)
-        shape = math.sqrt(part/3)*_blob(rng, rng.integers(9, 20), stretch, rng.normal(0, .35), .22)
+    for part in np.sort(rng.dirichlet(np.full(rng.choice([1, 2, 3, 4], p=[0.4, 0.3, 0.2, 0.1]), 1.2)) * area)[::-1]:
+        part = max(part, 20.0)
+        tall = math.sqrt(part) / c.shape[0]
+        stretch = max(np.exp(rng.normal(0.5, 0.5)), 3 * tall * tall)
+        shape = math.sqrt(part / 3) * _blob(rng, rng.integers(9, 20), stretch, rng.normal(0, 0.35), 0.22)
         at = _spot(c, part)
-        mask = _fit(c, 3, lambda k: at + k*shape, part)
-        if mask.any(): _torn(c, mask)
+        mask = _fit(c, 3, lambda k: at + k * shape, part)
+        if mask.any():
+            _torn(c, mask)
 
 # %% ../nbs/10_synth.ipynb #94e96526
 def _torn(c, mask):
     rng, s, (box, depth) = c.rng, c.s, _window(c, mask, 3)
     shape, tone = depth.shape, c.tone[box]
-    wide = min(9*s + 1, .35*depth.max())
-    edge = depth - wide*(1 + .45*_field(rng, shape, 14*s, 14*s) + .25*_field(rng, shape, 4*s, 4*s))
+    wide = min(9 * s + 1, 0.35 * depth.max())
+    edge = depth - wide * (1 + 0.45 * _field(rng, shape, 14 * s, 14 * s) + 0.25 * _field(rng, shape, 4 * s, 4 * s))
     skin = (edge > 0) & (depth > 0)
-    if not skin.any(): skin = depth > .5*depth.max()
-    up = rng.choice([-1, 1], p=[.3, .7]) # the lamp stands above, mostly
-    slope = up*cv2.Sobel(cv2.GaussianBlur(skin.astype(np.float32), (0, 0), max(1.6*s, .5)), cv2.CV_32F, 0, 1, ksize=3)
-    height = _field(rng, shape, 34*s, 34*s) + .5*_field(rng, shape, 14*s, 11*s) + .22*_field(rng, shape, 6*s, 5*s) + .1*_field(rng, shape, 2.5*s, 2*s)
-    folds = up*(cv2.Sobel(height, cv2.CV_32F, 0, 1, ksize=3) - .6*cv2.Sobel(height, cv2.CV_32F, 1, 0, ksize=3))*min(1.5*s, 1)
-    base, rough = (rng.uniform(.35, .7), .16) if rng.random() < .8 else (rng.uniform(.8, 1.3), .4)
-    rough = rough*np.clip(.7 + .5*_field(rng, shape, 50*s, 50*s), .1, 2) # smooth here, rough there
-    inside = base*(1 + .18*_field(rng, shape, 60*s, 30*s) + .1*_field(rng, shape, 3*s, 1.5*s) - rough*folds)
-    tone[skin] *= np.clip(inside, .12, 2.5)[skin]
-    bright = np.clip(-slope, 0, 1)*np.clip(.4 + .8*_field(rng, shape, 6*s, 18*s), 0, 2)*(depth > 0)
-    tone *= (1 + rng.uniform(.5, 1.5)*bright)*(1 - .5*np.clip(slope, 0, 1)*(depth > 0))
-    if rng.random() < .5: # flakes of bare metal
-        flake = _field(rng, shape, 30*s, 34*s) + .4*_field(rng, shape, 8*s, 8*s) + .12*_field(rng, shape, 3*s, 3*s) - rng.uniform(1.3, 2.1)
-        tone += np.clip(2.5*flake, 0, 1)*rng.uniform(.7, 2.2)*np.clip(1 - .3*folds, .4, 1.5)*skin
-    cracks = skin & (abs(height + .4*_field(rng, shape, 40*s, 60*s)) < .04) & (_field(rng, shape, 40*s, 40*s) > .4)
-    tone[cracks] *= .5
-    c.defects[3][box] |= skin | (bright > .3)
+    if not skin.any():
+        skin = depth > 0.5 * depth.max()
+    up = rng.choice([-1, 1], p=[0.3, 0.7])  # the lamp stands above, mostly
+    slope = up * cv2.Sobel(
+        cv2.GaussianBlur(skin.astype(np.float32), (0, 0), max(1.6 * s, 0.5)), cv2.CV_32F, 0, 1, ksize=3
+    )
+    height = (
+        _field(rng, shape, 34 * s, 34 * s)
+        + 0.5 * _field(rng, shape, 14 * s, 11 * s)
+        + 0.22 * _field(rng, shape, 6 * s, 5 * s)
+        + 0.1 * _field(rng, shape, 2.5 * s, 2 * s)
+    )
+    folds = (
+        up
+        * (cv2.Sobel(height, cv2.CV_32F, 0, 1, ksize=3) - 0.6 * cv2.Sobel(height, cv2.CV_32F, 1, 0, ksize=3))
+        * min(1.5 * s, 1)
+    )
+    base, rough = (rng.uniform(0.35, 0.7), 0.16) if rng.random() < 0.8 else (rng.uniform(0.8, 1.3), 0.4)
+    rough = rough * np.clip(0.7 + 0.5 * _field(rng, shape, 50 * s, 50 * s), 0.1, 2)  # smooth here, rough there
+    inside = base * (
+        1 + 0.18 * _field(rng, shape, 60 * s, 30 * s) + 0.1 * _field(rng, shape, 3 * s, 1.5 * s) - rough * folds
+    )
+    tone[skin] *= np.clip(inside, 0.12, 2.5)[skin]
+    bright = np.clip(-slope, 0, 1) * np.clip(0.4 + 0.8 * _field(rng, shape, 6 * s, 18 * s), 0, 2) * (depth > 0)
+    tone *= (1 + rng.uniform(0.5, 1.5) * bright) * (1 - 0.5 * np.clip(slope, 0, 1) * (depth > 0))
+    if rng.random() < 0.5:  # flakes of bare metal
+        flake = (
+            _field(rng, shape, 30 * s, 34 * s)
+            + 0.4 * _field(rng, shape, 8 * s, 8 * s)
+            + 0.12 * _field(rng, shape, 3 * s, 3 * s)
+            - rng.uniform(1.3, 2.1)
+        )
+        tone += np.clip(2.5 * flake, 0, 1) * rng.uniform(0.7, 2.2) * np.clip(1 - 0.3 * folds, 0.4, 1.5) * skin
+    cracks = (
+        skin
+        & (abs(height + 0.4 * _field(rng, shape, 40 * s, 60 * s)) < 0.04)
+        & (_field(rng, shape, 40 * s, 40 * s) > 0.4)
+    )
+    tone[cracks] *= 0.5
+    c.defects[3][box] |= skin | (bright > 0.3)
 
 # %% ../nbs/10_synth.ipynb #438470f1
 @dataclass(frozen=True)
 class Strip:
     "One synthetic strip: the image, its labels as an annotator drew them, and the pixels that are damaged."
-    image: np.ndarray   # (H,W) uint8, grey
+
+    image: np.ndarray  # (H,W) uint8, grey
     labels: np.ndarray  # (4,H,W) uint8 0/1, loose polygons; no pixel has two classes
-    defects: np.ndarray # (4,H,W) uint8 0/1, what was painted; a little of it can lie outside the labels
+    defects: np.ndarray  # (4,H,W) uint8 0/1, what was painted; a little of it can lie outside the labels
+
 
 def _view(rng, shape, classes):
     "Which columns show steel: all of them, or all but a black bar at the left or right."
     w, left, right = shape[1], 0, shape[1]
-    if rng.random() < (.6 if 1 in classes else .1):
-        bar = round(w*rng.choice([rng.uniform(.02, .4), rng.uniform(.4, .85)]))
-        bar = max(min(bar, w - 16, round(.45*w) if 2 in classes or 3 in classes else w), 0)
-        if rng.random() < .5: left = bar
-        else: right = w - bar
+    if rng.random() < (0.6 if 1 in classes else 0.1):
+        bar = round(w * rng.choice([rng.uniform(0.02, 0.4), rng.uniform(0.4, 0.85)]))
+        bar = max(min(bar, w - 16, round(0.45 * w) if 2 in classes or 3 in classes else w), 0)
+        if rng.random() < 0.5:
+            left = bar
+        else:
+            right = w - bar
     return left, right
 
 # %% ../nbs/10_synth.ipynb #1312878a
 def _lamp(rng, shape, dark):
     "Light on the strip, (H,W) float32 in grey levels: a slope along and across, a bright spot, the level of the day."
     h, w = shape
-    y, x = np.linspace(-.5, .5, h, dtype=np.float32)[:, None], np.linspace(-.5, .5, w, dtype=np.float32)[None]
-    light = np.exp(rng.normal(0, .4)*x + rng.normal(.3, .5)*y)
-    spot = ((x - rng.uniform(-.6, .6))/rng.uniform(.12, .4))**2 + ((y - rng.uniform(-.3, .6))/rng.uniform(.4, 1.2))**2
-    light = light*(1 + rng.uniform(0, .7)*np.exp(-spot))
-    level = rng.uniform(18, 40) if dark else np.clip(np.exp(rng.normal(4.45, .27)), 45, 160)
-    return level*light/light.mean()
+    y, x = np.linspace(-0.5, 0.5, h, dtype=np.float32)[:, None], np.linspace(-0.5, 0.5, w, dtype=np.float32)[None]
+    light = np.exp(rng.normal(0, 0.4) * x + rng.normal(0.3, 0.5) * y)
+    spot = ((x - rng.uniform(-0.6, 0.6)) / rng.uniform(0.12, 0.4)) ** 2 + (
+        (y - rng.uniform(-0.3, 0.6)) / rng.uniform(0.4, 1.2)
+    ) ** 2
+    light = light * (1 + rng.uniform(0, 0.7) * np.exp(-spot))
+    level = rng.uniform(18, 40) if dark else np.clip(np.exp(rng.normal(4.45, 0.27)), 45, 160)
+    return level * light / light.mean()
+
 
 def _edge(c, light):
     "Black beside the strip, in place; the edge itself is a little ragged, with a bright rim and a band of another tone."
     rng, s, (h, w) = c.rng, c.s, c.shape
     x, y = np.arange(w)[None], np.arange(h)[:, None]
-    ragged = np.abs(s*(.5*_field(rng, (h, 1), 3*s, 1) + 1.2*_field(rng, (h, 1), 60*s, 1)) + rng.normal(0, .01)*y)
+    ragged = np.abs(
+        s * (0.5 * _field(rng, (h, 1), 3 * s, 1) + 1.2 * _field(rng, (h, 1), 60 * s, 1)) + rng.normal(0, 0.01) * y
+    )
     for at, side in (c.left, 1), (c.right, -1):
-        if at in (0, w): continue
-        inward = side*(x - at) + (side < 0) - ragged + rng.choice([0, 3])*s
-        light *= np.where(inward < rng.uniform(15, 70)*s, rng.uniform(.6, 1.15), 1)
-        if rng.random() < .6:
-            rim = np.clip(.5 + .6*_field(rng, (h, 1), 25*s, 1) + .3*_field(rng, c.shape, 2*s, 2), 0, 2.5)
-            light *= 1 + rng.uniform(.1, .9)*np.exp(-(inward/(4*s + .5))**2)*rim
-        light *= np.clip(inward/(2*s + .3), 0, 1)
+        if at in (0, w):
+            continue
+        inward = side * (x - at) + (side < 0) - ragged + rng.choice([0, 3]) * s
+        light *= np.where(inward < rng.uniform(15, 70) * s, rng.uniform(0.6, 1.15), 1)
+        if rng.random() < 0.6:
+            rim = np.clip(0.5 + 0.6 * _field(rng, (h, 1), 25 * s, 1) + 0.3 * _field(rng, c.shape, 2 * s, 2), 0, 2.5)
+            light *= 1 + rng.uniform(0.1, 0.9) * np.exp(-((inward / (4 * s + 0.5)) ** 2)) * rim
+        light *= np.clip(inward / (2 * s + 0.3), 0, 1)
+
+
 def _render(c, light):
     "What the camera sees, uint8: the grain is a part of the light, and white is white (the sensor saturates)."
     grain = c.rng.standard_normal(c.shape, dtype=np.float32)
-    grain = cv2.sepFilter2D(grain, cv2.CV_32F, np.array([.33, .94, .33]), np.array([.1, .99, .1]))
-    image = light*np.maximum(c.tone, .02)*(1 + c.rng.uniform(.035, .075)*max(math.sqrt(c.s), .4)*grain) + .8*grain*(light > 0)
+    grain = cv2.sepFilter2D(grain, cv2.CV_32F, np.array([0.33, 0.94, 0.33]), np.array([0.1, 0.99, 0.1]))
+    image = light * np.maximum(c.tone, 0.02) * (
+        1 + c.rng.uniform(0.035, 0.075) * max(math.sqrt(c.s), 0.4) * grain
+    ) + 0.8 * grain * (light > 0)
     return np.clip(np.rint(image), 0, 255).astype(np.uint8)
 
 # %% ../nbs/10_synth.ipynb #c1d02297
 _PLANT = (_pits, _streak, _scratched, _patches)
-_MARKS = (_two_tone, .45), (_flecks, .15), (_glitter, .5), (_paint, .13), (_stain, .15)
+_MARKS = (_two_tone, 0.45), (_flecks, 0.15), (_glitter, 0.5), (_paint, 0.13), (_stain, 0.15)
+
 
 def make_strip(
-    rng:np.random.Generator,        # moves on; the same state gives the same strip
-    shape:tuple[int, int]=(256, 1600), # (H,W) in pixels, at least 32×32
-    classes=None,                   # channels 0..3 to plant, () for a clean strip; None draws them as often as in the competition
+    rng: np.random.Generator,  # moves on; the same state gives the same strip
+    shape: tuple[int, int] = (256, 1600),  # (H,W) in pixels, at least 32×32
+    classes=None,  # channels 0..3 to plant, () for a clean strip; None draws them as often as in the competition
 ) -> Strip:
     """One strip with loose labels and the true defect pixels.
 
@@ -518,59 +728,82 @@ def make_strip(
     drawn = _draw_classes(rng)
     classes = drawn if classes is None else tuple(classes)
     bad = [k for k in classes if isinstance(k, bool) or k not in range(4)]
-    if bad: raise ValueError(f"channel {bad[0]!r} is not one of 0, 1, 2, 3 (a channel is ClassId - 1)")
+    if bad:
+        raise ValueError(f"channel {bad[0]!r} is not one of 0, 1, 2, 3 (a channel is ClassId - 1)")
     shape, classes = (int(h), int(w)), sorted({int(k) for k in classes})
-    s = math.sqrt(h*w/(FULL[0]*FULL[1]))
-    dark = not classes and rng.random() < .12
-    c = _Canvas(rng, _steel(rng, shape, s), np.zeros((4, *shape), bool), np.zeros((4, *shape), bool), *_view(rng, shape, classes), s)
+    s = math.sqrt(h * w / (FULL[0] * FULL[1]))
+    dark = not classes and rng.random() < 0.12
+    c = _Canvas(
+        rng,
+        _steel(rng, shape, s),
+        np.zeros((4, *shape), bool),
+        np.zeros((4, *shape), bool),
+        *_view(rng, shape, classes),
+        s,
+    )
     for mark, odds in _MARKS:
-        if rng.random() < odds: mark(c)
-    if dark: _ridges(c)
-    room = .8*h*(c.right - c.left)/max(len(classes), 1)
+        if rng.random() < odds:
+            mark(c)
+    if dark:
+        _ridges(c)
+    room = 0.8 * h * (c.right - c.left) / max(len(classes), 1)
     for k in classes:
-        area = max(min(_draw_area(rng, k, shape), room), 16.)
-        while not c.labels[k].any(): _PLANT[k](c, area) # once, unless others left no room where it was tried
+        area = max(min(_draw_area(rng, k, shape), room), 16.0)
+        while not c.labels[k].any():
+            _PLANT[k](c, area)  # once, unless others left no room where it was tried
     light = np.broadcast_to(_lamp(rng, shape, dark), shape).copy()
     _edge(c, light)
     return Strip(_render(c, light), c.labels.astype(np.uint8), c.defects.astype(np.uint8))
 
 # %% ../nbs/10_synth.ipynb #ad40b0b0
 LAYOUTS = {"today": "ImageId,ClassId,EncodedPixels", "2019": "ImageId_ClassId,EncodedPixels"}
-QUALITY, COPY_EVERY = 90, 25 # JPEG quality 90 has the quantisation tables of the competition's files
+QUALITY, COPY_EVERY = 90, 25  # JPEG quality 90 has the quantisation tables of the competition's files
 _TRAIN, _TEST = 0, 1
+
 
 def _name(seed, split, index):
     "Nine hexadecimal digits; no two images of a folder share one, because an odd factor permutes the residues of 16**9."
-    return f"{((2*index + split)*0x9E3779B1D + seed*0x85EBCA6B) % 16**9:09x}.jpg"
+    return f"{((2 * index + split) * 0x9E3779B1D + seed * 0x85EBCA6B) % 16**9:09x}.jpg"
 
-def _rng(seed, split, index, what=0): return np.random.default_rng([seed, split, index, what])
+
+def _rng(seed, split, index, what=0):
+    return np.random.default_rng([seed, split, index, what])
+
 
 def _source(seed, index):
     "The training image that `index` is a copy of (itself, if it is none), and whether the copy was labelled again."
-    if index % COPY_EVERY != COPY_EVERY - 1: return index, False
-    rng, again = _rng(seed, _TRAIN, index, 1), index//COPY_EVERY % 2 == 1
+    if index % COPY_EVERY != COPY_EVERY - 1:
+        return index, False
+    rng, again = _rng(seed, _TRAIN, index, 1), index // COPY_EVERY % 2 == 1
     for _ in range(100):
         source = int(rng.integers(index))
-        if source % COPY_EVERY == COPY_EVERY - 1: continue
-        if not again or _draw_classes(_rng(seed, _TRAIN, source)): break
+        if source % COPY_EVERY == COPY_EVERY - 1:
+            continue
+        if not again or _draw_classes(_rng(seed, _TRAIN, source)):
+            break
     return source, again
+
 
 def _relabel(rng, labels):
     "The same strip outlined by somebody else: every class a few pixels off and a little wider or tighter."
     out = np.zeros_like(labels)
     for k, mask in enumerate(labels):
-        if not mask.any(): continue
-        dx, dy = rng.integers(1, 4)*rng.choice([-1, 1]), rng.integers(-2, 3)
+        if not mask.any():
+            continue
+        dx, dy = rng.integers(1, 4) * rng.choice([-1, 1]), rng.integers(-2, 3)
         new = cv2.warpAffine(mask, np.float32([[1, 0, dx], [0, 1, dy]]), mask.shape[::-1])
-        if rng.random() < .5: new = cv2.dilate(new, np.ones((3, 3), np.uint8))
+        if rng.random() < 0.5:
+            new = cv2.dilate(new, np.ones((3, 3), np.uint8))
         out[k] = np.where(out.any(0), 0, new) if new.any() else mask
     return out
+
 
 def _draw(seed, split, index, shape):
     "Image and labels of one file."
     source, again = _source(seed, index) if split == _TRAIN else (index, False)
     strip = make_strip(_rng(seed, split, source), shape)
     return strip.image, _relabel(_rng(seed, split, index, 2), strip.labels) if again else strip.labels
+
 
 def _rows(layout, name, labels, every):
     "Lines of a csv about one image; `every` class, or only those that are there."
@@ -579,13 +812,13 @@ def _rows(layout, name, labels, every):
 
 # %% ../nbs/10_synth.ipynb #96fcdbdc
 def make_folder(
-    root:str|Path,     # the folder to make; it must be absent or empty
-    n_train:int=100,
-    n_test:int=20,
-    shape:tuple[int, int]=(256, 1600), # (H,W) of every image
-    layout:str="today", # "today" or "2019": how train.csv and sample_submission.csv are laid out
-    seed:int=0,        # not negative; the same seed, the same bytes (on one machine, with the same versions of numpy and OpenCV)
-    progress:bool=False, # show a bar
+    root: str | Path,  # the folder to make; it must be absent or empty
+    n_train: int = 100,
+    n_test: int = 20,
+    shape: tuple[int, int] = (256, 1600),  # (H,W) of every image
+    layout: str = "today",  # "today" or "2019": how train.csv and sample_submission.csv are laid out
+    seed: int = 0,  # not negative; the same seed, the same bytes (on one machine, with the same versions of numpy and OpenCV)
+    progress: bool = False,  # show a bar
 ) -> Path:
     """A data folder as the competition ships it, with the truth of its test images; returns its path.
 
@@ -595,25 +828,36 @@ def make_folder(
     Raises `ValueError` where something is already there, or an argument cannot be.
     """
     root = Path(root)
-    if layout not in LAYOUTS: raise ValueError(f'layout {layout!r} is not known: "today" or "2019"')
-    if min(n_train, n_test, seed) < 0: raise ValueError(f"n_train {n_train}, n_test {n_test} and seed {seed} must not be negative")
-    if root.exists() and (not root.is_dir() or any(root.iterdir())): raise ValueError(f"{root}: already there; give another folder or remove it")
+    if layout not in LAYOUTS:
+        raise ValueError(f'layout {layout!r} is not known: "today" or "2019"')
+    if min(n_train, n_test, seed) < 0:
+        raise ValueError(f"n_train {n_train}, n_test {n_test} and seed {seed} must not be negative")
+    if root.exists() and (not root.is_dir() or any(root.iterdir())):
+        raise ValueError(f"{root}: already there; give another folder or remove it")
     jobs = [(split, i) for split, n in ((_TRAIN, n_train), (_TEST, n_test)) for i in range(n)]
     if progress:
         from tqdm.auto import tqdm
+
         jobs = tqdm(jobs, desc="strips", unit="strip")
     lines = {name: [LAYOUTS[layout]] for name in ("train.csv", "sample_submission.csv", "test_truth.csv")}
     with whole(root) as temp:
-        folders = temp/"train_images", temp/"test_images"
-        for folder in folders: folder.mkdir(parents=True)
+        folders = temp / "train_images", temp / "test_images"
+        for folder in folders:
+            folder.mkdir(parents=True)
         for split, i in jobs:
             name = _name(seed, split, i)
             image, labels = _draw(seed, split, i, shape)
-            ok, jpeg = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_GRAY2BGR), [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
-            (folders[split]/name).write_bytes(jpeg.tobytes())
+            ok, jpeg = cv2.imencode(
+                ".jpg", cv2.cvtColor(image, cv2.COLOR_GRAY2BGR), [cv2.IMWRITE_JPEG_QUALITY, QUALITY]
+            )
+            (folders[split] / name).write_bytes(jpeg.tobytes())
             if split == _TEST:
                 lines["test_truth.csv"] += _rows(layout, name, labels, True)
-                lines["sample_submission.csv"] += [f"{name},{k},1 1" if layout == "today" else f"{name}_{k},1 1" for k in range(1, 5)]
-            else: lines["train.csv"] += _rows(layout, name, labels, layout == "2019")
-        for name, text in lines.items(): (temp/name).write_text("\n".join(text) + "\n", encoding="utf-8", newline="\n")
+                lines["sample_submission.csv"] += [
+                    f"{name},{k},1 1" if layout == "today" else f"{name}_{k},1 1" for k in range(1, 5)
+                ]
+            else:
+                lines["train.csv"] += _rows(layout, name, labels, layout == "2019")
+        for name, text in lines.items():
+            (temp / name).write_text("\n".join(text) + "\n", encoding="utf-8", newline="\n")
     return root

@@ -7,7 +7,14 @@ __all__ = ['step_seed', 'image_stats', 'read_config', 'folds_of', 'start_run', '
            'fitting_batch', 'train_fold', 'train_run']
 
 # %% ../nbs/27_train.ipynb #b8900847
-import copy, gc, hashlib, math, os, shutil, socket, time
+import copy
+import gc
+import hashlib
+import math
+import os
+import shutil
+import socket
+import time
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -21,80 +28,95 @@ from accelerate.utils import broadcast
 from accelerate.utils.memory import should_reduce_batch_size
 from tqdm import tqdm
 
-from .metric import dice
-from .files import read_json, to_json, versions, whole, write_json, write_text
-from .data import StripFolder, class_id, read_folder
-from .folds import make_folds, read_folds, write_folds
-from .store import to_level
-from .cache import open_cache
-from .post import apply_rules, gates_of_classifier, read_rules
 from .augment import window_of
-from .dataset import StripDataset, epoch_batches, epoch_mix, epoch_order, image_groups, make_loader
-from .model import build_model, checkpoint_encoder, save_model
-from .loss import build_loss, class_loss
-from .optim import beta1_at, build_optimizer, optimizer_parts, rate_at, restore_optimizer, set_rate
+from .cache import open_cache
 from .config import TrainConfig
+from .data import StripFolder, class_id, read_folder
+from .dataset import StripDataset, epoch_batches, epoch_mix, epoch_order, image_groups, make_loader
+from .files import read_json, to_json, versions, whole, write_json, write_text
+from .folds import make_folds, read_folds, write_folds
+from .loss import build_loss, class_loss
+from .metric import dice
+from .model import build_model, checkpoint_encoder, save_model
+from .optim import beta1_at, build_optimizer, optimizer_parts, rate_at, restore_optimizer, set_rate
+from .post import apply_rules, gates_of_classifier, read_rules
 from .state import Ema, digest, keep_best, load_state, mean_tensors, pack, save_state, unpack
+from .store import to_level
 
 # %% ../nbs/27_train.ipynb #fd0fd27b
 def step_seed(
-    *where, # whole numbers or words, such as (seed, epoch, step)
+    *where,  # whole numbers or words, such as (seed, epoch, step)
 ) -> int:
     "A seed of 63 bits from a hash of its arguments, so that neighbouring steps have nothing in common."
     return int.from_bytes(hashlib.sha256(repr(where).encode()).digest()[:8], "big") >> 1
 
 # %% ../nbs/27_train.ipynb #ab001ca4
 def image_stats(
-    folder:StripFolder,
-    rng:np.random.Generator, # draws the images when there are more than `limit`
-    limit:int=500,           # images looked at
+    folder: StripFolder,
+    rng: np.random.Generator,  # draws the images when there are more than `limit`
+    limit: int = 500,  # images looked at
 ) -> tuple[float, float]:
     "Mean and standard deviation of the pixels of the training images, of 1; raises `ValueError` where all pixels are equal."
     ids = folder.images.image_id.to_numpy()
-    if len(ids) > limit: ids = ids[np.sort(rng.choice(len(ids), limit, replace=False))]
+    if len(ids) > limit:
+        ids = ids[np.sort(rng.choice(len(ids), limit, replace=False))]
     count = sum(np.bincount(folder.image(i).ravel(), minlength=256) for i in ids)
     level = np.arange(256) / 255
     mean = float(count @ level / count.sum())
-    std = math.sqrt(count @ (level - mean)**2 / count.sum())
-    if std == 0: raise ValueError(f"{folder.root}: every pixel of the {len(ids)} images looked at is {mean*255:.0f}: nothing to learn from")
+    std = math.sqrt(count @ (level - mean) ** 2 / count.sum())
+    if std == 0:
+        raise ValueError(
+            f"{folder.root}: every pixel of the {len(ids)} images looked at is {mean * 255:.0f}: nothing to learn from"
+        )
     return mean, std
 
+
 _FREE = ("num_workers", "cache", "save_every")  # how a run is made, not what it is
+
 
 def _differences(there, now, prefix=""):
     "What differs between two dicts, in words."
     said = []
     for key in dict.fromkeys((*there, *now)):
         a, b = there.get(key), now.get(key)
-        if isinstance(a, dict) and isinstance(b, dict): said += _differences(a, b, prefix)
-        elif a != b: said.append(f"{prefix}{key} is {a!r} there, {b!r} now")
+        if isinstance(a, dict) and isinstance(b, dict):
+            said += _differences(a, b, prefix)
+        elif a != b:
+            said.append(f"{prefix}{key} is {a!r} there, {b!r} now")
     return said
 
-def _fixed(config): return {k: v for k, v in asdict(config).items() if k not in _FREE}
+
+def _fixed(config):
+    return {k: v for k, v in asdict(config).items() if k not in _FREE}
+
 
 def read_config(
-    run:str|Path, # a run folder
+    run: str | Path,  # a run folder
 ) -> tuple[TrainConfig, dict]:
     "A run's configuration, and the facts beside it: data (sha256 of the folder), classes, shape, mean, std, versions."
-    facts = read_json(Path(run)/"config.json")
-    if not isinstance(facts, dict) or "config" not in facts: raise ValueError(f"{run}/config.json: not a run's configuration (no \"config\" in it)")
+    facts = read_json(Path(run) / "config.json")
+    if not isinstance(facts, dict) or "config" not in facts:
+        raise ValueError(f'{run}/config.json: not a run\'s configuration (no "config" in it)')
     return TrainConfig.from_json(facts.pop("config")), facts
 
+
 def folds_of(
-    run:str|Path, # a run folder
-    folder:StripFolder,
-    k:int,        # folds that the configuration asks for
-) -> np.ndarray: # (N,) int64, in the order of folder.images
+    run: str | Path,  # a run folder
+    folder: StripFolder,
+    k: int,  # folds that the configuration asks for
+) -> np.ndarray:  # (N,) int64, in the order of folder.images
     "The fold of each training image by the run's folds.csv; raises `ValueError` where that does not fit the data or has not k folds."
-    path = Path(run)/"folds.csv"
+    path = Path(run) / "folds.csv"
     fold = read_folds(path, folder.images.image_id).fold.to_numpy()
-    if fold.max() + 1 != k: raise ValueError(f"{path} has {fold.max() + 1} folds, the configuration {k}: change one of them")
+    if fold.max() + 1 != k:
+        raise ValueError(f"{path} has {fold.max() + 1} folds, the configuration {k}: change one of them")
     return fold
 
+
 def start_run(
-    run:str|Path, # made where it does not exist
-    config:TrainConfig,
-    folder:StripFolder,
+    run: str | Path,  # made where it does not exist
+    config: TrainConfig,
+    folder: StripFolder,
 ) -> Path:
     """Make a run folder: `folds.csv` (unless one was put there before) and `config.json`; returns its path.
 
@@ -102,44 +124,63 @@ def start_run(
     and raises `ValueError` that says what differs.
     """
     run = Path(run)
-    if (run/"config.json").exists():
+    if (run / "config.json").exists():
         there, facts = read_config(run)
         said = _differences({**_fixed(there), "data": facts["data"]}, {**_fixed(config), "data": folder.sha256})
-        if said: raise ValueError(f"{run} was started differently: {'; '.join(said)}. Use another run folder, or what it was started with.")
+        if said:
+            raise ValueError(
+                f"{run} was started differently: {'; '.join(said)}. Use another run folder, or what it was started with."
+            )
         folds_of(run, folder, config.folds)
-        if there != config: write_json(run/"config.json", {"config": asdict(config), **facts})
+        if there != config:
+            write_json(run / "config.json", {"config": asdict(config), **facts})
         return run
-    if not (run/"folds.csv").exists(): write_folds(run/"folds.csv", make_folds(folder, config.folds, config.seed))
+    if not (run / "folds.csv").exists():
+        write_folds(run / "folds.csv", make_folds(folder, config.folds, config.seed))
     folds_of(run, folder, config.folds)
     mean, std = image_stats(folder, np.random.default_rng(config.seed))
     # Written last: a run exists when its config.json does.
-    write_json(run/"config.json", {"config": asdict(config), "data": folder.sha256, "classes": folder.n_classes, "shape": folder.shape,
-                                   "images": len(folder.images), "mean": mean, "std": std, "versions": versions()})
+    write_json(
+        run / "config.json",
+        {
+            "config": asdict(config),
+            "data": folder.sha256,
+            "classes": folder.n_classes,
+            "shape": folder.shape,
+            "images": len(folder.images),
+            "mean": mean,
+            "std": std,
+            "versions": versions(),
+        },
+    )
     return run
 
 # %% ../nbs/27_train.ipynb #2ad39d53
 def masks_and_classes(
-    out, # what a `SegModel` returns
-) -> tuple: # mask logits (N,C,H,W), and class logits (N,C) or None
+    out,  # what a `SegModel` returns
+) -> tuple:  # mask logits (N,C,H,W), and class logits (N,C) or None
     "Both outputs of a net, whether it has a class head or not."
     return out if isinstance(out, tuple) else (out, None)
+
 
 def _predicted(out, rules):
     "Which pixels are predicted, (N,C,H,W) bool on the device."
     logits, classes = masks_and_classes(out)
-    if rules is None: return logits >= 0
+    if rules is None:
+        return logits >= 0
     levels = to_level(logits.float().sigmoid().cpu().numpy())
-    scores = [None]*len(levels) if classes is None else to_level(classes.float().sigmoid().cpu().numpy())
+    scores = [None] * len(levels) if classes is None else to_level(classes.float().sigmoid().cpu().numpy())
     return torch.from_numpy(np.stack([apply_rules(x, rules, s) for x, s in zip(levels, scores)])).to(logits.device)
+
 
 @torch.inference_mode()
 def evaluate(
-    model:torch.nn.Module, # images uint8 (N,1,H,W) -> logits (N,C,H,W), or these and class logits
-    loader,                # batches as of `make_loader`
-    loss_of,               # callable(what the model returns, masks) -> scalar
-    accelerator:Accelerator, # gives the device and the precision, and sums over processes
-    on_batch=None,         # callable(n, of_how_many) after each batch of this process
-    rules=None,            # C of `Rule`; None: level 128, any area
+    model: torch.nn.Module,  # images uint8 (N,1,H,W) -> logits (N,C,H,W), or these and class logits
+    loader,  # batches as of `make_loader`
+    loss_of,  # callable(what the model returns, masks) -> scalar
+    accelerator: Accelerator,  # gives the device and the precision, and sums over processes
+    on_batch=None,  # callable(n, of_how_many) after each batch of this process
+    rules=None,  # C of `Rule`; None: level 128, any area
 ) -> dict:
     """Score a net: `score`, the mean Dice over (image, class) pairs, and `val_loss`, the mean loss over images.
 
@@ -147,21 +188,32 @@ def evaluate(
     """
     was = model.training
     model.eval()
-    counts, loss, images = [], 0., 0
+    counts, loss, images = [], 0.0, 0
     for n, batch in enumerate(loader, 1):
-        image, truth = batch["image"].to(accelerator.device, non_blocking=True), batch["mask"].to(accelerator.device, non_blocking=True)
-        with accelerator.autocast(): out = model(image)
+        image, truth = (
+            batch["image"].to(accelerator.device, non_blocking=True),
+            batch["mask"].to(accelerator.device, non_blocking=True),
+        )
+        with accelerator.autocast():
+            out = model(image)
         loss += loss_of(out, truth).item() * len(image)
         images += len(image)
         pred, truth = _predicted(out, rules), truth.bool()
         counts.append(torch.stack([m.sum((2, 3)) for m in (pred, pred & truth, truth)]).cpu())
-        if on_batch: on_batch(n, len(loader))
+        if on_batch:
+            on_batch(n, len(loader))
     model.train(was)
     area, hit, truth = torch.cat(counts, 1).numpy() if counts else np.zeros((3, 0, loader.dataset.n_classes))
     d, there = dice(area, hit, truth), truth > 0
-    groups = {"score": d, "present": d[there], "empty": d[~there], **{f"score_{class_id(c)}": d[:, c] for c in range(d.shape[1])}}
+    groups = {
+        "score": d,
+        "present": d[there],
+        "empty": d[~there],
+        **{f"score_{class_id(c)}": d[:, c] for c in range(d.shape[1])},
+    }
     totals = [*(x for g in groups.values() for x in (g.sum(), g.size)), loss, images]
-    if accelerator.num_processes > 1: totals = accelerator.reduce(torch.tensor(totals, device=accelerator.device)).tolist()
+    if accelerator.num_processes > 1:
+        totals = accelerator.reduce(torch.tensor(totals, device=accelerator.device)).tolist()
     *totals, loss, images = totals
     means = {name: float(s / n) if n else None for name, s, n in zip(groups, totals[::2], totals[1::2])}
     return {"score": means.pop("score"), "val_loss": float(loss / images), **means}
@@ -170,9 +222,11 @@ def evaluate(
 def _model_folder(where, shell, tensors, meta):
     "Write one model folder from a state's tensors (through `shell`, a net of that shape), unless just that is there already."
     meta = {**meta, "weights": digest("", tensors)}
-    if (where/"steel_seg.json").exists() and read_json(where/"steel_seg.json").get("meta") == meta: return
+    if (where / "steel_seg.json").exists() and read_json(where / "steel_seg.json").get("meta") == meta:
+        return
     shell.load_state_dict(tensors)
     save_model(shell, where, meta)
+
 
 def _tidy(where):
     "Remove what a killed write left behind in a fold's folder: temporary names that nobody will finish."
@@ -183,128 +237,218 @@ def _tidy(where):
 # %% ../nbs/27_train.ipynb #87dda222
 def _who():
     "This process, so that somebody on the same machine can tell whether it still lives: a container counts processes for itself."
-    try: pids = os.readlink("/proc/self/ns/pid")
-    except OSError: pids = "" # no Linux
+    try:
+        pids = os.readlink("/proc/self/ns/pid")
+    except OSError:
+        pids = ""  # no Linux
     return {"pid": os.getpid(), "host": socket.gethostname(), "pids": pids}
+
 
 class _News:
     """What a fold in training tells of itself: `progress.json`, by the first process alone, and nothing for a fold that was finished before.
 
     It is renamed into place and not synced, which would wait for the disk; after a power cut it may be empty.
     """
+
     def __init__(self, f, folder):
-        self.path, self.next, self.facts = f.where/"progress.json", 0., {}
+        self.path, self.next, self.facts = f.where / "progress.json", 0.0, {}
         self.silent = f.finished or not f.accelerator.is_main_process
-        if self.silent: return
+        if self.silent:
+            return
         nothing = folder.truth_area()[f.mine] == 0
-        self.facts = dict(fold=f.fold, epochs=sum(c.epochs for c in f.plan), steps=f.steps, epoch=f.at["epoch"] + 1, step=f.at["step"], loss=None, seconds=f.at["seconds"],
-                          images=len(f.mine), all_empty=nothing.mean(), all_empty_by_class=nothing.mean(0), **_who())
+        self.facts = dict(
+            fold=f.fold,
+            epochs=sum(c.epochs for c in f.plan),
+            steps=f.steps,
+            epoch=f.at["epoch"] + 1,
+            step=f.at["step"],
+            loss=None,
+            seconds=f.at["seconds"],
+            images=len(f.mine),
+            all_empty=nothing.mean(),
+            all_empty_by_class=nothing.mean(0),
+            **_who(),
+        )
 
     def __call__(self, doing, always=False, **facts):
         "Say what is being done; facts that are not given again stay as they were."
-        if self.silent: return
+        if self.silent:
+            return
         self.facts.update(doing=doing, **facts)
         now = time.monotonic()
-        if now < self.next and not always: return
+        if now < self.next and not always:
+            return
         self.next, temp = now + 1, self.path.with_name(f".progress.json.{os.getpid()}.tmp")
         try:
             temp.write_text(to_json(self.facts), encoding="utf-8")
             os.replace(temp, self.path)
-        except OSError: pass # news are not worth a training
+        except OSError:
+            pass  # news are not worth a training
 
     def __enter__(self):
         self("starting", always=True)
         return self
 
     def __exit__(self, kind, e, trace):
-        if e is None: self("finished", always=True)
-        else: self("stopped", always=True, why=f"{kind.__name__}: {e}"[:500] if str(e) else kind.__name__)
+        if e is None:
+            self("finished", always=True)
+        else:
+            self("stopped", always=True, why=f"{kind.__name__}: {e}"[:500] if str(e) else kind.__name__)
+
 
 def example_rows(
-    area:np.ndarray, # (N,C) labelled pixels
-    n:int=4,         # how many
-) -> list: # at most n rows
+    area: np.ndarray,  # (N,C) labelled pixels
+    n: int = 4,  # how many
+) -> list:  # at most n rows
     "Images to look at again and again: for each class, the rarest first, one of median area; then one without a defect; then from the first on. Depends on the areas alone."
     rows = []
     for c in np.argsort((area > 0).sum(0), kind="stable"):
         order = [int(i) for i in np.argsort(area[:, c], kind="stable") if area[i, c] and i not in rows]
-        rows += order[len(order)//2:][:1]
+        rows += order[len(order) // 2 :][:1]
     rows += [i for i in range(len(area)) if not area[i].any()][:1]
     return (rows + [i for i in range(len(area)) if i not in rows])[:n]
+
 
 @torch.inference_mode()
 def _write_examples(path, model, folder, image_ids, epoch, device):
     "Levels of a few images, one at a time, as arrays in one npz: image_ids, levels (n,C,H,W), epoch. Levels below 13, a twentieth, are kept as 0, as stores do."
     was = model.training
     model.eval()
-    levels = np.stack([to_level(masks_and_classes(model(torch.from_numpy(folder.image(i))[None, None].to(device)))[0][0].float().sigmoid().cpu().numpy()) for i in image_ids])
+    levels = np.stack(
+        [
+            to_level(
+                masks_and_classes(model(torch.from_numpy(folder.image(i))[None, None].to(device)))[0][0]
+                .float()
+                .sigmoid()
+                .cpu()
+                .numpy()
+            )
+            for i in image_ids
+        ]
+    )
     model.train(was)
     try:
-        with whole(path) as temp, open(temp, "wb") as f: np.savez_compressed(f, image_ids=np.array(image_ids), levels=levels*(levels >= 13), epoch=epoch)
-    except OSError: pass # as above
+        with whole(path) as temp, open(temp, "wb") as f:
+            np.savez_compressed(f, image_ids=np.array(image_ids), levels=levels * (levels >= 13), epoch=epoch)
+    except OSError:
+        pass  # as above
 
 # %% ../nbs/27_train.ipynb #96d1b700
 def _accelerator(config):
     "accelerate's view of device, precision and processes."
     # accelerate keeps one precision for the life of a process; in a notebook the next training may want another.
-    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != config.precision: AcceleratorState._reset_state()
+    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != config.precision:
+        AcceleratorState._reset_state()
     # smp keeps the deeper stages of its own encoders, which a shallow net does not use; timm's are cut.
-    unused = DistributedDataParallelKwargs(find_unused_parameters=config.encoder_depth < 5 and not config.encoder.startswith("tu-"))
+    unused = DistributedDataParallelKwargs(
+        find_unused_parameters=config.encoder_depth < 5 and not config.encoder.startswith("tu-")
+    )
     return Accelerator(mixed_precision=config.precision, kwargs_handlers=[unused])
+
 
 def _pseudo_folder(config, folder):
     "The folder with the pseudo-labelled images, or None; raises where it holds training images."
-    if not config.pseudo: return None
+    if not config.pseudo:
+        return None
     extra = read_folder(config.pseudo, n_classes=folder.n_classes)
     both = set(extra.images.image_id).intersection(folder.images.image_id)
-    if both: raise ValueError(f"{extra.root} holds {min(both)} and {len(both) - 1} other images that {folder.root} has labels for: pseudo labels are for images without any")
+    if both:
+        raise ValueError(
+            f"{extra.root} holds {min(both)} and {len(both) - 1} other images that {folder.root} has labels for: pseudo labels are for images without any"
+        )
     return extra
+
 
 def _scoring_rules(config, folder):
     "The rules under which epochs are scored, or None; raises where they do not fit."
-    if not config.rule: return None
+    if not config.rule:
+        return None
     rules, _ = read_rules(config.rule)
-    if len(rules) != folder.n_classes: raise ValueError(f"{config.rule} has {len(rules)} rules, the data {folder.n_classes} classes")
+    if len(rules) != folder.n_classes:
+        raise ValueError(f"{config.rule} has {len(rules)} rules, the data {folder.n_classes} classes")
     asks = gates_of_classifier(rules)
-    if asks and not config.class_head: raise ValueError(f"{config.rule} asks a classifier (gate by {', '.join(asks)}), and the net has none: class_head above 0 gives it one")
+    if asks and not config.class_head:
+        raise ValueError(
+            f"{config.rule} asks a classifier (gate by {', '.join(asks)}), and the net has none: class_head above 0 gives it one"
+        )
     return rules
+
 
 _FORMAT = 2  # of the state: 1 had no stages
 
+
 def _where_it_stands(where, made):
     "A fold's state, checked against the plan: (tensors, at); of a fold that begins: ({}, at)."
-    path = where/"state.safetensors"
+    path = where / "state.safetensors"
     if not path.exists():
-        orphan = next((name for name in ("best", "last") if (where/name).exists()), None)
-        if orphan: raise ValueError(f"{where} has {orphan}/ and no state.safetensors: bring the state back, or remove the folder to train this fold anew")
-        return {}, {"format": _FORMAT, "made": made, "stage": 0, "stage_epoch": 0, "scores": [], "part": None, "steps": 0, "epoch": 0, "step": 0, "loss": 0., "seconds": 0., "history": [], "best": []}
+        orphan = next((name for name in ("best", "last") if (where / name).exists()), None)
+        if orphan:
+            raise ValueError(
+                f"{where} has {orphan}/ and no state.safetensors: bring the state back, or remove the folder to train this fold anew"
+            )
+        return {}, {
+            "format": _FORMAT,
+            "made": made,
+            "stage": 0,
+            "stage_epoch": 0,
+            "scores": [],
+            "part": None,
+            "steps": 0,
+            "epoch": 0,
+            "step": 0,
+            "loss": 0.0,
+            "seconds": 0.0,
+            "history": [],
+            "best": [],
+        }
     tensors, at = load_state(path)
-    if at.get("format") != _FORMAT: raise ValueError(f"{path} is from an earlier version of steel_seg, whose trainings cannot be gone on with; its models can be used as they are. To train this fold anew remove the folder {where}")
+    if at.get("format") != _FORMAT:
+        raise ValueError(
+            f"{path} is from an earlier version of steel_seg, whose trainings cannot be gone on with; its models can be used as they are. To train this fold anew remove the folder {where}"
+        )
     said = _differences(at["made"], made)
-    if said: raise ValueError(f"{path} belongs to another training: {'; '.join(said)}. Put back what it was made with, or remove the folder {where} to train this fold anew")
+    if said:
+        raise ValueError(
+            f"{path} belongs to another training: {'; '.join(said)}. Put back what it was made with, or remove the folder {where} to train this fold anew"
+        )
     return tensors, at
+
 
 def _net(config, facts, folder, fold, encoder_weights):
     "The net of a fold before its first step; one that goes on has its weights in the state and need not fetch the encoder's."
     torch.manual_seed(step_seed(config.seed, "weights", fold))
-    net = build_model(config.arch, config.encoder, folder.n_classes, config.in_channels, encoder_weights, config.encoder_depth,
-                      facts["mean"], facts["std"], attention=config.attention, class_head=config.class_head > 0, **(config.decoder or {}))
+    net = build_model(
+        config.arch,
+        config.encoder,
+        folder.n_classes,
+        config.in_channels,
+        encoder_weights,
+        config.encoder_depth,
+        facts["mean"],
+        facts["std"],
+        attention=config.attention,
+        class_head=config.class_head > 0,
+        **(config.decoder or {}),
+    )
     net.spec["encoder_weights"] = config.encoder_weights
     return net
+
 
 def _loss_of(config):
     "The loss of what a net returns: that of the masks and, where there is a class head, that of the classes."
     of_masks = build_loss(config.loss, config.loss_args)
+
     def loss_of(out, mask):
         logits, classes = masks_and_classes(out)
         loss = of_masks(logits, mask)
-        return loss if classes is None else loss + config.class_head*class_loss(classes, mask)
+        return loss if classes is None else loss + config.class_head * class_loss(classes, mask)
+
     return loss_of
 
 # %% ../nbs/27_train.ipynb #cdba115c
 def fitting_batch(
-    attempt,        # callable(n): one forward and backward pass over n images
-    batch_size:int,
+    attempt,  # callable(n): one forward and backward pass over n images
+    batch_size: int,
 ) -> int:
     "The first of `batch_size`, half of it, a quarter, ... that does not run out of memory; raises `ValueError` where one image does."
     n = batch_size
@@ -313,11 +457,17 @@ def fitting_batch(
             attempt(n)
             return n
         except Exception as e:
-            if not should_reduce_batch_size(e): raise
-            if n == 1: raise ValueError(f"one image does not fit into memory: smaller crops, a smaller encoder, bf16 or checkpointing=True need less ({e})") from None
+            if not should_reduce_batch_size(e):
+                raise
+            if n == 1:
+                raise ValueError(
+                    f"one image does not fit into memory: smaller crops, a smaller encoder, bf16 or checkpointing=True need less ({e})"
+                ) from None
         gc.collect()
-        if torch.cuda.is_available(): torch.cuda.empty_cache()
-        n = -(-n//2)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        n = -(-n // 2)
+
 
 def _fitting_part(f):
     "What of a batch of this stage fits into memory, on every process. The net is left as it was."
@@ -325,60 +475,90 @@ def _fitting_part(f):
     shape = window_of(c.crop) or f.folder.shape
     loss_of, before = _loss_of(c), {name: t.clone() for name, t in f.net.named_buffers()}
     room = [torch.empty_like(p) for p in f.net.parameters() for _ in range(2)]  # as much as Adam keeps
+
     def attempt(n):
         f.net.train()
-        with a.autocast(): out = f.net(torch.zeros(n, 1, *shape, dtype=torch.uint8, device=a.device))
+        with a.autocast():
+            out = f.net(torch.zeros(n, 1, *shape, dtype=torch.uint8, device=a.device))
         a.backward(loss_of(out, torch.zeros(n, f.folder.n_classes, *shape, dtype=torch.uint8, device=a.device)))
-    try: n = fitting_batch(attempt, c.batch_size)
+
+    try:
+        n = fitting_batch(attempt, c.batch_size)
     finally:
         f.net.zero_grad(set_to_none=True)
-        for name, t in f.net.named_buffers(): t.copy_(before[name])
+        for name, t in f.net.named_buffers():
+            t.copy_(before[name])
     del room
     return int(a.gather(torch.tensor([n], device=a.device)).min())
 
 # %% ../nbs/27_train.ipynb #a159c6d4
 class _Fold:
     "One fold in training: what lives between its steps, and how that is saved."
+
     def __init__(self, run, folder, fold):
-        self.run, self.where, self.fold, self.folder = run, run/f"fold_{fold}", fold, folder
+        self.run, self.where, self.fold, self.folder = run, run / f"fold_{fold}", fold, folder
         self.config, facts = read_config(run)
         c, self.plan = self.config, self.config.plan()
-        if type(fold) is not int or not 0 <= fold < c.folds: raise ValueError(f"fold {fold!r}: the run has folds 0 to {c.folds - 1}")
+        if type(fold) is not int or not 0 <= fold < c.folds:
+            raise ValueError(f"fold {fold!r}: the run has folds 0 to {c.folds - 1}")
         self.accelerator = a = _accelerator(c)
         self.extra, self.rules = _pseudo_folder(c, folder), _scoring_rules(c, folder)
         fold_of, ids = folds_of(run, folder, c.folds), folder.images.image_id.to_numpy()
         self.mine, self.others = np.flatnonzero(fold_of == fold), np.flatnonzero(fold_of != fold)
         self.train_ids, self.groups = ids[self.others].tolist(), image_groups(folder)
-        made = {"fold": fold, **_fixed(c), "data": folder.sha256, "mean": facts["mean"], "std": facts["std"], "processes": a.num_processes,
-                "pseudo data": self.extra and self.extra.sha256, "rules": self.rules and [asdict(r) for r in self.rules],
-                "train images": hashlib.sha256("\0".join(self.train_ids).encode()).hexdigest()}
-        if a.is_main_process: self.where.mkdir(exist_ok=True); _tidy(self.where)
+        made = {
+            "fold": fold,
+            **_fixed(c),
+            "data": folder.sha256,
+            "mean": facts["mean"],
+            "std": facts["std"],
+            "processes": a.num_processes,
+            "pseudo data": self.extra and self.extra.sha256,
+            "rules": self.rules and [asdict(r) for r in self.rules],
+            "train images": hashlib.sha256("\0".join(self.train_ids).encode()).hexdigest(),
+        }
+        if a.is_main_process:
+            self.where.mkdir(exist_ok=True)
+            _tidy(self.where)
         tensors, self.at = _where_it_stands(self.where, made)
         self.net = _net(c, facts, folder, fold, None if tensors else c.encoder_weights)
         self.shell = copy.deepcopy(self.net)
-        if tensors: self.net.load_state_dict(unpack("model", tensors))
+        if tensors:
+            self.net.load_state_dict(unpack("model", tensors))
         self.best = [(b["score"], b["epoch"], unpack(f"best{k}", tensors)) for k, b in enumerate(self.at["best"])]
-        self.examples = ids[self.mine[example_rows(folder.truth_area()[self.mine])]].tolist() if a.is_main_process else []
-        if self.finished: return
-        self.net.to(memory_format=torch.channels_last)  # the same numbers in another order: a quarter to a half of the time saved on a CPU
+        self.examples = (
+            ids[self.mine[example_rows(folder.truth_area()[self.mine])]].tolist() if a.is_main_process else []
+        )
+        if self.finished:
+            return
+        self.net.to(
+            memory_format=torch.channels_last
+        )  # the same numbers in another order: a quarter to a half of the time saved on a CPU
         self.scored = self.net if not c.ema else copy.deepcopy(self.net).to(a.device)
-        if c.checkpointing: checkpoint_encoder(self.net)
-        with a.main_process_first(): self.cache = open_cache(folder, c.cache) if c.cache else None
+        if c.checkpointing:
+            checkpoint_encoder(self.net)
+        with a.main_process_first():
+            self.cache = open_cache(folder, c.cache) if c.cache else None
         self.model = a.prepare(self.net)
         self.forward = self.model if c.compile == "no" else torch.compile(self.model, backend=c.compile)
         self.ema = Ema(self.net, c.ema, unpack("ema", tensors) or None) if c.ema else None
         self.begin_stage()
-        if self.at.get("optimizer"): restore_optimizer(self.optimizer, unpack("optimizer", tensors), self.at["optimizer"])
-        if self.at.get("scaler"): a.scaler.load_state_dict(self.at["scaler"])
+        if self.at.get("optimizer"):
+            restore_optimizer(self.optimizer, unpack("optimizer", tensors), self.at["optimizer"])
+        if self.at.get("scaler"):
+            a.scaler.load_state_dict(self.at["scaler"])
 
     @property
-    def finished(self): return self.at["stage"] == len(self.plan)
+    def finished(self):
+        return self.at["stage"] == len(self.plan)
 
     @property
-    def stage(self): return self.plan[min(self.at["stage"], len(self.plan) - 1)]
+    def stage(self):
+        return self.plan[min(self.at["stage"], len(self.plan) - 1)]
 
     @property
-    def steps(self): return -(-len(self.batches(self.at["epoch"])) // self.stage.accumulate)
+    def steps(self):
+        return -(-len(self.batches(self.at["epoch"])) // self.stage.accumulate)
 
     def sampling(self):
         "How the stage chooses its images, as arguments of `epoch_order` and `epoch_batches`."
@@ -389,33 +569,62 @@ class _Fold:
     def batches(self, epoch):
         "This process's batches of an epoch."
         a, c = self.accelerator, self.stage
-        return epoch_batches(self.others, c.batch_size, c.seed, epoch, rank=a.process_index, world=a.num_processes, **self.sampling())
+        return epoch_batches(
+            self.others, c.batch_size, c.seed, epoch, rank=a.process_index, world=a.num_processes, **self.sampling()
+        )
 
     def begin_stage(self):
         "An optimiser of the stage's own, and what of a batch fits into memory."
         a, c = self.accelerator, self.stage
-        if hasattr(self, "optimizer"): a.free_memory()  # forgets the optimiser of the stage before
-        self.optimizer = a.prepare(build_optimizer(c.optimizer, self.net, c.lr, c.weight_decay, c.encoder_lr, c.lookahead))
-        if self.at["part"] is None: self.at["part"] = _fitting_part(self) if c.fit_batch else c.batch_size
+        if hasattr(self, "optimizer"):
+            a.free_memory()  # forgets the optimiser of the stage before
+        self.optimizer = a.prepare(
+            build_optimizer(c.optimizer, self.net, c.lr, c.weight_decay, c.encoder_lr, c.lookahead)
+        )
+        if self.at["part"] is None:
+            self.at["part"] = _fitting_part(self) if c.fit_batch else c.batch_size
 
     def parts(self, several):
         "The batches of one step, cut into what fits into memory."
-        return [b[k:k + self.at["part"]] for b in several for k in range(0, len(b), self.at["part"])]
+        return [b[k : k + self.at["part"]] for b in several for k in range(0, len(b), self.at["part"])]
 
     def end_epoch(self, lr, score, val_loss, seconds, **more):
         "Enter a finished epoch into the history, keep the net if it is among the best so far, and go to the next epoch or stage."
         at, c, steps = self.at, self.stage, self.steps
         epoch = at["epoch"] + 1
         # Before the state: after a kill between the two the epoch's end is made again, and the same examples with it.
-        if self.examples: _write_examples(self.where/"examples.npz", self.scored, self.folder, self.examples, epoch, self.accelerator.device)
-        at["history"].append(dict(fold=self.fold, epoch=epoch, step=at["steps"], lr=lr, loss=at["loss"]/steps, val_loss=val_loss, score=score, seconds=round(seconds, 3), **more, stage=at["stage"] + 1))
-        self.best = keep_best(self.best, score, epoch, lambda: {k: t.detach().cpu().clone() for k, t in self.scored.state_dict().items()}, max(1, self.config.average))
+        if self.examples:
+            _write_examples(
+                self.where / "examples.npz", self.scored, self.folder, self.examples, epoch, self.accelerator.device
+            )
+        at["history"].append(
+            dict(
+                fold=self.fold,
+                epoch=epoch,
+                step=at["steps"],
+                lr=lr,
+                loss=at["loss"] / steps,
+                val_loss=val_loss,
+                score=score,
+                seconds=round(seconds, 3),
+                **more,
+                stage=at["stage"] + 1,
+            )
+        )
+        self.best = keep_best(
+            self.best,
+            score,
+            epoch,
+            lambda: {k: t.detach().cpu().clone() for k, t in self.scored.state_dict().items()},
+            max(1, self.config.average),
+        )
         at["scores"].append(score)
-        at.update(epoch=epoch, stage_epoch=at["stage_epoch"] + 1, step=0, loss=0., seconds=0.)
+        at.update(epoch=epoch, stage_epoch=at["stage_epoch"] + 1, step=0, loss=0.0, seconds=0.0)
         since = len(at["scores"]) - 1 - int(np.argmax(at["scores"]))
         if at["stage_epoch"] == c.epochs or c.early_stop and since >= c.early_stop:
             at.update(stage=at["stage"] + 1, stage_epoch=0, scores=[], part=None)
-            if not self.finished: self.begin_stage()
+            if not self.finished:
+                self.begin_stage()
 
     def take_mean(self, score_of):
         "In the end: the mean of the best epochs' weights, if it scores higher than each of them."
@@ -426,44 +635,68 @@ class _Fold:
             net.load_state_dict(mean)
             score = score_of(net)["score"]
             self.at["mean"] = {"score": score, "epochs": sorted(epochs), "kept": score > self.best[0][0]}
-            if self.at["mean"]["kept"]: self.best = [(score, max(epochs), mean)]
+            if self.at["mean"]["kept"]:
+                self.best = [(score, max(epochs), mean)]
         self.best = self.best[:1]
 
     def save(self):
         "The state as one file, and then, after an epoch, what is made from it."
-        if not self.accelerator.is_main_process: return
+        if not self.accelerator.is_main_process:
+            return
         at, tensors = self.at, pack("model", (self.scored if self.finished else self.net).state_dict())
-        for k, (*_, best) in enumerate(self.best): tensors.update(pack(f"best{k}", best))
+        for k, (*_, best) in enumerate(self.best):
+            tensors.update(pack(f"best{k}", best))
         at["best"] = [{"epoch": epoch, "score": score} for score, epoch, _ in self.best]
         at["optimizer"] = at["scaler"] = None
         if not self.finished:
             flat, at["optimizer"] = optimizer_parts(self.optimizer.state_dict())
             tensors.update(pack("optimizer", flat))
-            if self.ema: tensors.update(pack("ema", self.ema.tensors))
-            if self.accelerator.scaler: at["scaler"] = self.accelerator.scaler.state_dict()
-        save_state(self.where/"state.safetensors", tensors, at)
-        if at["step"] == 0: self.publish()
+            if self.ema:
+                tensors.update(pack("ema", self.ema.tensors))
+            if self.accelerator.scaler:
+                at["scaler"] = self.accelerator.scaler.state_dict()
+        save_state(self.where / "state.safetensors", tensors, at)
+        if at["step"] == 0:
+            self.publish()
 
     def publish(self):
         "Bring history.csv, best/ and last/ in step with the state."
         at = self.at
-        if not self.accelerator.is_main_process or not at["history"]: return
-        write_text(self.where/"history.csv", pd.DataFrame(at["history"]).to_csv(index=False))
+        if not self.accelerator.is_main_process or not at["history"]:
+            return
+        write_text(self.where / "history.csv", pd.DataFrame(at["history"]).to_csv(index=False))
         parts = sorted(self.run.glob("fold_*/history.csv"), key=lambda p: int(p.parent.name[5:]))
-        write_text(self.run/"history.csv", pd.concat([_read_history(p) for p in parts]).to_csv(index=False))
-        meta = {"fold": self.fold, "data": at["made"]["data"], "precision": self.config.precision, "train_ids": self.train_ids}
-        best = {**at["best"][0], **({"mean_of_epochs": at["mean"]["epochs"]} if at.get("mean") and at["mean"]["kept"] else {})}
-        _model_folder(self.where/"best", self.shell, self.best[0][2], {**meta, **best})
+        write_text(self.run / "history.csv", pd.concat([_read_history(p) for p in parts]).to_csv(index=False))
+        meta = {
+            "fold": self.fold,
+            "data": at["made"]["data"],
+            "precision": self.config.precision,
+            "train_ids": self.train_ids,
+        }
+        best = {
+            **at["best"][0],
+            **({"mean_of_epochs": at["mean"]["epochs"]} if at.get("mean") and at["mean"]["kept"] else {}),
+        }
+        _model_folder(self.where / "best", self.shell, self.best[0][2], {**meta, **best})
         if self.finished:
             last = {k: at["history"][-1][k] for k in ("epoch", "score")}
             net = self.scored if hasattr(self, "scored") else self.net
-            _model_folder(self.where/"last", self.shell, {k: t.cpu() for k, t in net.state_dict().items()}, {**meta, **last})
+            _model_folder(
+                self.where / "last", self.shell, {k: t.cpu() for k, t in net.state_dict().items()}, {**meta, **last}
+            )
 
 # %% ../nbs/27_train.ipynb #eaeedfde
 def _check_finite(loss, fold, epoch, step, lr):
-    if not math.isfinite(loss): raise ValueError(f"fold {fold}: the loss is {loss} at epoch {epoch + 1}, step {step + 1}, lr {lr:.2e}. A lower lr, a longer warmup or a smaller clip may help; the last saved state is as it was")
+    if not math.isfinite(loss):
+        raise ValueError(
+            f"fold {fold}: the loss is {loss} at epoch {epoch + 1}, step {step + 1}, lr {lr:.2e}. A lower lr, a longer warmup or a smaller clip may help; the last saved state is as it was"
+        )
 
-_HISTORY = dict(fold=int, epoch=int, step=int, lr=float, loss=float, val_loss=float, score=float, seconds=float, stage=int)
+
+_HISTORY = dict(
+    fold=int, epoch=int, step=int, lr=float, loss=float, val_loss=float, score=float, seconds=float, stage=int
+)
+
 
 def _read_history(path):
     history = pd.read_csv(path, dtype=str)  # Python's floats: exact with every pandas
@@ -471,11 +704,11 @@ def _read_history(path):
 
 # %% ../nbs/27_train.ipynb #ba5f238f
 def train_fold(
-    run:str|Path,       # as `start_run` made it
-    folder:StripFolder, # the data it was started with
-    fold:int,           # the fold to leave out, 0 to k-1
-    progress:bool=True, # a bar on stderr, and lines about each stage or a fold that was finished before
-    on_step=None,       # callable(epoch, step) after each step, both from 0: to watch, or to stop by raising
+    run: str | Path,  # as `start_run` made it
+    folder: StripFolder,  # the data it was started with
+    fold: int,  # the fold to leave out, 0 to k-1
+    progress: bool = True,  # a bar on stderr, and lines about each stage or a fold that was finished before
+    on_step=None,  # callable(epoch, step) after each step, both from 0: to watch, or to stop by raising
 ) -> pd.DataFrame:
     """Train one fold from where it stands to its end; returns its history, a row an epoch.
 
@@ -492,24 +725,33 @@ def train_fold(
     say = print if progress and accelerator.is_main_process else lambda line: None
     f.publish()
     if f.finished:
-        say(f"fold {fold}: finished before, best score {at['best'][0]['score']:.4f} in epoch {at['best'][0]['epoch']} of {at['epoch']}")
-        return _read_history(f.where/"history.csv")
+        say(
+            f"fold {fold}: finished before, best score {at['best'][0]['score']:.4f} in epoch {at['best'][0]['epoch']} of {at['epoch']}"
+        )
+        return _read_history(f.where / "history.csv")
     with _News(f, folder) as news:
         while not f.finished:
-            for line in _stage_lines(f): say(line)
+            for line in _stage_lines(f):
+                say(line)
             _train_stage(f, news, progress and accelerator.is_main_process, on_step)
-    if at["mean"]: say(f"fold {fold}: the mean of epochs {', '.join(map(str, at['mean']['epochs']))} scores {at['mean']['score']:.4f}, " + ("which is kept" if at["mean"]["kept"] else f"the best of them {at['best'][0]['score']:.4f}"))
+    if at["mean"]:
+        say(
+            f"fold {fold}: the mean of epochs {', '.join(map(str, at['mean']['epochs']))} scores {at['mean']['score']:.4f}, "
+            + ("which is kept" if at["mean"]["kept"] else f"the best of them {at['best'][0]['score']:.4f}")
+        )
     accelerator.wait_for_everyone()
-    return _read_history(f.where/"history.csv")
+    return _read_history(f.where / "history.csv")
 
 # %% ../nbs/27_train.ipynb #96f1dd50
 def _stage_lines(f):
     "What the stage trains on, before it begins."
     c, of = f.stage, f", stage {f.at['stage'] + 1} of {len(f.plan)}" if len(f.plan) > 1 else ""
     order = epoch_order(f.others, seed=c.seed, epoch=f.at["epoch"], **f.sampling())
-    first, *more = epoch_mix(order, f.folder, c.batch_size*f.accelerator.num_processes).splitlines()
-    if f.at["part"] < c.batch_size: more.append(f"each batch in parts of {f.at['part']} images, which fit into memory")
+    first, *more = epoch_mix(order, f.folder, c.batch_size * f.accelerator.num_processes).splitlines()
+    if f.at["part"] < c.batch_size:
+        more.append(f"each batch in parts of {f.at['part']} images, which fit into memory")
     return [f"fold {f.fold}{of}: {first}", *("  " + line for line in more)]
+
 
 def _train_stage(f, news, show, on_step):
     "Train until the stage that the fold is in ends: lr, forward, loss, backward, step, log."
@@ -517,19 +759,31 @@ def _train_stage(f, news, show, on_step):
     rank, world, device = accelerator.process_index, accelerator.num_processes, accelerator.device
     images, loss_of = StripDataset(folder, c.transform(), c.seed, f.cache, f.extra), _loss_of(c)
     few = min(s.batch_size for s in f.plan)
-    valid = make_loader(StripDataset(folder, cache=f.cache), epoch_batches(f.mine, few, c.seed, 0, shuffle=False, drop_last=False, rank=rank, world=world), c.num_workers)
+    valid = make_loader(
+        StripDataset(folder, cache=f.cache),
+        epoch_batches(f.mine, few, c.seed, 0, shuffle=False, drop_last=False, rank=rank, world=world),
+        c.num_workers,
+    )
     steps = f.steps
-    total = steps*c.epochs
-    bar = tqdm(total=total, initial=at["stage_epoch"]*steps + at["step"], desc=f"fold {f.fold}", unit="step", disable=not show)
+    total = steps * c.epochs
+    bar = tqdm(
+        total=total,
+        initial=at["stage_epoch"] * steps + at["step"],
+        desc=f"fold {f.fold}",
+        unit="step",
+        disable=not show,
+    )
     with bar:
         while at["stage"] == number:
             epoch, batches, losses = at["epoch"], f.batches(at["epoch"]), []
-            several = [f.parts(batches[k:k + c.accumulate]) for k in range(0, len(batches), c.accumulate)][at["step"]:]
+            several = [f.parts(batches[k : k + c.accumulate]) for k in range(0, len(batches), c.accumulate)][
+                at["step"] :
+            ]
             loader = iter(make_loader(images, [b for parts in several for b in parts], c.num_workers))
-            began, so_far = time.perf_counter() - at["seconds"], at["loss"]/at["step"] if at["step"] else None
+            began, so_far = time.perf_counter() - at["seconds"], at["loss"] / at["step"] if at["step"] else None
             f.model.train()
             for step, parts in enumerate(several, at["step"]):
-                now = at["stage_epoch"]*steps + step
+                now = at["stage_epoch"] * steps + step
                 lr = rate_at(now, total, c.lr, c.schedule, c.warmup, c.flat, at["scores"], c.patience, c.factor)
                 set_rate(f.optimizer, lr, beta1_at(now, total, c.schedule, c.warmup))
                 torch.manual_seed(step_seed(c.seed, epoch, step, rank))
@@ -538,47 +792,74 @@ def _train_stage(f, news, show, on_step):
                     batch = next(loader)
                     image, mask = (batch[k].to(device, non_blocking=True) for k in ("image", "mask"))
                     with accelerator.no_sync(f.model) if left else nullcontext():
-                        loss = loss_of(f.forward(image), mask) * (len(image)/count)
+                        loss = loss_of(f.forward(image), mask) * (len(image) / count)
                         accelerator.backward(loss)
                     losses.append(loss.detach())
-                if c.clip: accelerator.clip_grad_norm_(f.model.parameters(), c.clip)
+                if c.clip:
+                    accelerator.clip_grad_norm_(f.model.parameters(), c.clip)
                 f.optimizer.step()
                 f.optimizer.zero_grad()
-                if f.ema: f.ema.update(at["steps"])
+                if f.ema:
+                    f.ema.update(at["steps"])
                 at["steps"] += 1
                 bar.update()
                 done = step + 1
                 save = c.save_every and done % c.save_every == 0 and done < steps
                 if save or done % 10 == 0 or done == steps:
-                    for x in accelerator.reduce(torch.stack(losses), "mean").tolist(): at["loss"] += x
+                    for x in accelerator.reduce(torch.stack(losses), "mean").tolist():
+                        at["loss"] += x
                     losses = []
                     _check_finite(at["loss"], f.fold, epoch, step, lr)
-                    so_far = at["loss"]/done
+                    so_far = at["loss"] / done
                     bar.set_postfix(loss=f"{so_far:.4f}", lr=f"{lr:.1e}")
-                news("training", epoch=epoch + 1, step=done, steps=steps, loss=so_far, seconds=time.perf_counter() - began)
+                news(
+                    "training",
+                    epoch=epoch + 1,
+                    step=done,
+                    steps=steps,
+                    loss=so_far,
+                    seconds=time.perf_counter() - began,
+                )
                 if save:
                     at.update(step=done, seconds=time.perf_counter() - began)
                     f.save()
-                if on_step: on_step(epoch, step)
-            for name, t in f.net.named_buffers():  # batch norm's running means differ between processes; the first's are saved
+                if on_step:
+                    on_step(epoch, step)
+            for (
+                name,
+                t,
+            ) in f.net.named_buffers():  # batch norm's running means differ between processes; the first's are saved
                 broadcast(t)
-                if f.ema: broadcast(f.ema.tensors[name])
-            if f.ema: f.scored.load_state_dict(f.ema.tensors)
-            def score_of(net): return evaluate(net, valid, loss_of, accelerator, lambda n, of: news("scoring", batch=n, batches=of, seconds=time.perf_counter() - began), f.rules)
+                if f.ema:
+                    broadcast(f.ema.tensors[name])
+            if f.ema:
+                f.scored.load_state_dict(f.ema.tensors)
+
+            def score_of(net):
+                return evaluate(
+                    net,
+                    valid,
+                    loss_of,
+                    accelerator,
+                    lambda n, of: news("scoring", batch=n, batches=of, seconds=time.perf_counter() - began),
+                    f.rules,
+                )
+
             found = score_of(f.scored)
             _check_finite(found["val_loss"], f.fold, epoch, step, lr)
             f.end_epoch(lr, seconds=time.perf_counter() - began, **found)
-            if f.finished: f.take_mean(score_of)
+            if f.finished:
+                f.take_mean(score_of)
             f.save()
 
 # %% ../nbs/27_train.ipynb #c1fdb305
 def train_run(
-    run:str|Path, # made where it does not exist, else gone on with
-    folder:StripFolder,
-    config:TrainConfig,
-    only=None,          # folds to train, as a number or several; None: all
-    progress:bool=True, # a bar for each fold
-    on_step=None,       # as for `train_fold`
+    run: str | Path,  # made where it does not exist, else gone on with
+    folder: StripFolder,
+    config: TrainConfig,
+    only=None,  # folds to train, as a number or several; None: all
+    progress: bool = True,  # a bar for each fold
+    on_step=None,  # as for `train_fold`
 ) -> pd.DataFrame:
     """Train all folds, each from where it stands; returns the run's history, of the folds that have one.
 
@@ -586,7 +867,8 @@ def train_run(
     time, and after a kill; see `start_run` and `train_fold` for what is checked and raised. Several processes
     (`accelerate launch`) train one fold together; several runs on one machine want `only`.
     """
-    with _accelerator(config).main_process_first(): start_run(run, config, folder)
+    with _accelerator(config).main_process_first():
+        start_run(run, config, folder)
     for fold in range(config.folds) if only is None else [only] if isinstance(only, int) else only:
         train_fold(run, folder, fold, progress, on_step)
-    return _read_history(Path(run)/"history.csv")
+    return _read_history(Path(run) / "history.csv")

@@ -9,10 +9,13 @@ __all__ = ['FEW', 'level_text', 'area_text', 'area_steps', 'rule_text', 'subset_
            'Expectation', 'CountOffer', 'save_rules', 'TunerPanel', 'Tuner']
 
 # %% ../nbs/42_tune.ipynb #d01789bb
-import html, io, shutil, warnings
+import html
+import io
+import shutil
+import warnings
 from dataclasses import dataclass, replace
-from statistics import NormalDist
 from pathlib import Path
+from statistics import NormalDist
 from textwrap import wrap
 
 import numpy as np
@@ -24,74 +27,104 @@ from matplotlib.figure import Figure
 from numba import njit
 from traitlets import Instance, Int, Tuple, Unicode, link, validate
 
-from .metric import dice, mean_interval
+from .browse import worst_first
 from .data import StripFolder
-from .viz import COMPARE, class_colours, compare_layer, level_layer, mask_layer, plot_surface
+from .decide import choose_rules, nested_dice
+from .metric import dice, mean_interval
 from .post import GATES, NEEDS_SCORE, Rule, Rules, apply_rule
+from .predicted import Predicted, pair_dice, read_run, run_curves, run_rules
 from .score import counts_of, rows_of
 from .surface import component_surface, surface
-from .decide import choose_rules, nested_dice
-from .predicted import Predicted, pair_dice, read_run, run_curves, run_rules
-from .browse import worst_first
-from .view import Later, MarkedPicture, Picker, StripView, beside, control_row, legend_html, line_html, with_picture
+from steel_seg.view import (
+    Later,
+    MarkedPicture,
+    Picker,
+    StripView,
+    beside,
+    control_row,
+    legend_html,
+    line_html,
+    with_picture,
+)
+from .viz import COMPARE, class_colours, compare_layer, level_layer, mask_layer, plot_surface
 
 # %% ../nbs/42_tune.ipynb #3a4adf71
 def level_text(
-    level:int, # 0..255
+    level: int,  # 0..255
 ) -> str:
     "A level with its probability: `128 (.50)`."
-    return f"{level} ({level/255:.2f})".replace("(0.", "(.")
+    return f"{level} ({level / 255:.2f})".replace("(0.", "(.")
+
 
 def area_text(
-    area:int,
-    pixels:int, # of the whole image
+    area: int,
+    pixels: int,  # of the whole image
 ) -> str:
     "A minimum area in words: `600 px`, or `never` where no mask can reach it."
     return "never" if area > pixels else f"{area:,} px"
 
+
 _DECADE = (10, 11, 12, 13, 14, 15, 16, 18, 20, 22, 24, 26, 28, 30, 33, 36, 40, 45, 50, 55, 60, 65, 70, 75, 80, 90)
 
+
 def area_steps(
-    pixels:int, # of the whole image
-    also=(),    # areas that must be among them
-) -> list: # of int, rising, from 0 to pixels + 1, which is never
+    pixels: int,  # of the whole image
+    also=(),  # areas that must be among them
+) -> list:  # of int, rising, from 0 to pixels + 1, which is never
     "The minimum areas a slider stops at: round numbers about a tenth apart."
-    grid = (step*10**k for k in range(len(str(pixels))) for step in _DECADE)
+    grid = (step * 10**k for k in range(len(str(pixels))) for step in _DECADE)
     return sorted({0, pixels + 1, *map(int, also), *(area for area in grid if area < pixels)})
 
+
 def rule_text(
-    rule:Rule,
-    pixels:int, # of the whole image
+    rule: Rule,
+    pixels: int,  # of the whole image
 ) -> str:
     "A rule in words: `threshold 128 (.50), at least 600 px, holes filled`."
-    if rule.min_area > pixels: return "never predicted"
+    if rule.min_area > pixels:
+        return "never predicted"
     says = [f"threshold {level_text(rule.thresh)}", f"at least {area_text(rule.min_area, pixels)}"]
-    if rule.min_component > 1: says.append(f"components from {rule.min_component:,} px")
-    if rule.fill_holes: says.append("holes filled")
-    if rule.gate: says.append(f"gate by {rule.gate_by}" + (f" {rule.gate}" if rule.gate_by != "product" else ""))
+    if rule.min_component > 1:
+        says.append(f"components from {rule.min_component:,} px")
+    if rule.fill_holes:
+        says.append("holes filled")
+    if rule.gate:
+        says.append(f"gate by {rule.gate_by}" + (f" {rule.gate}" if rule.gate_by != "product" else ""))
     return ", ".join(says)
 
 # %% ../nbs/42_tune.ipynb #6d2e7097
 def subset_names(
-    truth:np.ndarray, # (N,C) labelled pixels
-    fold=None,        # (N,) fold of each image
-) -> list: # of str
-    "The parts of the images that scores can be asked for, \"all\" first: folds, with and without a defect, with a class. Those with no image are left out."
-    names = ["all", *(f"fold {k}" for k in np.unique(fold) if fold is not None), "with a defect", "clean", *class_colours(truth.shape[1])]
+    truth: np.ndarray,  # (N,C) labelled pixels
+    fold=None,  # (N,) fold of each image
+) -> list:  # of str
+    'The parts of the images that scores can be asked for, "all" first: folds, with and without a defect, with a class. Those with no image are left out.'
+    names = [
+        "all",
+        *(f"fold {k}" for k in np.unique(fold) if fold is not None),
+        "with a defect",
+        "clean",
+        *class_colours(truth.shape[1]),
+    ]
     return [n for n in names if subset_rows(n, truth, fold).any()]
 
+
 def subset_rows(
-    name:str,         # one of `subset_names`
-    truth:np.ndarray, # (N,C) labelled pixels
-    fold=None,        # (N,) fold of each image
-) -> np.ndarray: # (N,) bool
+    name: str,  # one of `subset_names`
+    truth: np.ndarray,  # (N,C) labelled pixels
+    fold=None,  # (N,) fold of each image
+) -> np.ndarray:  # (N,) bool
     "Which images belong to a part. Raises `ValueError` for another name."
     classes = list(class_colours(truth.shape[1]))
-    if name == "all": return np.ones(len(truth), bool)
-    if name in classes: return truth[:, classes.index(name)] > 0
-    if name in ("with a defect", "clean"): return (truth > 0).any(1) == (name != "clean")
-    if fold is not None and name in (named := {f"fold {k}": k for k in np.unique(fold)}): return np.asarray(fold) == named[name]
+    if name == "all":
+        return np.ones(len(truth), bool)
+    if name in classes:
+        return truth[:, classes.index(name)] > 0
+    if name in ("with a defect", "clean"):
+        return (truth > 0).any(1) == (name != "clean")
+    if fold is not None and name in (named := {f"fold {k}": k for k in np.unique(fold)}):
+        return np.asarray(fold) == named[name]
     raise ValueError(f"no part of the images is called {name!r}; there are {', '.join(subset_names(truth, fold))}")
+
 
 @njit(nogil=True, cache=True)
 def _sums(now, kept, truth, rows):
@@ -99,26 +132,36 @@ def _sums(now, kept, truth, rows):
     n_classes = now.shape[1]
     out = np.zeros((n_classes + 1, 9))
     for i in range(len(now)):
-        if not rows[i]: continue
-        mean, change = 0., 0.
-        for c in range(n_classes + 1): # the classes, then their mean
-            d, move = (now[i, c], now[i, c] - kept[i, c]) if c < n_classes else (mean/n_classes, change/n_classes)
+        if not rows[i]:
+            continue
+        mean, change = 0.0, 0.0
+        for c in range(n_classes + 1):  # the classes, then their mean
+            d, move = (now[i, c], now[i, c] - kept[i, c]) if c < n_classes else (mean / n_classes, change / n_classes)
             row = out[c + 1] if c < n_classes else out[0]
-            row[0] += 1; row[1] += d; row[2] += d*d; row[3] += move; row[4] += move*move
-            row[7] += move > 1e-12; row[8] += move < -1e-12
-            if c == n_classes: continue
-            mean += d; change += move
+            row[0] += 1
+            row[1] += d
+            row[2] += d * d
+            row[3] += move
+            row[4] += move * move
+            row[7] += move > 1e-12
+            row[8] += move < -1e-12
+            if c == n_classes:
+                continue
+            mean += d
+            change += move
             if truth[i, c] > 0:
-                row[5] += d; row[6] += 1
+                row[5] += d
+                row[6] += 1
     out[0, 5], out[0, 6] = out[1:, 5].sum(), out[1:, 6].sum()
     return out
 
+
 def score_changes(
-    now:np.ndarray,   # (N,C) Dice under the rules
-    kept:np.ndarray,  # (N,C) Dice under the rules to compare with
-    truth:np.ndarray, # (N,C) labelled pixels
-    rows=None,        # (N,) bool, the images that count; None: all
-) -> pd.DataFrame: # index "all", "class 1", ..
+    now: np.ndarray,  # (N,C) Dice under the rules
+    kept: np.ndarray,  # (N,C) Dice under the rules to compare with
+    truth: np.ndarray,  # (N,C) labelled pixels
+    rows=None,  # (N,) bool, the images that count; None: all
+) -> pd.DataFrame:  # index "all", "class 1", ..
     """What rules score, as `score_table` says it, and what has changed against others, in the time between two moves of a slider.
 
     Columns: `score` with its interval `low` to `high`, as by `mean_interval`; `present` and `empty`, over pairs with and without a defect; `pairs` and
@@ -126,26 +169,52 @@ def score_changes(
     """
     s = _sums(now, kept, truth, np.ones(len(now), bool) if rows is None else rows)
     n, total, square, moved, moved2, there, present = s.T[:7]
-    pairs = n*np.array([now.shape[1], *[1]*now.shape[1]])
-    wide = lambda total, square: np.where(n > 1, _Z*np.sqrt(np.maximum(0, square/n - (total/n)**2)/n), np.nan)
-    share = lambda part, whole: np.where(whole > 0, part/np.maximum(whole, 1), np.nan)
-    score, change, w, v = total/n, moved/n, wide(total, square), wide(moved, moved2)
-    columns = dict(score=score, low=score - w, high=score + w, present=share(there, present), empty=share(score*pairs - there, pairs - present), pairs=pairs, present_pairs=present,
-                   change=change, change_low=change - v, change_high=change + v, gained=s[:, 7], lost=s[:, 8])
-    return pd.DataFrame(np.stack(list(columns.values()), 1), index=["all", *class_colours(now.shape[1])], columns=list(columns))
+    pairs = n * np.array([now.shape[1], *[1] * now.shape[1]])
+    wide = lambda total, square: np.where(n > 1, _Z * np.sqrt(np.maximum(0, square / n - (total / n) ** 2) / n), np.nan)
+    share = lambda part, whole: np.where(whole > 0, part / np.maximum(whole, 1), np.nan)
+    score, change, w, v = total / n, moved / n, wide(total, square), wide(moved, moved2)
+    columns = dict(
+        score=score,
+        low=score - w,
+        high=score + w,
+        present=share(there, present),
+        empty=share(score * pairs - there, pairs - present),
+        pairs=pairs,
+        present_pairs=present,
+        change=change,
+        change_low=change - v,
+        change_high=change + v,
+        gained=s[:, 7],
+        lost=s[:, 8],
+    )
+    return pd.DataFrame(
+        np.stack(list(columns.values()), 1), index=["all", *class_colours(now.shape[1])], columns=list(columns)
+    )
 
-_Z = NormalDist().inv_cdf(.975)
+
+_Z = NormalDist().inv_cdf(0.975)
 
 # %% ../nbs/42_tune.ipynb #dce9c362
 def _table(head, rows):
     "An HTML table of (row, bold) whose text is escaped; the first column stands left."
-    cells = lambda tag, row, bold: "".join(f"<{tag} style='padding:1px 13px 1px 0;text-align:{'right' if i else 'left'};font-weight:{'bold' if bold else 'normal'};white-space:nowrap'>{html.escape(str(x))}</{tag}>" for i, x in enumerate(row))
-    return "<table style='line-height:1.4'>" + "".join(f"<tr>{cells(tag, row, bold)}</tr>" for tag, (row, bold) in [("th", (head, False)), *(("td", r) for r in rows)]) + "</table>"
+    cells = lambda tag, row, bold: "".join(
+        f"<{tag} style='padding:1px 13px 1px 0;text-align:{'right' if i else 'left'};font-weight:{'bold' if bold else 'normal'};white-space:nowrap'>{html.escape(str(x))}</{tag}>"
+        for i, x in enumerate(row)
+    )
+    return (
+        "<table style='line-height:1.4'>"
+        + "".join(
+            f"<tr>{cells(tag, row, bold)}</tr>"
+            for tag, (row, bold) in [("th", (head, False)), *(("td", r) for r in rows)]
+        )
+        + "</table>"
+    )
+
 
 def scores_html(
-    table:pd.DataFrame, # as from `score_changes`
-    nested=None,        # dict row to score of the rule that `plateau` chooses, nested; None: not known yet
-    here=None,          # the row in bold
+    table: pd.DataFrame,  # as from `score_changes`
+    nested=None,  # dict row to score of the rule that `plateau` chooses, nested; None: not known yet
+    here=None,  # the row in bold
 ) -> str:
     "The rows as an HTML table; what is text in them is escaped."
     number = lambda x: "–" if x is None or np.isnan(x) else f"{x:.4f}"
@@ -153,87 +222,131 @@ def scores_html(
     rows = []
     for name, r in zip(table.index, table.to_dict("records")):
         change = f"{r['change']:+.4f}{about(r['change'], r['change_high'])}" if r["gained"] or r["lost"] else "0"
-        rows.append(((name, number(r["score"]) + about(r["score"], r["high"]), change, number(r["present"]), number(r["empty"]), f"{r['present_pairs']:,.0f} of {r['pairs']:,.0f}", "…" if nested is None else number(nested.get(name))), name == here))
+        rows.append(
+            (
+                (
+                    name,
+                    number(r["score"]) + about(r["score"], r["high"]),
+                    change,
+                    number(r["present"]),
+                    number(r["empty"]),
+                    f"{r['present_pairs']:,.0f} of {r['pairs']:,.0f}",
+                    "…" if nested is None else number(nested.get(name)),
+                ),
+                name == here,
+            )
+        )
     return _table(("", "score", "change", "with defect", "without", "pairs with defect", "plateau, nested"), rows)
 
-FEW = 10 # images that moved: with fewer, an interval by the normal curve is not to be believed
+
+FEW = 10  # images that moved: with fewer, an interval by the normal curve is not to be believed
+
 
 def verdict(
-    table:pd.DataFrame, # as from `score_changes`
-    name:str,           # the row that is spoken of
+    table: pd.DataFrame,  # as from `score_changes`
+    name: str,  # the row that is spoken of
 ) -> str:
     "One line of plain text: what changed against the kept rules, and whether these images can tell."
     r = table.loc[name]
-    if not r.gained and not r.lost: return "The same as the kept rule on every image."
+    if not r.gained and not r.lost:
+        return "The same as the kept rule on every image."
     sure = r.change_low > 0 or r.change_high < 0
-    says = "these images cannot tell the two apart" if not sure else "too few images have moved to tell" if r.gained + r.lost < FEW else f"{'better' if r.change > 0 else 'worse'} than the kept rule, beyond chance"
-    return f"Against the kept rule, {name}: {r.change:+.4f}" + ("" if np.isnan(r.change_low) else f" ({r.change_low:+.4f} to {r.change_high:+.4f})") + f", {says}. {r.gained:,.0f} images gain, {r.lost:,.0f} lose."
+    says = (
+        "these images cannot tell the two apart"
+        if not sure
+        else "too few images have moved to tell"
+        if r.gained + r.lost < FEW
+        else f"{'better' if r.change > 0 else 'worse'} than the kept rule, beyond chance"
+    )
+    return (
+        f"Against the kept rule, {name}: {r.change:+.4f}"
+        + ("" if np.isnan(r.change_low) else f" ({r.change_low:+.4f} to {r.change_high:+.4f})")
+        + f", {says}. {r.gained:,.0f} images gain, {r.lost:,.0f} lose."
+    )
 
 # %% ../nbs/42_tune.ipynb #0db870c4
 def surface_of(
-    curves,          # Curves
-    channel,         # 0..C-1; None: the mean of all classes, each under the same threshold and size
-    rules,           # C of Rule: their other steps are kept
-    over="min_area", # or "min_component"
-    weight=None,     # (N,) how much each image counts
-    scores=None,     # (N,C) levels of a classifier
-) -> tuple: # (T,A) mean Dice, T levels, A sizes
+    curves,  # Curves
+    channel,  # 0..C-1; None: the mean of all classes, each under the same threshold and size
+    rules,  # C of Rule: their other steps are kept
+    over="min_area",  # or "min_component"
+    weight=None,  # (N,) how much each image counts
+    scores=None,  # (N,C) levels of a classifier
+) -> tuple:  # (T,A) mean Dice, T levels, A sizes
     "The mean Dice over thresholds and sizes. Over components no mask is dropped as a whole and no gate is asked. Raises `ValueError` where the curves were not counted for it."
     pixels = int(np.prod(curves.shape))
     levels = np.arange(max(1, curves.floor), 256, 2)
     smallest = 1 if over == "min_area" or curves.components is None else curves.components.smallest
-    sizes = np.unique(np.concatenate([[0], np.rint(np.geomspace(max(4, smallest), pixels, 90)), [pixels + 1]]).astype(int))
+    sizes = np.unique(
+        np.concatenate([[0], np.rint(np.geomspace(max(4, smallest), pixels, 90)), [pixels + 1]]).astype(int)
+    )
+
     def one(c):
-        if over == "min_component": return component_surface(curves, c, levels, sizes, rules[c].fill_holes, weight)
+        if over == "min_component":
+            return component_surface(curves, c, levels, sizes, rules[c].fill_holes, weight)
         return surface(rows_of(curves, c, rules[c], None if scores is None else scores[:, c]), levels, sizes, weight)
+
     channels = range(len(rules)) if channel is None else [channel]
     return np.mean([one(c) for c in channels], axis=0), levels, sizes
+
 
 @dataclass(frozen=True, eq=False)
 class SurfacePicture:
     "A surface drawn once, and where on it a rule lies."
-    png:bytes
-    levels:np.ndarray # T, of its columns
-    sizes:np.ndarray  # A, of its rows, from below
-    box:tuple         # left, right, bottom, top of the surface within the picture, as fractions from its left and its top
+
+    png: bytes
+    levels: np.ndarray  # T, of its columns
+    sizes: np.ndarray  # A, of its rows, from below
+    box: tuple  # left, right, bottom, top of the surface within the picture, as fractions from its left and its top
 
     def place(self, thresh, size) -> tuple:
         "(x, y) of a rule as fractions of the picture."
         left, right, bottom, top = self.box
-        x = (np.interp(thresh, self.levels, np.arange(len(self.levels))) + .5)/len(self.levels)
-        y = (np.interp(size, self.sizes, np.arange(len(self.sizes))) + .5)/len(self.sizes)
-        return float(left + x*(right - left)), float(bottom + y*(top - bottom))
+        x = (np.interp(thresh, self.levels, np.arange(len(self.levels))) + 0.5) / len(self.levels)
+        y = (np.interp(size, self.sizes, np.arange(len(self.sizes))) + 0.5) / len(self.sizes)
+        return float(left + x * (right - left)), float(bottom + y * (top - bottom))
 
-    def rule_at(self, x, y) -> tuple|None:
+    def rule_at(self, x, y) -> tuple | None:
         "(thresh, size) at a point of the picture, None beside the surface."
         left, right, bottom, top = self.box
-        if not (left <= x <= right and top <= y <= bottom): return None
-        at = lambda values, part: int(values[min(len(values) - 1, int(part*len(values)))])
-        return at(self.levels, (x - left)/(right - left)), at(self.sizes, (bottom - y)/(bottom - top))
+        if not (left <= x <= right and top <= y <= bottom):
+            return None
+        at = lambda values, part: int(values[min(len(values) - 1, int(part * len(values)))])
+        return at(self.levels, (x - left) / (right - left)), at(self.sizes, (bottom - y) / (bottom - top))
+
 
 def draw_surface(
-    scores:np.ndarray, # (T,A), as from `surface_of`
-    levels, sizes,
-    over="min_area",   # or "min_component"
+    scores: np.ndarray,  # (T,A), as from `surface_of`
+    levels,
+    sizes,
+    over="min_area",  # or "min_component"
     title="",
-    width=400, height=290, # pixels
+    width=400,
+    height=290,  # pixels
 ) -> SurfacePicture:
     "The surface as a PNG; contours lie .002 and .01 below its top."
-    fig, data = Figure(figsize=(width/100, height/100), dpi=100), io.BytesIO()
-    ax = plot_surface(scores, levels, sizes, ax=fig.add_axes((.175, .15, .765, .78))) # a fixed place: a layout engine would take as long as all the rest
+    fig, data = Figure(figsize=(width / 100, height / 100), dpi=100), io.BytesIO()
+    ax = plot_surface(
+        scores, levels, sizes, ax=fig.add_axes((0.175, 0.15, 0.765, 0.78))
+    )  # a fixed place: a layout engine would take as long as all the rest
     ax.set_ylabel("minimum area (pixels)" if over == "min_area" else "smallest component (pixels)")
     ax.set_title(title.replace("$", r"\$"), fontsize=8, loc="left")
-    for axes in fig.axes: axes.tick_params(labelsize=8); axes.xaxis.label.set_size(9); axes.yaxis.label.set_size(9)
+    for axes in fig.axes:
+        axes.tick_params(labelsize=8)
+        axes.xaxis.label.set_size(9)
+        axes.yaxis.label.set_size(9)
     labels = [t.get_text() for t in ax.get_yticklabels()]
-    ax.set_yticks(ax.get_yticks(), [*labels[:-1], "never" if over == "min_area" else "all"]) # the last size is more than all pixels
+    ax.set_yticks(
+        ax.get_yticks(), [*labels[:-1], "never" if over == "min_area" else "all"]
+    )  # the last size is more than all pixels
     fig.savefig(data, format="png")
     place = ax.get_position()
     return SurfacePicture(data.getvalue(), levels, sizes, (place.x0, place.x1, 1 - place.y0, 1 - place.y1))
 
 # %% ../nbs/42_tune.ipynb #cfb4e88f
 def level_boxes(
-    levels:np.ndarray, # (C,H,W) uint8
-) -> list: # of a pair of slices for each class
+    levels: np.ndarray,  # (C,H,W) uint8
+) -> list:  # of a pair of slices for each class
     "Where a map is not 0. No rule predicts outside it, and what is background there reaches the border, so that rules may look at this part alone."
     boxes = []
     for prob in levels:
@@ -241,55 +354,75 @@ def level_boxes(
         boxes.append((slice(y[0], y[-1] + 1), slice(x[0], x[-1] + 1)) if len(y) else (slice(0, 0), slice(0, 0)))
     return boxes
 
+
 def image_masks(
-    levels:np.ndarray, # (C,H,W) uint8
-    rules,             # C of Rule
-    channel=None,      # of one class; None: of all
-    scores=None,       # C levels of a classifier
-    boxes=None,        # as from `level_boxes`; None: made here
-) -> np.ndarray: # (C,H,W) bool; the classes that are not asked for stay empty
+    levels: np.ndarray,  # (C,H,W) uint8
+    rules,  # C of Rule
+    channel=None,  # of one class; None: of all
+    scores=None,  # C levels of a classifier
+    boxes=None,  # as from `level_boxes`; None: made here
+) -> np.ndarray:  # (C,H,W) bool; the classes that are not asked for stay empty
     "The masks of an image under the rules: those of `apply_rules`, in a fraction of the time."
     masks, boxes = np.zeros(levels.shape, bool), level_boxes(levels) if boxes is None else boxes
-    for c in range(len(rules)) if channel is None else [channel]: masks[c][boxes[c]] = apply_rule(levels[c][boxes[c]], rules[c], None if scores is None else int(scores[c]))
+    for c in range(len(rules)) if channel is None else [channel]:
+        masks[c][boxes[c]] = apply_rule(levels[c][boxes[c]], rules[c], None if scores is None else int(scores[c]))
     return masks
 
+
 def image_line(
-    image_id:str,
-    truth:np.ndarray, # (C,H,W) labels
-    pred:np.ndarray,  # (C,H,W) bool
-    channel=None,     # of one class; None: of all that are labelled or predicted
+    image_id: str,
+    truth: np.ndarray,  # (C,H,W) labels
+    pred: np.ndarray,  # (C,H,W) bool
+    channel=None,  # of one class; None: of all that are labelled or predicted
 ) -> str:
     "The image in one line of plain text: what of each class is labelled, predicted, hit, missed and false, and its Dice."
     says = []
     for c, name in enumerate(class_colours(len(truth))):
-        if channel not in (None, c): continue
+        if channel not in (None, c):
+            continue
         t, p = np.asarray(truth[c]) != 0, pred[c]
         true, area, hit = (int(np.count_nonzero(x)) for x in (t, p, t & p))
-        if true or area or channel is not None: says.append(f"{name}: {true:,} px labelled, {area:,} predicted: {hit:,} hit, {true - hit:,} missed, {area - hit:,} false, Dice {dice(area, hit, true):.3f}")
+        if true or area or channel is not None:
+            says.append(
+                f"{name}: {true:,} px labelled, {area:,} predicted: {hit:,} hit, {true - hit:,} missed, {area - hit:,} false, Dice {dice(area, hit, true):.3f}"
+            )
     return " · ".join([image_id, *(says or ["clean, and nothing predicted"])])
 
 # %% ../nbs/42_tune.ipynb #80727892
 class RuleView(VBox):
     "An image under the rules: steel, labels, probability, prediction and their difference as layers, and a line that counts its pixels."
+
     layers = ("image", "labels", "probability", "prediction", "difference")
 
-    def __init__(self, predicted:Predicted):
+    def __init__(self, predicted: Predicted):
         self.predicted, self._read, self._asked, self.line = predicted, (None,), None, ""
-        self.legend, self.strip = HTML(), StripView(predicted.curves.shape, self.layers, ("image", "difference"), title="image under the rules")
+        self.legend, self.strip = (
+            HTML(),
+            StripView(predicted.curves.shape, self.layers, ("image", "difference"), title="image under the rules"),
+        )
         super().__init__([self.strip, self.legend])
         self.strip.observe(lambda change: (self._paint(), self._explain()), "shown")
         self._explain()
 
-    def show(self,
-        image_id:str,
-        channel, # None: all classes
-        rules,   # C of Rule
+    def show(
+        self,
+        image_id: str,
+        channel,  # None: all classes
+        rules,  # C of Rule
     ):
         "Show an image; its files are read when it is another one than before, not for another rule or class."
         data = self.predicted
         if self._read[0] != image_id:
             levels = data.store.read(image_id)
-            self._read, self._boxes = (image_id, data.folder.mask(image_id), levels, None if data.scores is None else data.scores[data.store.image_ids.index(image_id)]), level_boxes(levels)
+            self._read, self._boxes = (
+                (
+                    image_id,
+                    data.folder.mask(image_id),
+                    levels,
+                    None if data.scores is None else data.scores[data.store.image_ids.index(image_id)],
+                ),
+                level_boxes(levels),
+            )
             self.strip.show({"image": data.folder.image(image_id)})
         _, truth, levels, scores = self._read
         self._asked = channel, tuple(rules)
@@ -300,62 +433,112 @@ class RuleView(VBox):
     def _explain(self):
         "Colours of the layers that are shown; a class and a kind of pixel may share one, so each says what it is of."
         shown, classes = self.strip.shown, class_colours(self.predicted.folder.n_classes)
-        self.legend.value = legend_html(({f"difference: {name}": rgb for name, rgb in COMPARE.items()} if "difference" in shown else {}) | (classes if {"labels", "prediction"} & set(shown) else {}))
+        self.legend.value = legend_html(
+            ({f"difference: {name}": rgb for name, rgb in COMPARE.items()} if "difference" in shown else {})
+            | (classes if {"labels", "prediction"} & set(shown) else {})
+        )
 
     def _paint(self):
         "The layers that are shown; the others are drawn when they are."
-        if self._asked is None: return
+        if self._asked is None:
+            return
         (channel, _), (_, truth, levels, _), some = self._asked, self._read, slice(None)
-        if channel is not None: some = [channel]
-        seen = [c for c in (range(len(truth)) if channel is None else [channel]) if truth[c].any() or self.masks[c].any()] or [channel or 0] # a class that shows nothing need not be drawn
-        only = lambda masks: masks*np.isin(np.arange(len(masks)), channel)[:, None, None] if channel is not None else masks
-        draw = {"labels": lambda: mask_layer(only(truth)), "probability": lambda: level_layer(levels[some].max(0), self.predicted.store.floor),
-                "prediction": lambda: mask_layer(self.masks), "difference": lambda: compare_layer(*(x[seen[0]] if len(seen) == 1 else x[seen] for x in (truth, self.masks)))}
+        if channel is not None:
+            some = [channel]
+        seen = [
+            c for c in (range(len(truth)) if channel is None else [channel]) if truth[c].any() or self.masks[c].any()
+        ] or [channel or 0]  # a class that shows nothing need not be drawn
+        only = lambda masks: (
+            masks * np.isin(np.arange(len(masks)), channel)[:, None, None] if channel is not None else masks
+        )
+        draw = {
+            "labels": lambda: mask_layer(only(truth)),
+            "probability": lambda: level_layer(levels[some].max(0), self.predicted.store.floor),
+            "prediction": lambda: mask_layer(self.masks),
+            "difference": lambda: compare_layer(
+                *(x[seen[0]] if len(seen) == 1 else x[seen] for x in (truth, self.masks))
+            ),
+        }
         self.strip.show({name: f() for name, f in draw.items() if name in self.strip.shown}, self.line)
 
 # %% ../nbs/42_tune.ipynb #c9d4dce0
-_GATE_SAYS = {"": "none", "peak": "highest pixel", "score": "classifier's score", "sum": "pixel + score", "core": "area above a higher level", "product": "pixel x score", "area": "area grows as score falls"}
+_GATE_SAYS = {
+    "": "none",
+    "peak": "highest pixel",
+    "score": "classifier's score",
+    "sum": "pixel + score",
+    "core": "area above a higher level",
+    "product": "pixel x score",
+    "area": "area grows as score falls",
+}
 _GATE_STARTS = {"peak": 128, "score": 128, "sum": 255, "core": 200, "product": 1, "area": 5}
+
 
 class RuleSliders(VBox):
     "Everything of a rule on controls. Trait: `rule`, what they show. `heard` is called with the field and its value when a hand moves one."
+
     rule = Instance(Rule)
 
-    def __init__(self,
-        rule:Rule,
-        curves,       # Curves: what was not counted cannot be moved
-        heard,        # callable(field, value)
-        scores=False, # whether there are scores of a classifier
+    def __init__(
+        self,
+        rule: Rule,
+        curves,  # Curves: what was not counted cannot be moved
+        heard,  # callable(field, value)
+        scores=False,  # whether there are scores of a classifier
     ):
         self.curves, self.heard, self.pixels, self._quiet = curves, heard, int(np.prod(curves.shape)), False
-        self._fitted = None # the gate that the stops of its slider are for
+        self._fitted = None  # the gate that the stops of its slider are for
         shape = lambda: dict(layout=Layout(width="100%"), style={"description_width": "110px"})
-        self.thresh = SelectionSlider(options=[(level_text(t), t) for t in range(max(1, curves.floor), 256)], description="Threshold", **shape())
-        self.min_area, self.min_component = (SelectionSlider(options=[("0 px", 0)], description=name, **shape()) for name in ("Minimum area", "Min component"))
-        self.fill_holes = Checkbox(description="Fill holes", indent=False, layout=Layout(width="100px", margin="2px 2px 2px 14px"))
-        self.gate_by = Dropdown(options=[(says, by) for by, says in _GATE_SAYS.items() if scores or by not in NEEDS_SCORE], description="Gate", style={"description_width": "110px"}, layout=Layout(width="310px"))
+        self.thresh = SelectionSlider(
+            options=[(level_text(t), t) for t in range(max(1, curves.floor), 256)], description="Threshold", **shape()
+        )
+        self.min_area, self.min_component = (
+            SelectionSlider(options=[("0 px", 0)], description=name, **shape())
+            for name in ("Minimum area", "Min component")
+        )
+        self.fill_holes = Checkbox(
+            description="Fill holes", indent=False, layout=Layout(width="100px", margin="2px 2px 2px 14px")
+        )
+        self.gate_by = Dropdown(
+            options=[(says, by) for by, says in _GATE_SAYS.items() if scores or by not in NEEDS_SCORE],
+            description="Gate",
+            style={"description_width": "110px"},
+            layout=Layout(width="310px"),
+        )
         self.gate = SelectionSlider(options=[("off", 0)], description="Gate at", **shape())
-        super().__init__([self.thresh, self.min_area, self.min_component, Box([self.gate_by, self.fill_holes]), self.gate])
+        super().__init__(
+            [self.thresh, self.min_area, self.min_component, Box([self.gate_by, self.fill_holes]), self.gate]
+        )
         self.count(curves)
         self.observe(self._move, "rule")
         self.rule = rule
-        for name in ("thresh", "min_area", "min_component", "fill_holes", "gate", "gate_by"): getattr(self, name).observe(lambda change, name=name: self._hear(name, change.new), "value")
+        for name in ("thresh", "min_area", "min_component", "fill_holes", "gate", "gate_by"):
+            getattr(self, name).observe(lambda change, name=name: self._hear(name, change.new), "value")
 
     def count(self, curves):
         "Other counts of the same images: what can be moved may change."
         self.curves = curves
-        self.min_component.disabled, self.fill_holes.disabled = bool(curves.lacks(False, self.pixels)), bool(curves.lacks(True))
+        self.min_component.disabled, self.fill_holes.disabled = (
+            bool(curves.lacks(False, self.pixels)),
+            bool(curves.lacks(True)),
+        )
 
     def _hear(self, field, value):
-        if not self._quiet: self.heard(field, value)
+        if not self._quiet:
+            self.heard(field, value)
 
     def _fit(self, slider, options, value):
         "Give a slider its stops, if these are not there yet, and its value."
-        if value not in [v for _, v in slider.options] or len(slider.options) < 2: slider.options = options()
-        if slider.value != value: slider.value = value
+        if value not in [v for _, v in slider.options] or len(slider.options) < 2:
+            slider.options = options()
+        if slider.value != value:
+            slider.value = value
 
     def _move(self, change):
-        r, self._quiet = self.rule, True # what is written into the controls must not come back as if a hand had moved them
+        r, self._quiet = (
+            self.rule,
+            True,
+        )  # what is written into the controls must not come back as if a hand had moved them
         areas = lambda also: [(area_text(a, self.pixels), a) for a in area_steps(self.pixels, [also])]
         smallest = 0 if self.curves.components is None else self.curves.components.smallest
         parts = lambda: [(t, a) for t, a in areas(r.min_component) if a <= self.pixels and (a == 0 or a >= smallest)]
@@ -363,219 +546,346 @@ class RuleSliders(VBox):
         self._fit(self.min_area, lambda: areas(r.min_area), r.min_area)
         self._fit(self.min_component, parts, r.min_component)
         by = r.gate_by if r.gate else ""
-        if self.fill_holes.value != r.fill_holes: self.fill_holes.value = r.fill_holes
-        if by != self._fitted or r.gate not in [v for _, v in self.gate.options]: self._fit_gate(by, r.gate)
-        if self.gate.value != r.gate: self.gate.value = r.gate
+        if self.fill_holes.value != r.fill_holes:
+            self.fill_holes.value = r.fill_holes
+        if by != self._fitted or r.gate not in [v for _, v in self.gate.options]:
+            self._fit_gate(by, r.gate)
+        if self.gate.value != r.gate:
+            self.gate.value = r.gate
         self._quiet = False
 
     def _fit_gate(self, by, gate):
         "The stops of another gate."
         self.gate_by.value = self._fitted = by
         low = max(1, self.curves.floor) if by == "core" else 1
-        stops = {"": [0], "product": [1], "area": sorted({*range(1, 11), *range(12, 31, 2), *range(35, 105, 5), gate})}.get(by) or range(low, GATES[by] + 1)
-        says = level_text if by in ("peak", "score", "core") else lambda g: f"{g} x" if by == "area" else "off" if not g else "on" if by == "product" else str(g)
+        stops = {
+            "": [0],
+            "product": [1],
+            "area": sorted({*range(1, 11), *range(12, 31, 2), *range(35, 105, 5), gate}),
+        }.get(by) or range(low, GATES[by] + 1)
+        says = (
+            level_text
+            if by in ("peak", "score", "core")
+            else lambda g: f"{g} x" if by == "area" else "off" if not g else "on" if by == "product" else str(g)
+        )
         self.gate.options = [(says(g), g) for g in stops]
         self.gate.disabled = len(stops) < 2
 
 # %% ../nbs/42_tune.ipynb #0027740c
 def tuner_still(
-    lines,                  # of plain text, above; those with columns keep them
-    surface:SurfacePicture,
-    marks,                  # as of `MarkedPicture`
-    strip:np.ndarray,       # (H,W,3) uint8, below
+    lines,  # of plain text, above; those with columns keep them
+    surface: SurfacePicture,
+    marks,  # as of `MarkedPicture`
+    strip: np.ndarray,  # (H,W,3) uint8, below
 ) -> Picture:
     "Text, surface and strip as one JPEG: what the widget shows, for places where there is no widget."
     (h, w), width, top = strip.shape[:2], 11.5, 3.2
-    scale = min(width/w, 4/h)
-    fig, data = Figure(figsize=(width, top + h*scale + .1), dpi=100), io.BytesIO()
+    scale = min(width / w, 4 / h)
+    fig, data = Figure(figsize=(width, top + h * scale + 0.1), dpi=100), io.BytesIO()
     high = fig.get_figheight()
-    text = "\n".join("\n".join(wrap(line, 78, replace_whitespace=False, drop_whitespace=False)[:3]) if "\n" not in line else line for line in map(str, lines))
-    fig.text(.003, 1 - .1/high, text.replace("$", r"\$"), va="top", family="monospace", fontsize=7.5, linespacing=1.35)
-    ax = fig.add_axes((7.1/width, 1 - 3.1/high, 4.3/width, 3.05/high))
+    text = "\n".join(
+        "\n".join(wrap(line, 78, replace_whitespace=False, drop_whitespace=False)[:3]) if "\n" not in line else line
+        for line in map(str, lines)
+    )
+    fig.text(
+        0.003, 1 - 0.1 / high, text.replace("$", r"\$"), va="top", family="monospace", fontsize=7.5, linespacing=1.35
+    )
+    ax = fig.add_axes((7.1 / width, 1 - 3.1 / high, 4.3 / width, 3.05 / high))
     picture = mpimg.imread(io.BytesIO(surface.png))
     ax.imshow(picture, aspect="auto", extent=(0, 1, 1, 0), interpolation="antialiased")
-    for m in marks: ax.plot(m["x"], m["y"], "o", ms=9, mec=m["colour"] if m["shape"] == "ring" else "white", mew=2 if m["shape"] == "ring" else 1, mfc="none" if m["shape"] == "ring" else m["colour"])
+    for m in marks:
+        ax.plot(
+            m["x"],
+            m["y"],
+            "o",
+            ms=9,
+            mec=m["colour"] if m["shape"] == "ring" else "white",
+            mew=2 if m["shape"] == "ring" else 1,
+            mfc="none" if m["shape"] == "ring" else m["colour"],
+        )
     ax.set(xlim=(0, 1), ylim=(1, 0))
     ax.set_axis_off()
-    below = fig.add_axes((0, .02/high, w*scale/width, h*scale/high))
+    below = fig.add_axes((0, 0.02 / high, w * scale / width, h * scale / high))
     below.imshow(strip, aspect="auto", interpolation="antialiased")
     below.set_axis_off()
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph") # a letter that the font lacks becomes a box
+        warnings.filterwarnings("ignore", "Glyph")  # a letter that the font lacks becomes a box
         fig.savefig(data, format="jpeg", facecolor="white", pil_kwargs={"quality": 85})
     return Picture(data.getvalue(), format="jpeg")
 
 # %% ../nbs/42_tune.ipynb #3190a4e2
 def change_rules(
-    rules,       # C of Rule
-    channel,     # None: all
-    field:str,
+    rules,  # C of Rule
+    channel,  # None: all
+    field: str,
     value,
-) -> tuple: # of Rule
-    "The rules with one field changed, of one class or of all. Another `gate_by` begins at a gate of its own; \"\" switches the gate off."
+) -> tuple:  # of Rule
+    'The rules with one field changed, of one class or of all. Another `gate_by` begins at a gate of its own; "" switches the gate off.'
     new = {field: value}
-    if field == "gate_by": new = {"gate": 0, "gate_by": "peak"} if not value else {"gate": _GATE_STARTS[value], "gate_by": value}
+    if field == "gate_by":
+        new = {"gate": 0, "gate_by": "peak"} if not value else {"gate": _GATE_STARTS[value], "gate_by": value}
     return tuple(replace(r, **new) if channel in (None, c) else r for c, r in enumerate(rules))
+
 
 def _never_below(rules, floor):
     "Rules whose gate by core, if any, lies where the store kept levels."
     return tuple(replace(r, gate=max(r.gate, floor)) if r.gate_by == "core" and r.gate else r for r in rules)
 
+
 class RuleTrial:
     "Rules of a run as they are tried: `dice` (N,C) under them, `kept_dice` under those that were kept, `before` the last step, and `past`, the rules of every step."
-    def __init__(self,
-        predicted:Predicted,
-        rules, # C of Rule
+
+    def __init__(
+        self,
+        predicted: Predicted,
+        rules,  # C of Rule
     ):
         self.predicted, self.rules, self.past = predicted, tuple(rules), []
         self.dice = self.kept_dice = self.before = pair_dice(predicted, rules)
 
-    def go(self,
-        rules,       # C of Rule
-        kind="step", # "more" goes on with the last step, "back" undoes one
-    ) -> bool: # whether they are of another kind than before: more than a threshold or an area has changed
+    def go(
+        self,
+        rules,  # C of Rule
+        kind="step",  # "more" goes on with the last step, "back" undoes one
+    ) -> bool:  # whether they are of another kind than before: more than a threshold or an area has changed
         "Try other rules; only classes whose rule is another one are counted."
         p, old, self.rules = self.predicted, self.rules, tuple(rules)
-        if kind != "more": self.before = self.dice
-        if kind == "step": self.past = [*self.past[-99:], old]
+        if kind != "more":
+            self.before = self.dice
+        if kind == "step":
+            self.past = [*self.past[-99:], old]
         self.dice = self.dice.copy()
         for c, (a, b) in enumerate(zip(old, self.rules)):
-            if a != b: self.dice[:, c] = dice(*counts_of(p.curves, c, b, None if p.scores is None else p.scores[:, c]), p.curves.truth[:, c])
+            if a != b:
+                self.dice[:, c] = dice(
+                    *counts_of(p.curves, c, b, None if p.scores is None else p.scores[:, c]), p.curves.truth[:, c]
+                )
         return any(getattr(a, k) != getattr(b, k) for a, b in zip(old, self.rules) for k in _STEPS)
 
-    def keep(self,
-        rules, # C of Rule
+    def keep(
+        self,
+        rules,  # C of Rule
     ):
         "Compare with these from now on."
         self.kept_dice = self.dice if tuple(rules) == self.rules else pair_dice(self.predicted, rules)
 
-    def worst_first(self,
-        channel, # None: by the mean over classes
-        rows:np.ndarray, # (N,) bool
-    ) -> tuple: # of str
+    def worst_first(
+        self,
+        channel,  # None: by the mean over classes
+        rows: np.ndarray,  # (N,) bool
+    ) -> tuple:  # of str
         "The images, those that score least first."
         curves, rows = self.predicted.curves, np.flatnonzero(rows)
         score, size = (x[rows].mean(1) if channel is None else x[rows, channel] for x in (self.dice, curves.truth))
         return tuple(curves.image_ids[i] for i in rows[worst_first(score, size)])
 
-    def most_changed(self,
+    def most_changed(
+        self,
         channel,
-        rows:np.ndarray,
-    ) -> list: # of str
+        rows: np.ndarray,
+    ) -> list:  # of str
         "The images that the last step changed, the most changed first."
-        change = abs((self.dice - self.before)[:, slice(None) if channel is None else [channel]].mean(1))*rows
+        change = abs((self.dice - self.before)[:, slice(None) if channel is None else [channel]].mean(1)) * rows
         return [self.predicted.curves.image_ids[i] for i in np.argsort(-change, kind="stable") if change[i] > 1e-12]
 
-_STEPS = ("fill_holes", "min_component", "connectivity", "gate", "gate_by") # a surface and a nested score are made anew for these, not for a threshold or an area
+
+_STEPS = (
+    "fill_holes",
+    "min_component",
+    "connectivity",
+    "gate",
+    "gate_by",
+)  # a surface and a nested score are made anew for these, not for a threshold or an area
 
 # %% ../nbs/42_tune.ipynb #877b6b41
 class SurfaceView(MarkedPicture):
     "The surface of a class with its rules on it. `drawn` is what stands there, `waits` whether another is on its way."
+
     drawn = waits = None
 
-    def ask(self,
-        title:str,
-        wait:bool, # draw it before this returns
-        curves, channel, rules, over, weight, scores, # as for `surface_of`
-        then=lambda: None, # called when it stands
+    def ask(
+        self,
+        title: str,
+        wait: bool,  # draw it before this returns
+        curves,
+        channel,
+        rules,
+        over,
+        weight,
+        scores,  # as for `surface_of`
+        then=lambda: None,  # called when it stands
     ):
         "Draw another surface, unless one more is asked for meanwhile."
         asked = self.waits = object()
+
         def done(found):
-            if asked is not self.waits: return
+            if asked is not self.waits:
+                return
             self.drawn, self.waits = draw_surface(*found, over, title), None
             self.picture = self.drawn.png
             then()
-        work = lambda: surface_of(curves, channel, rules, over, weight, scores)
-        if wait: done(work())
-        else: beside(work, done)
 
-    def mark(self,
-        rules,   # C of Rule
-        kept,    # C of Rule
-        channel, # None: all, each in its class's colour
-        over:str,
+        work = lambda: surface_of(curves, channel, rules, over, weight, scores)
+        if wait:
+            done(work())
+        else:
+            beside(work, done)
+
+    def mark(
+        self,
+        rules,  # C of Rule
+        kept,  # C of Rule
+        channel,  # None: all, each in its class's colour
+        over: str,
     ):
         "Where the rules lie: kept as rings, now as dots."
         dots, colours = [], class_colours(len(rules))
         for shape, says, some in ("ring", "kept", kept), ("dot", "now", rules):
             for c in range(len(rules)) if channel is None else [channel]:
                 (x, y), name = self.drawn.place(some[c].thresh, getattr(some[c], over)), list(colours)[c]
-                dots.append({"x": x, "y": y, "name": f"{name}, {says}", "colour": "#{:02x}{:02x}{:02x}".format(*(colours[name] if channel is None else COMPARE["missed"])), "shape": shape})
+                dots.append(
+                    {
+                        "x": x,
+                        "y": y,
+                        "name": f"{name}, {says}",
+                        "colour": "#{:02x}{:02x}{:02x}".format(
+                            *(colours[name] if channel is None else COMPARE["missed"])
+                        ),
+                        "shape": shape,
+                    }
+                )
         self.marks = tuple(dots)
 
 # %% ../nbs/42_tune.ipynb #7d983cf7
 class Expectation(HTML):
     "What the best rules of a kind are worth on fresh images. `nested` holds for each way of choosing the nested Dice and that of the rules chosen on all images, both (N,C)."
+
     nested, _kind = {}, None
 
-    def forget(self): self.nested, self._kind = {}, object()
+    def forget(self):
+        self.nested, self._kind = {}, object()
 
-    def ask(self,
-        predicted:Predicted,
-        template, # C of Rule: the kind
-        then,     # called when it is known
+    def ask(
+        self,
+        predicted: Predicted,
+        template,  # C of Rule: the kind
+        then,  # called when it is known
         wait=False,
     ):
         "Choose fold by fold; a thread that works for a kind nobody asks for any more stops at its next fold."
         p, kind = predicted, self._kind
-        if p.fold is None or len(np.unique(p.fold)) < 2: return
-        def choose(how, **some):
-            if kind is not self._kind: raise InterruptedError
-            return choose_rules(p.curves, how, template, p.scores, **some)
-        def work():
-            try: return {how: (nested_dice(p.curves, p.fold, {k: choose(how, weight=p.fold != k) for k in np.unique(p.fold).tolist()}, scores=p.scores), pair_dice(p, choose(how))) for how in ("plateau", "best")}
-            except InterruptedError: return {}
-        def done(found):
-            if kind is self._kind: self.nested = found; then()
-        if wait: done(work())
-        else: beside(work, done)
+        if p.fold is None or len(np.unique(p.fold)) < 2:
+            return
 
-    def by_row(self,
-        how:str,
-        rows:np.ndarray, # (N,) bool
-    ) -> dict|None: # "all" and the classes; None where it is not known yet
+        def choose(how, **some):
+            if kind is not self._kind:
+                raise InterruptedError
+            return choose_rules(p.curves, how, template, p.scores, **some)
+
+        def work():
+            try:
+                return {
+                    how: (
+                        nested_dice(
+                            p.curves,
+                            p.fold,
+                            {k: choose(how, weight=p.fold != k) for k in np.unique(p.fold).tolist()},
+                            scores=p.scores,
+                        ),
+                        pair_dice(p, choose(how)),
+                    )
+                    for how in ("plateau", "best")
+                }
+            except InterruptedError:
+                return {}
+
+        def done(found):
+            if kind is self._kind:
+                self.nested = found
+                then()
+
+        if wait:
+            done(work())
+        else:
+            beside(work, done)
+
+    def by_row(
+        self,
+        how: str,
+        rows: np.ndarray,  # (N,) bool
+    ) -> dict | None:  # "all" and the classes; None where it is not known yet
         "Nested scores of some of the images."
-        if how not in self.nested: return None
+        if how not in self.nested:
+            return None
         d = self.nested[how][0][rows]
         return {"all": float(d.mean()), **dict(zip(class_colours(d.shape[1]), d.mean(0).tolist()))}
 
-    def say(self,
-        rows:np.ndarray, # (N,) bool
-        folds:bool,      # whether there are any
+    def say(
+        self,
+        rows: np.ndarray,  # (N,) bool
+        folds: bool,  # whether there are any
     ):
         "Write it down."
-        each = [f"{how}: {mean_interval(nested[rows].mean(1))} expected on fresh images, {chosen[rows].mean():.4f} on the images that chose it" for how, (nested, chosen) in self.nested.items()]
-        says = "Rules of this kind, all classes, chosen on all images · " + " · ".join(each) if each else "Nested scores are being made …" if folds else "No folds.csv in the run: a nested score, and with it what to expect on fresh images, cannot be said."
+        each = [
+            f"{how}: {mean_interval(nested[rows].mean(1))} expected on fresh images, {chosen[rows].mean():.4f} on the images that chose it"
+            for how, (nested, chosen) in self.nested.items()
+        ]
+        says = (
+            "Rules of this kind, all classes, chosen on all images · " + " · ".join(each)
+            if each
+            else "Nested scores are being made …"
+            if folds
+            else "No folds.csv in the run: a nested score, and with it what to expect on fresh images, cannot be said."
+        )
         self.value = line_html(says)
 
 # %% ../nbs/42_tune.ipynb #5e1f9b96
 class CountOffer(Box):
     "A button that counts components and holes of a run, with a bar."
-    def __init__(self,
-        predicted:Predicted,
-        then, # callable(curves)
+
+    def __init__(
+        self,
+        predicted: Predicted,
+        then,  # callable(curves)
     ):
-        go = Button(description="Count components and holes", tooltip="for the smallest component and filled holes; kept beside the run", layout=Layout(width="auto"))
+        go = Button(
+            description="Count components and holes",
+            tooltip="for the smallest component and filled holes; kept beside the run",
+            layout=Layout(width="auto"),
+        )
         bar = IntProgress(max=len(predicted.curves), layout=Layout(width="200px", display="none"))
         super().__init__([control_row(HTML(line_html("Components and holes were not counted for this run.")), go, bar)])
+
         def done(curves):
             self.children = ()
             then(curves)
+
         def start(_):
             go.disabled, bar.layout.display = True, None
-            beside(lambda: run_curves(predicted.store, predicted.folder, steps=True, kept=predicted.curves, progress=lambda n, total: bar.set_trait("value", n)), done)
+            beside(
+                lambda: run_curves(
+                    predicted.store,
+                    predicted.folder,
+                    steps=True,
+                    kept=predicted.curves,
+                    progress=lambda n, total: bar.set_trait("value", n),
+                ),
+                done,
+            )
+
         go.on_click(start)
 
 # %% ../nbs/42_tune.ipynb #0efa79eb
 def save_rules(
-    path:str|Path,
-    rules:Rules,
-) -> str: # what was done, in plain text
+    path: str | Path,
+    rules: Rules,
+) -> str:  # what was done, in plain text
     "Save rules; a file that was there is kept beside it as `NAME.previous.json`. Raises `ValueError` for another kind of name or a folder that is not there."
     path, says = Path(path), ""
-    if path.suffix != ".json": raise ValueError(f"{path}: give a file that ends in .json, such as rule.json")
-    if not path.parent.is_dir(): raise ValueError(f"{path.parent}: no such folder; make it first")
+    if path.suffix != ".json":
+        raise ValueError(f"{path}: give a file that ends in .json, such as rule.json")
+    if not path.parent.is_dir():
+        raise ValueError(f"{path.parent}: no such folder; make it first")
     if path.is_file():
         shutil.copyfile(path, path.with_name(path.stem + ".previous.json"))
         says = f"; what was there is now {path.stem}.previous.json"
@@ -583,32 +893,66 @@ def save_rules(
     return f"saved as {path}{says}"
 
 # %% ../nbs/42_tune.ipynb #ef1497ea
-_QUICK = 4*10**8 # pixels of all maps whose components and holes are counted unasked: some seconds
+_QUICK = 4 * 10**8  # pixels of all maps whose components and holes are counted unasked: some seconds
 _OVER = [("minimum area", "min_area"), ("smallest component", "min_component")]
+
 
 class TunerPanel(VBox):
     "The controls and pictures of a tuner and where they stand; `Tuner` says what they do."
-    def __init__(self, predicted:Predicted, rules, move):
+
+    def __init__(self, predicted: Predicted, rules, move):
         p, auto, curves = predicted, Layout(width="auto"), predicted.curves
         name = lambda text, **kw: dict(description=text, style={"description_width": "initial"}, **kw)
         button = lambda text, tip, **kw: Button(description=text, tooltip=tip, layout=auto, **kw)
-        self.menu = Dropdown(options=[("all classes", -1), *((n, c) for c, n in enumerate(class_colours(p.folder.n_classes)))], **name("Class", layout=Layout(width="170px")))
+        self.menu = Dropdown(
+            options=[("all classes", -1), *((n, c) for c, n in enumerate(class_colours(p.folder.n_classes)))],
+            **name("Class", layout=Layout(width="170px")),
+        )
         self.part = Dropdown(options=subset_names(curves.truth, p.fold), **name("Images", layout=Layout(width="210px")))
-        self.axis = Dropdown(options=_OVER[:1 if curves.lacks(False, 2) else 2], **name("Surface over", layout=Layout(width="260px")))
+        self.axis = Dropdown(
+            options=_OVER[: 1 if curves.lacks(False, 2) else 2], **name("Surface over", layout=Layout(width="260px"))
+        )
         self.sliders = RuleSliders(rules[0], curves, move, p.scores is not None)
         self.surface, self.expect = SurfaceView(title="score over threshold and size", width=400), Expectation()
-        self.best, self.plateau = button("Best", "the rule with the highest score on these images"), button("Plateau", "the middle of the good rules: what to expect most of on fresh images")
-        self.undo, self.keep, self.swap = button("Undo", "take the last move back", icon="undo"), button("Keep to compare", "compare with this rule from now on"), button("Swap", "show the kept rule, and keep this one")
-        self.path = Text(str(p.store.path.parent/"rule.json"), **name("Save as", layout=Layout(width="310px")))
+        self.best, self.plateau = (
+            button("Best", "the rule with the highest score on these images"),
+            button("Plateau", "the middle of the good rules: what to expect most of on fresh images"),
+        )
+        self.undo, self.keep, self.swap = (
+            button("Undo", "take the last move back", icon="undo"),
+            button("Keep to compare", "compare with this rule from now on"),
+            button("Swap", "show the kept rule, and keep this one"),
+        )
+        self.path = Text(str(p.store.path.parent / "rule.json"), **name("Save as", layout=Layout(width="310px")))
         self.save_button, self.said = button("Save rule", "write the rules of all classes", icon="save"), HTML()
         self.counter, self.scores, self.view = Box(), HTML(), RuleView(p)
         self.picker = Picker(curves.image_ids, onward="Next worst")
-        self.changed, self.random = button("Next changed", "the image that the last move changed most, then the others"), button("Random", "any image")
+        self.changed, self.random = (
+            button("Next changed", "the image that the last move changed most, then the others"),
+            button("Random", "any image"),
+        )
         self.picker.layout.width = "auto"
-        left = VBox([self.sliders, control_row(self.best, self.plateau, self.undo, self.keep, self.swap), control_row(self.path, self.save_button), self.said, self.counter])
+        left = VBox(
+            [
+                self.sliders,
+                control_row(self.best, self.plateau, self.undo, self.keep, self.swap),
+                control_row(self.path, self.save_button),
+                self.said,
+                self.counter,
+            ]
+        )
         left.layout.flex, left.layout.min_width, left.layout.max_width = "1 1 430px", "0", "640px"
         both = Box([left, self.surface], layout=Layout(flex_flow="row wrap", align_items="flex-start", width="100%"))
-        super().__init__([control_row(self.menu, self.part, self.axis), both, self.scores, control_row(self.picker, self.changed, self.random), self.view, self.expect])
+        super().__init__(
+            [
+                control_row(self.menu, self.part, self.axis),
+                both,
+                self.scores,
+                control_row(self.picker, self.changed, self.random),
+                self.view,
+                self.expect,
+            ]
+        )
         self.scores.add_class("steel-scores")
         self.add_class("steel-tuner")
 
@@ -621,21 +965,35 @@ class Tuner(TunerPanel):
     `rule` is the result: all rules with what is known of them; `tuner.rule.save(path)` writes rule.json. `table` is what they score, `picture()` the
     view as one image. Images come worst first. Raises `ValueError` for what does not fit.
     """
+
     channel, image_id, rules, kept = Int(None, allow_none=True), Unicode(), Tuple(), Tuple()
     subset, over = Unicode("all"), Unicode("min_area")
 
-    def __init__(self,
-        run:str|Path|Predicted, # a run folder that holds oof/, or what `read_run` made of one
-        folder:str|Path|StripFolder|None=None, # the data folder; None: data/ in the run folder, as the demo has it
+    def __init__(
+        self,
+        run: str | Path | Predicted,  # a run folder that holds oof/, or what `read_run` made of one
+        folder: str
+        | Path
+        | StripFolder
+        | None = None,  # the data folder; None: data/ in the run folder, as the demo has it
         rules=None,  # a Rule per class to start from; None: as `run_rules` finds them
-        scores=None, # a classifier's csv, for gates that need one
-        rng=None,    # np.random.Generator for the button "Random"; None: seed 0
+        scores=None,  # a classifier's csv, for gates that need one
+        rng=None,  # np.random.Generator for the button "Random"; None: seed 0
     ):
         self.predicted = p = read_run(run, folder, scores)
-        if p.curves.lacks(True, 2) and int(np.prod(p.store.shape)) <= _QUICK: self.predicted = p = replace(p, curves=run_curves(p.store, p.folder, steps=True))
+        if p.curves.lacks(True, 2) and int(np.prod(p.store.shape)) <= _QUICK:
+            self.predicted = p = replace(p, curves=run_curves(p.store, p.folder, steps=True))
         rules = run_rules(p, rules)
-        self.trial, self._names, self._rng = RuleTrial(p, rules), list(class_colours(p.folder.n_classes)), rng or np.random.default_rng(0)
-        self._later_surface, self._later_order, self._later_nested = Later(self._make_surface, .5), Later(self._order), Later(self._nest, 1.5)
+        self.trial, self._names, self._rng = (
+            RuleTrial(p, rules),
+            list(class_colours(p.folder.n_classes)),
+            rng or np.random.default_rng(0),
+        )
+        self._later_surface, self._later_order, self._later_nested = (
+            Later(self._make_surface, 0.5),
+            Later(self._order),
+            Later(self._nest, 1.5),
+        )
         self._kind, self._last_move, self._turn, self._rows = None, None, 0, subset_rows("all", p.curves.truth)
         super().__init__(p, rules, self.move)
         self.rules = self.kept = rules
@@ -646,28 +1004,56 @@ class Tuner(TunerPanel):
         self.picker.go(0)
         self._say()
         self._later_nested()
-        if p.curves.lacks(True, 2): self.counter.children = [CountOffer(p, self._counted)]
+        if p.curves.lacks(True, 2):
+            self.counter.children = [CountOffer(p, self._counted)]
 
     def _listen(self):
-        link((self, "channel"), (self.menu, "value"), transform=(lambda c: -1 if c is None else c, lambda v: None if v < 0 else v)) # a menu takes None for nothing chosen
-        for mine, there in ("subset", self.part), ("over", self.axis): link((self, mine), (there, "value"))
+        link(
+            (self, "channel"),
+            (self.menu, "value"),
+            transform=(lambda c: -1 if c is None else c, lambda v: None if v < 0 else v),
+        )  # a menu takes None for nothing chosen
+        for mine, there in ("subset", self.part), ("over", self.axis):
+            link((self, mine), (there, "value"))
         link((self, "image_id"), (self.picker, "image_id"))
-        for names, f in (("rules", self._hear_rules), ("kept", self._hear_kept), ("channel", self._hear_class), ("subset", self._hear_subset), ("over", self._later_surface), ("image_id", self._draw)): self.observe(lambda _, f=f: f(), names)
+        for names, f in (
+            ("rules", self._hear_rules),
+            ("kept", self._hear_kept),
+            ("channel", self._hear_class),
+            ("subset", self._hear_subset),
+            ("over", self._later_surface),
+            ("image_id", self._draw),
+        ):
+            self.observe(lambda _, f=f: f(), names)
         self.surface.observe(self._hear_click, "clicked")
-        for b, f in ((self.best, lambda: self.choose("best")), (self.plateau, lambda: self.choose("plateau")), (self.undo, self.take_back), (self.keep, lambda: self.set_trait("kept", self.rules)),
-                     (self.swap, self.swap_kept), (self.changed, self.next_changed), (self.random, self.go_anywhere), (self.save_button, self._save)): b.on_click(lambda _, f=f: f())
+        for b, f in (
+            (self.best, lambda: self.choose("best")),
+            (self.plateau, lambda: self.choose("plateau")),
+            (self.undo, self.take_back),
+            (self.keep, lambda: self.set_trait("kept", self.rules)),
+            (self.swap, self.swap_kept),
+            (self.changed, self.next_changed),
+            (self.random, self.go_anywhere),
+            (self.save_button, self._save),
+        ):
+            b.on_click(lambda _, f=f: f())
 
     # What can be done, by hand or from code
 
-    def move(self,
-        field:str, # of `Rule`
+    def move(
+        self,
+        field: str,  # of `Rule`
         value,
     ):
         "Change one field, of the class shown or of all; moves of one slider in a row are one step to undo."
-        self._set(_never_below(change_rules(self.rules, self.channel, field, value), self.predicted.curves.floor), (self.channel, field))
+        self._set(
+            _never_below(change_rules(self.rules, self.channel, field, value), self.predicted.curves.floor),
+            (self.channel, field),
+        )
 
-    def choose(self,
-        how:str, # "best" or "plateau", as for `choose_rules`
+    def choose(
+        self,
+        how: str,  # "best" or "plateau", as for `choose_rules`
     ):
         "Choose threshold and minimum area of the class shown, or of all, on the images that are scored."
         found = choose_rules(self.predicted.curves, how, self.rules, self.predicted.scores, weight=self._rows)
@@ -675,7 +1061,8 @@ class Tuner(TunerPanel):
 
     def take_back(self):
         "Undo the last step."
-        if self.trial.past: self._set(self.trial.past.pop(), kind="back")
+        if self.trial.past:
+            self._set(self.trial.past.pop(), kind="back")
 
     def swap_kept(self):
         "Show the kept rules and keep those that were shown."
@@ -687,7 +1074,8 @@ class Tuner(TunerPanel):
         "Go on through the images that the last step changed, the most changed first."
         ids = self.trial.most_changed(self.channel, self._rows)
         self.said.value = "" if ids else line_html("The last move changed no image.")
-        if ids: self.image_id = ids[self._turn % len(ids)]
+        if ids:
+            self.image_id = ids[self._turn % len(ids)]
         self._turn += 1
 
     def go_anywhere(self):
@@ -698,11 +1086,21 @@ class Tuner(TunerPanel):
     def rule(self) -> Rules:
         "The result: the rules of all classes with their scores, interval, nested scores and the data's hash, on the images that are scored now."
         row = self.table.loc["all"]
-        return Rules(self.rules, chosen="by hand, on the images it is scored on: optimistic", score=row.score, interval=[row.low, row.high], scores=self.table.score.to_dict(),
-                     nested={how: self.expect.by_row(how, self._rows) for how in self.expect.nested}, scored_on=self.subset, images=int(self._rows.sum()), data_sha256=self.predicted.folder.sha256)
+        return Rules(
+            self.rules,
+            chosen="by hand, on the images it is scored on: optimistic",
+            score=row.score,
+            interval=[row.low, row.high],
+            scores=self.table.score.to_dict(),
+            nested={how: self.expect.by_row(how, self._rows) for how in self.expect.nested},
+            scored_on=self.subset,
+            images=int(self._rows.sum()),
+            data_sha256=self.predicted.folder.sha256,
+        )
 
-    def save(self,
-        path:str|Path, # a JSON file, written whole or not at all
+    def save(
+        self,
+        path: str | Path,  # a JSON file, written whole or not at all
     ) -> Path:
         "Write the result as `steel_seg.post.read_rules` reads it; returns the path."
         return self.rule.save(path)
@@ -711,7 +1109,8 @@ class Tuner(TunerPanel):
         "Do now what waits for the hand to rest; returns the tuner."
         self._later_order.now(always=False)
         self._surface_now()
-        if not self.expect.nested: self._nest(wait=True)
+        if not self.expect.nested:
+            self._nest(wait=True)
         return self
 
     def picture(self) -> Picture:
@@ -723,30 +1122,42 @@ class Tuner(TunerPanel):
     @validate("channel", "image_id", "rules", "kept", "subset", "over")
     def _fits(self, proposal):
         name, value, n, curves = proposal.trait.name, proposal.value, len(self._names), self.predicted.curves
-        if name == "image_id" and value not in self.picker.known: raise ValueError(f"no image {value!r} in {self.predicted.store.path}")
-        if name == "channel" and value is not None and not 0 <= value < n: raise ValueError(f"channel {value}: there are {n} classes, 0 to {n - 1}, and None for all")
-        if name == "subset": subset_rows(value, curves.truth, self.predicted.fold)
-        if name == "over" and value not in [v for _, v in self.axis.options]: raise ValueError(f"over {value!r}: " + (curves.lacks(False, 2) or "give 'min_area' or 'min_component'"))
-        if name not in ("rules", "kept"): return value
+        if name == "image_id" and value not in self.picker.known:
+            raise ValueError(f"no image {value!r} in {self.predicted.store.path}")
+        if name == "channel" and value is not None and not 0 <= value < n:
+            raise ValueError(f"channel {value}: there are {n} classes, 0 to {n - 1}, and None for all")
+        if name == "subset":
+            subset_rows(value, curves.truth, self.predicted.fold)
+        if name == "over" and value not in [v for _, v in self.axis.options]:
+            raise ValueError(f"over {value!r}: " + (curves.lacks(False, 2) or "give 'min_area' or 'min_component'"))
+        if name not in ("rules", "kept"):
+            return value
         value = run_rules(self.predicted, value)
-        if lacks := next((says for r in value if (says := curves.lacks(r.fill_holes, r.min_component, r.connectivity))), ""): raise ValueError(lacks)
+        if lacks := next(
+            (says for r in value if (says := curves.lacks(r.fill_holes, r.min_component, r.connectivity))), ""
+        ):
+            raise ValueError(lacks)
         return value
 
     def _set(self, rules, move=None, kind="step"):
         "New rules as a step to undo, as more of the last one, or as a step back."
         self._kind, self._last_move = "more" if move is not None and move == self._last_move else kind, move
-        try: self.rules = rules
-        finally: self._kind = None
+        try:
+            self.rules = rules
+        finally:
+            self._kind = None
 
     def _hear_rules(self):
-        if self._kind is None: self._last_move = None # set from code: a step of its own
+        if self._kind is None:
+            self._last_move = None  # set from code: a step of its own
         other, self._turn = self.trial.go(self.rules, self._kind or "step"), 0
-        self._draw() # first of all: a picture takes the browser longest
+        self._draw()  # first of all: a picture takes the browser longest
         self._score()
         self._mark()
         self._show_rule()
         self._later_order()
-        if not other: return
+        if not other:
+            return
         self.expect.forget()
         self._say()
         self._later_nested()
@@ -771,44 +1182,72 @@ class Tuner(TunerPanel):
         self._say()
         self._order()
         self._later_surface()
-        if self.image_id not in self.picker.ids: self.picker.go(0)
+        if self.image_id not in self.picker.ids:
+            self.picker.go(0)
 
     def _hear_click(self, change):
         found = self.surface.drawn.rule_at(*change.new)
-        if not found: return
-        size = min(found[1], self.sliders.pixels + (self.over == "min_area")) # never is for areas alone
-        self._set(change_rules(change_rules(self.rules, self.channel, "thresh", found[0]), self.channel, self.over, size))
+        if not found:
+            return
+        size = min(found[1], self.sliders.pixels + (self.over == "min_area"))  # never is for areas alone
+        self._set(
+            change_rules(change_rules(self.rules, self.channel, "thresh", found[0]), self.channel, self.over, size)
+        )
 
     @property
-    def _name(self): return "all" if self.channel is None else self._names[self.channel]
+    def _name(self):
+        return "all" if self.channel is None else self._names[self.channel]
 
-    def _show_rule(self): self.sliders.rule = self.rules[self.channel or 0]
+    def _show_rule(self):
+        self.sliders.rule = self.rules[self.channel or 0]
 
     def _draw(self):
-        if self.image_id: self.view.show(self.image_id, self.channel, self.rules)
+        if self.image_id:
+            self.view.show(self.image_id, self.channel, self.rules)
 
     def _score(self):
         "Table, and the line on what has changed."
         nested = self.expect.by_row("plateau", self._rows)
         self.table = score_changes(self.trial.dice, self.trial.kept_dice, self.predicted.curves.truth, self._rows)
         self.verdict = verdict(self.table, self._name)
-        self.scores.value = scores_html(self.table, {} if nested is None and self.predicted.fold is None else nested, self._name) + line_html(self.verdict)
+        self.scores.value = scores_html(
+            self.table, {} if nested is None and self.predicted.fold is None else nested, self._name
+        ) + line_html(self.verdict)
         self.undo.disabled = not self.trial.past
 
-    def _order(self): self.picker.ids = self.trial.worst_first(self.channel, self._rows)
+    def _order(self):
+        self.picker.ids = self.trial.worst_first(self.channel, self._rows)
 
     def _make_surface(self, wait=False):
-        title = ("mean of all classes" if self.channel is None else self._name) + ("" if self.subset == "all" else f", {self.subset}") + ("" if self.over == "min_area" else ", no minimum area, no gate")
-        self.surface.ask(title, wait, self.predicted.curves, self.channel, self.rules, self.over, self._rows.astype(float), self.predicted.scores, self._mark)
+        title = (
+            ("mean of all classes" if self.channel is None else self._name)
+            + ("" if self.subset == "all" else f", {self.subset}")
+            + ("" if self.over == "min_area" else ", no minimum area, no gate")
+        )
+        self.surface.ask(
+            title,
+            wait,
+            self.predicted.curves,
+            self.channel,
+            self.rules,
+            self.over,
+            self._rows.astype(float),
+            self.predicted.scores,
+            self._mark,
+        )
 
     def _surface_now(self):
-        if self._later_surface.waits or self.surface.waits: self._make_surface(wait=True)
+        if self._later_surface.waits or self.surface.waits:
+            self._make_surface(wait=True)
 
-    def _mark(self): self.surface.mark(self.rules, self.kept, self.channel, self.over)
+    def _mark(self):
+        self.surface.mark(self.rules, self.kept, self.channel, self.over)
 
-    def _nest(self, wait=False): self.expect.ask(self.predicted, self.rules, lambda: (self._score(), self._say()), wait)
+    def _nest(self, wait=False):
+        self.expect.ask(self.predicted, self.rules, lambda: (self._score(), self._say()), wait)
 
-    def _say(self): self.expect.say(self._rows, self.predicted.fold is not None)
+    def _say(self):
+        self.expect.say(self._rows, self.predicted.fold is not None)
 
     def _counted(self, curves):
         "Components and holes are known now."
@@ -817,8 +1256,10 @@ class Tuner(TunerPanel):
         self.axis.options = _OVER
 
     def _save(self):
-        try: says = save_rules(self.path.value.strip(), self.rule)
-        except (OSError, ValueError) as e: says = f"not saved: {e}"
+        try:
+            says = save_rules(self.path.value.strip(), self.rule)
+        except (OSError, ValueError) as e:
+            says = f"not saved: {e}"
         self.said.value = line_html(says)
 
     # Without a front end
@@ -826,10 +1267,23 @@ class Tuner(TunerPanel):
     def _still(self):
         self._surface_now()
         nested = self.expect.by_row("plateau", self._rows)
-        lines = [self.table.assign(**{"plateau, nested": nested or np.nan})[["score", "low", "high", "change", "change_low", "change_high", "plateau, nested"]].to_string(na_rep="-", float_format="{:.4f}".format), "",
-                 *(f"{n}: {rule_text(r, self.sliders.pixels)}" for n, r in zip(self._names, self.rules) if self._name in ("all", n)), self.verdict, self.view.line]
+        lines = [
+            self.table.assign(**{"plateau, nested": nested or np.nan})[
+                ["score", "low", "high", "change", "change_low", "change_high", "plateau, nested"]
+            ].to_string(na_rep="-", float_format="{:.4f}".format),
+            "",
+            *(
+                f"{n}: {rule_text(r, self.sliders.pixels)}"
+                for n, r in zip(self._names, self.rules)
+                if self._name in ("all", n)
+            ),
+            self.verdict,
+            self.view.line,
+        ]
         return tuner_still(lines, self.surface.drawn, self.surface.marks, self.view.strip.flat())
 
-    def __repr__(self): return f"Tuner({self._name}, {len(self.rules)} classes, score {self.table.score['all']:.4f} on {self._rows.sum():,} images)"
+    def __repr__(self):
+        return f"Tuner({self._name}, {len(self.rules)} classes, score {self.table.score['all']:.4f} on {self._rows.sum():,} images)"
 
-    def _repr_mimebundle_(self, **kwargs): return with_picture(super()._repr_mimebundle_(**kwargs), self._still())
+    def _repr_mimebundle_(self, **kwargs):
+        return with_picture(super()._repr_mimebundle_(**kwargs), self._still())

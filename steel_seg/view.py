@@ -7,7 +7,11 @@ __all__ = ['view_box', 'legend_html', 'line_html', 'still', 'with_picture', 'con
            'Gallery', 'MarkedPicture', 'Picker']
 
 # %% ../nbs/40_view.ipynb #6657ac11
-import asyncio, base64, html, io, warnings
+import asyncio
+import base64
+import html
+import io
+import warnings
 from textwrap import wrap
 
 import anywidget
@@ -21,87 +25,117 @@ from .viz import gallery, to_png
 
 # %% ../nbs/40_view.ipynb #6fd06890
 def view_box(
-    shape:tuple, # (H,W)
-    n:int,       # pictures
-) -> tuple: # width and height of each in screen pixels; True where they go below one another
+    shape: tuple,  # (H,W)
+    n: int,  # pictures
+) -> tuple:  # width and height of each in screen pixels; True where they go below one another
     "How large n pictures are shown in JupyterLab on a screen 1280 pixels wide: together at most 1150 x 660, each enlarged at most 5 times."
     h, w = shape
-    stacked = w > 1.5*h
-    wide, high = (1150, 660//n) if stacked else (1150//n - 8, 400)
-    scale = min(wide/w, high/h, 5)
-    return max(1, round(w*scale)), max(1, round(h*scale)), stacked
+    stacked = w > 1.5 * h
+    wide, high = (1150, 660 // n) if stacked else (1150 // n - 8, 400)
+    scale = min(wide / w, high / h, 5)
+    return max(1, round(w * scale)), max(1, round(h * scale)), stacked
+
 
 def legend_html(
-    colours:dict, # name to RGB
+    colours: dict,  # name to RGB
 ) -> str:
     "Colour patches with their names, as HTML."
     patch = '<span style="display:inline-block;margin-right:1em"><span style="display:inline-block;width:1em;height:1em;margin-right:.35em;vertical-align:-.1em;border:1px solid #777;background:rgb({},{},{})"></span>{}</span>'
     return "".join(patch.format(*map(int, rgb), html.escape(name)) for name, rgb in colours.items())
 
+
 def line_html(
-    text:str, # plain
+    text: str,  # plain
 ) -> str:
     "A line of text as HTML that wraps wherever it must, so that a long id cannot push the page aside."
     return f"<div style='line-height:1.4;overflow-wrap:anywhere'>{html.escape(text)}</div>"
 
+
 def still(
-    layers:dict,  # title to (H,W) or (H,W,3) uint8, all of one shape
-    lines,        # of plain text, above the pictures
-    colours:dict, # a legend below: name to RGB
+    layers: dict,  # title to (H,W) or (H,W,3) uint8, all of one shape
+    lines,  # of plain text, above the pictures
+    colours: dict,  # a legend below: name to RGB
 ) -> Picture:
     "Pictures, text and legend as one JPEG: what a widget shows, for places where there is no widget."
     images = list(layers.values())
-    plain = lambda text: str(text).replace("$", r"\$") # no mathematics in a file's name
+    plain = lambda text: str(text).replace("$", r"\$")  # no mathematics in a file's name
     titles = [plain(title) for title in layers]
     titles[0] = "\n".join([*(plain(part) for line in lines for part in wrap(str(line), 150)[:4]), titles[0]])
-    fig, buffer = gallery(images, titles, columns=1 if view_box(images[0].shape[:2], 1)[2] else len(images), colours=colours or None), io.BytesIO()
+    fig, buffer = (
+        gallery(
+            images, titles, columns=1 if view_box(images[0].shape[:2], 1)[2] else len(images), colours=colours or None
+        ),
+        io.BytesIO(),
+    )
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph") # a letter that the font lacks becomes a box
-        fig.savefig(buffer, format="jpeg", dpi=100, bbox_inches="tight", pad_inches=.05, facecolor="white", pil_kwargs={"quality": 72})
+        warnings.filterwarnings("ignore", "Glyph")  # a letter that the font lacks becomes a box
+        fig.savefig(
+            buffer,
+            format="jpeg",
+            dpi=100,
+            bbox_inches="tight",
+            pad_inches=0.05,
+            facecolor="white",
+            pil_kwargs={"quality": 72},
+        )
     return Picture(buffer.getvalue(), format="jpeg")
 
+
 def with_picture(
-    bundle:dict,     # MIME types of a widget
-    picture:Picture,
+    bundle: dict,  # MIME types of a widget
+    picture: Picture,
 ) -> dict:
     "A widget's MIME bundle with a picture beside the live view: what a notebook shows where no kernel runs."
     return {**(bundle or {}), "image/jpeg": base64.b64encode(picture.data).decode()}
 
 # %% ../nbs/40_view.ipynb #abbe0948
 def control_row(
-    *controls, # widgets
+    *controls,  # widgets
 ) -> Box:
     "Controls side by side, in more lines where the screen is narrow; each with its label in full."
     for control in controls:
-        if hasattr(getattr(control, "style", None), "description_width"): control.style.description_width = "initial"
+        if hasattr(getattr(control, "style", None), "description_width"):
+            control.style.description_width = "initial"
     return Box(controls, layout=Layout(flex_flow="row wrap", align_items="center", width="100%"))
+
 
 class Later:
     "Calls a function once no call was asked for during `wait` seconds; at once where no event loop runs, as in a script."
-    def __init__(self, f, wait:float=.15): self.f, self.wait, self._due = f, wait, None
+
+    def __init__(self, f, wait: float = 0.15):
+        self.f, self.wait, self._due = f, wait, None
 
     def __call__(self):
-        try: loop = asyncio.get_running_loop()
-        except RuntimeError: return self.f()
-        if self._due: self._due.cancel()
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            return self.f()
+        if self._due:
+            self._due.cancel()
         self._due = loop.call_later(self.wait, self.now)
 
     @property
-    def waits(self) -> bool: return self._due is not None
+    def waits(self) -> bool:
+        return self._due is not None
 
     def now(self, always=True):
         "Call it now; with `always=False` only if it is waiting."
         waiting, self._due = self._due, None
-        if waiting: waiting.cancel()
-        if waiting or always: self.f()
+        if waiting:
+            waiting.cancel()
+        if waiting or always:
+            self.f()
+
 
 def beside(
-    work, # callable(): touches no widget
-    done, # callable(result)
+    work,  # callable(): touches no widget
+    done,  # callable(result)
 ):
     "Do `work` in a thread, then `done` with what it gave, where widgets may be touched; both at once where no event loop runs."
-    try: loop = asyncio.get_running_loop()
-    except RuntimeError: return done(work())
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        return done(work())
     loop.run_in_executor(None, work).add_done_callback(lambda future: done(future.result()))
 
 # %% ../nbs/40_view.ipynb #1310bd27
@@ -164,6 +198,7 @@ _CSS = """
 .steel-marked i { position: absolute; width: 14px; height: 14px; margin: -7px; box-sizing: border-box; border-radius: 50%; pointer-events: none; filter: drop-shadow(0 0 1px #fff) drop-shadow(0 0 1px #fff) }
 """
 
+
 class StripView(anywidget.AnyWidget):
     """A picture in up to six layers that lie on one another, zoomed and panned together, with a row of controls below.
 
@@ -171,7 +206,10 @@ class StripView(anywidget.AnyWidget):
     `contrast` and `brightness` of the lowest layer, 1 as it is; `hears`, the keys that `on_key` is told of. In the browser: drag to pan; the wheel zooms once the
     picture was clicked; + - 0 zoom; the digits switch layers.
     """
-    _esm = _TOOLS + """
+
+    _esm = (
+        _TOOLS
+        + """
 function render({ model, el }) {
   const names = model.get("names"), [w, h] = model.get("size"), ear = hearing(model, el);
   const frame = make("div", "steel-frame"), stack = make("div", "steel-stack"), tools = make("div", "steel-tools");
@@ -247,54 +285,80 @@ function render({ model, el }) {
 }
 export default { render };
 """
+    )
     _css = _CSS
-    names, size, width, title, caption = Tuple().tag(sync=True), Tuple().tag(sync=True), Int().tag(sync=True), Unicode("strip").tag(sync=True), Unicode().tag(sync=True)
+    names, size, width, title, caption = (
+        Tuple().tag(sync=True),
+        Tuple().tag(sync=True),
+        Int().tag(sync=True),
+        Unicode("strip").tag(sync=True),
+        Unicode().tag(sync=True),
+    )
     shown, hears = Tuple().tag(sync=True), Tuple().tag(sync=True)
-    zoom, left, top, contrast, brightness = (Float(x).tag(sync=True) for x in (1., 0., 0., 1., 1.))
+    zoom, left, top, contrast, brightness = (Float(x).tag(sync=True) for x in (1.0, 0.0, 0.0, 1.0, 1.0))
     layer0, layer1, layer2, layer3, layer4, layer5 = (Bytes(b"").tag(sync=True) for _ in range(6))
 
-    def __init__(self,
-        shape:tuple,    # (H,W)
-        names,          # of up to six layers, the lowest first
-        shown=None,     # names of those that are shown at first; None: all
-        width:int|None=None, # screen pixels; None: as `view_box` says for one picture
+    def __init__(
+        self,
+        shape: tuple,  # (H,W)
+        names,  # of up to six layers, the lowest first
+        shown=None,  # names of those that are shown at first; None: all
+        width: int | None = None,  # screen pixels; None: as `view_box` says for one picture
         title="strip",  # for screen readers
     ):
         names = tuple(names)
-        if not 1 <= len(names) <= 6: raise ValueError(f"{len(names)} layers: a view has one to six")
+        if not 1 <= len(names) <= 6:
+            raise ValueError(f"{len(names)} layers: a view has one to six")
         self._last = {}
-        super().__init__(names=names, size=(shape[1], shape[0]), width=width or view_box(shape, 1)[0], shown=names if shown is None else tuple(shown), title=title)
+        super().__init__(
+            names=names,
+            size=(shape[1], shape[0]),
+            width=width or view_box(shape, 1)[0],
+            shown=names if shown is None else tuple(shown),
+            title=title,
+        )
 
     @validate("shown")
     def _are_layers(self, proposal):
-        if odd := [n for n in proposal.value if n not in self.names]: raise ValueError(f"no layer {odd[0]!r}; there are {', '.join(self.names)}")
+        if odd := [n for n in proposal.value if n not in self.names]:
+            raise ValueError(f"no layer {odd[0]!r}; there are {', '.join(self.names)}")
         return tuple(proposal.value)
 
-    def show(self,
-        pictures:dict, # layer to the bytes of a PNG or JPEG, an (H,W) or (H,W,3) uint8 array, or None for nothing
+    def show(
+        self,
+        pictures: dict,  # layer to the bytes of a PNG or JPEG, an (H,W) or (H,W,3) uint8 array, or None for nothing
         caption=None,  # plain text below; None: as it is
     ):
         "Change some of the layers, in one message; what is there already does not travel again."
         with self.hold_sync():
-            if caption is not None: self.caption = caption
+            if caption is not None:
+                self.caption = caption
             for name, picture in pictures.items():
-                if picture is not None and self._last.get(name) is picture: continue
+                if picture is not None and self._last.get(name) is picture:
+                    continue
                 self._last[name] = picture
-                setattr(self, f"layer{self.names.index(name)}", b"" if picture is None else picture if isinstance(picture, bytes) else to_png(picture))
+                setattr(
+                    self,
+                    f"layer{self.names.index(name)}",
+                    b"" if picture is None else picture if isinstance(picture, bytes) else to_png(picture),
+                )
 
-    def flat(self) -> np.ndarray: # (H,W,3) uint8
+    def flat(self) -> np.ndarray:  # (H,W,3) uint8
         "The layers that are shown, as one picture, not zoomed."
         whole = Image.new("RGBA", tuple(self.size), (236, 236, 236, 255))
         for i, name in enumerate(self.names):
             data = getattr(self, f"layer{i}")
-            if name in self.shown and data: whole.alpha_composite(Image.open(io.BytesIO(data)).convert("RGBA"))
+            if name in self.shown and data:
+                whole.alpha_composite(Image.open(io.BytesIO(data)).convert("RGBA"))
         return np.array(whole.convert("RGB"))
 
-    def on_key(self, f): # called with the key, one of `hears`
+    def on_key(self, f):  # called with the key, one of `hears`
         "Hear keys that are pressed on the picture."
         _on_key(self, f)
 
-def _on_key(widget, f): widget.on_msg(lambda _, content, buffers: f(content["key"]) if content.get("key") in widget.hears else None)
+
+def _on_key(widget, f):
+    widget.on_msg(lambda _, content, buffers: f(content["key"]) if content.get("key") in widget.hears else None)
 
 # %% ../nbs/40_view.ipynb #2a59e4c1
 class Gallery(anywidget.AnyWidget):
@@ -302,7 +366,10 @@ class Gallery(anywidget.AnyWidget):
 
     Traits: `chosen`, the position of one of them, set by a click too, -1 for none; `hears`, the keys that `on_key` is told of.
     """
-    _esm = _TOOLS + """
+
+    _esm = (
+        _TOOLS
+        + """
 function render({ model, el }) {
   const ear = hearing(model, el), grid = make("div", "steel-gallery");
   grid.style.gridTemplateColumns = `repeat(${model.get("columns")}, minmax(0, 1fr))`;
@@ -337,43 +404,63 @@ function render({ model, el }) {
 }
 export default { render };
 """
+    )
     _css = _CSS
-    columns, chosen, hears, height = Int(5).tag(sync=True), Int(-1).tag(sync=True), Tuple().tag(sync=True), Int(0).tag(sync=True)
-    captions, marks, pictures, page = List().tag(sync=True), List().tag(sync=True), List().tag(sync=True), Int(0).tag(sync=True)
+    columns, chosen, hears, height = (
+        Int(5).tag(sync=True),
+        Int(-1).tag(sync=True),
+        Tuple().tag(sync=True),
+        Int(0).tag(sync=True),
+    )
+    captions, marks, pictures, page = (
+        List().tag(sync=True),
+        List().tag(sync=True),
+        List().tag(sync=True),
+        Int(0).tag(sync=True),
+    )
 
-    def __init__(self,
-        columns:int=5,
-        hears=(), # names of keys, as browsers call them: "n", "ArrowRight"
-        height:int=0, # screen pixels, at most; 0: as high as it is
-    ): super().__init__(columns=columns, hears=tuple(hears), height=height)
+    def __init__(
+        self,
+        columns: int = 5,
+        hears=(),  # names of keys, as browsers call them: "n", "ArrowRight"
+        height: int = 0,  # screen pixels, at most; 0: as high as it is
+    ):
+        super().__init__(columns=columns, hears=tuple(hears), height=height)
 
     @validate("chosen")
-    def _is_there(self, proposal): return proposal.value if proposal.value < len(self.captions) else -1
+    def _is_there(self, proposal):
+        return proposal.value if proposal.value < len(self.captions) else -1
 
-    def show(self,
-        pictures,   # list of PNG or JPEG bytes
-        captions,   # list of str, plain text
-        marks=None, # list of bool: a flag before the text
+    def show(
+        self,
+        pictures,  # list of PNG or JPEG bytes
+        captions,  # list of str, plain text
+        marks=None,  # list of bool: a flag before the text
     ):
         "Change the page; nothing on it is chosen then."
-        if len(pictures) != len(captions): raise ValueError(f"{len(pictures)} pictures and {len(captions)} captions")
+        if len(pictures) != len(captions):
+            raise ValueError(f"{len(pictures)} pictures and {len(captions)} captions")
         with self.hold_sync():
             self.chosen, self.pictures, self.captions, self.page = -1, list(pictures), list(captions), self.page + 1
-            self.marks = [False]*len(captions) if marks is None else list(marks)
+            self.marks = [False] * len(captions) if marks is None else list(marks)
 
-    def paint(self,
-        pictures, # list of PNG or JPEG bytes, as many as there are
+    def paint(
+        self,
+        pictures,  # list of PNG or JPEG bytes, as many as there are
     ):
         "Change the pictures alone; what is chosen stays."
-        with self.hold_sync(): self.pictures, self.page = list(pictures), self.page + 1
+        with self.hold_sync():
+            self.pictures, self.page = list(pictures), self.page + 1
 
-    def mark(self,
-        marks, # list of bool, as many as there are pictures
+    def mark(
+        self,
+        marks,  # list of bool, as many as there are pictures
     ):
         "Change the flags alone."
-        with self.hold_sync(): self.marks, self.page = list(marks), self.page + 1
+        with self.hold_sync():
+            self.marks, self.page = list(marks), self.page + 1
 
-    def on_key(self, f): # called with the key, one of `hears`
+    def on_key(self, f):  # called with the key, one of `hears`
         "Hear keys that are pressed on the page."
         _on_key(self, f)
 
@@ -384,7 +471,10 @@ class MarkedPicture(anywidget.AnyWidget):
     Traits: `picture`, a PNG; `marks`, of dicts with x and y (fractions from the left and from the top), name, colour, and shape "dot", "ring" or
     "cross"; `clicked`, the (x, y) of the last click.
     """
-    _esm = _TOOLS + """
+
+    _esm = (
+        _TOOLS
+        + """
 function render({ model, el }) {
   const ear = hearing(model, el), box = make("div", "steel-marked"), img = make("img"), paint = painter(img);
   img.alt = model.get("title"); box.append(img);
@@ -409,8 +499,15 @@ function render({ model, el }) {
 }
 export default { render };
 """
+    )
     _css = _CSS
-    picture, marks, clicked, title, width = Bytes(b"").tag(sync=True), Tuple().tag(sync=True), Tuple().tag(sync=True), Unicode("picture").tag(sync=True), Int(0).tag(sync=True)
+    picture, marks, clicked, title, width = (
+        Bytes(b"").tag(sync=True),
+        Tuple().tag(sync=True),
+        Tuple().tag(sync=True),
+        Unicode("picture").tag(sync=True),
+        Int(0).tag(sync=True),
+    )
 
 # %% ../nbs/40_view.ipynb #ac21fb1c
 class Picker(Box):
@@ -419,16 +516,24 @@ class Picker(Box):
     Traits: `ids`, the list in its order, and `image_id`, where we are ("" for nowhere; it may lie outside the list).
     Setting an id that is not known raises `ValueError`; typing one shows a message and changes nothing.
     """
+
     ids, image_id = Tuple(), Unicode()
 
-    def __init__(self,
-        known,    # all the ids there are
+    def __init__(
+        self,
+        known,  # all the ids there are
         note="",  # about the order: ", worst first"
-        onward="Next", # what the button says
+        onward="Next",  # what the button says
     ):
         self.known, self.note, self._quiet, auto = frozenset(known), note, False, Layout(width="auto")
-        self.back, self.on = Button(description="Previous", icon="arrow-left", layout=auto), Button(description=onward, icon="arrow-right", layout=auto)
-        self.number, self.of = BoundedIntText(description="Number", layout=Layout(width="120px")), HTML(layout=Layout(margin="2px 10px 2px 2px"))
+        self.back, self.on = (
+            Button(description="Previous", icon="arrow-left", layout=auto),
+            Button(description=onward, icon="arrow-right", layout=auto),
+        )
+        self.number, self.of = (
+            BoundedIntText(description="Number", layout=Layout(width="120px")),
+            HTML(layout=Layout(margin="2px 10px 2px 2px")),
+        )
         self.said = HTML()
         self.text = Text(description="Image id", continuous_update=False, layout=Layout(width="220px"))
         super().__init__([control_row(self.back, self.on, self.number, self.of, self.text, self.said)])
@@ -443,28 +548,35 @@ class Picker(Box):
         "The position in the list, -1 outside it."
         return self.ids.index(self.image_id) if self.image_id in self.ids else -1
 
-    def go(self,
-        position:int, # in the list; the ends are as far as it goes
+    def go(
+        self,
+        position: int,  # in the list; the ends are as far as it goes
     ):
         "Go to an image by its position."
-        if self.ids: self.image_id = self.ids[min(max(position, 0), len(self.ids) - 1)]
+        if self.ids:
+            self.image_id = self.ids[min(max(position, 0), len(self.ids) - 1)]
         self._redraw()
 
     @validate("image_id")
     def _is_known(self, proposal):
-        if proposal.value and proposal.value not in self.known: raise ValueError(f"no image {proposal.value!r}; there are {len(self.known)}")
+        if proposal.value and proposal.value not in self.known:
+            raise ValueError(f"no image {proposal.value!r}; there are {len(self.known)}")
         return proposal.value
 
     def _find(self, text):
-        if text.strip() in self.known: self.image_id = text.strip()
+        if text.strip() in self.known:
+            self.image_id = text.strip()
         self._redraw()
-        if text.strip() not in self.known: self.said.value = f"<b>no image {html.escape(repr(text[:60]))}</b>"
+        if text.strip() not in self.known:
+            self.said.value = f"<b>no image {html.escape(repr(text[:60]))}</b>"
 
     def _redraw(self, change=None):
-        self._quiet = True # what is written into the controls must not come back as if a hand had moved them
+        self._quiet = True  # what is written into the controls must not come back as if a hand had moved them
         at, n = self.at, len(self.ids)
         self.number.max, self.number.value, self.text.value = n, at + 1, self.image_id
         self.said.value = ""
-        self.of.value = f"of {n:,}{html.escape(self.note)}" + (" (this one is not among them)" if self.image_id and at < 0 else "")
+        self.of.value = f"of {n:,}{html.escape(self.note)}" + (
+            " (this one is not among them)" if self.image_id and at < 0 else ""
+        )
         self.back.disabled, self.on.disabled = at <= 0, at >= n - 1
         self._quiet = False

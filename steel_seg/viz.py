@@ -7,7 +7,8 @@ __all__ = ['PALETTE', 'COMPARE', 'class_colours', 'overlay', 'compare', 'to_png'
            'level_layer', 'legend', 'gallery', 'plot_surface', 'plot_history', 'plot_classes', 'plot_scores']
 
 # %% ../nbs/13_viz.ipynb #fb062f62
-import io, math
+import io
+import math
 
 import cv2
 import matplotlib.pyplot as plt
@@ -18,15 +19,19 @@ from matplotlib.patches import Patch
 from PIL import Image
 
 # %% ../nbs/13_viz.ipynb #e36b0826
-PALETTE = np.array( # Okabe & Ito, Color Universal Design, 2008 (jfly.uni-koeln.de/color), without black
-    [(230, 159, 0), (86, 180, 233), (0, 158, 115), (213, 94, 0), (204, 121, 167), (240, 228, 66), (0, 114, 178)], np.uint8)
-COMPARE = {"hit": (86, 180, 233), "missed": (213, 94, 0), "false": (240, 228, 66)} # they differ in lightness as well
+PALETTE = np.array(  # Okabe & Ito, Color Universal Design, 2008 (jfly.uni-koeln.de/color), without black
+    [(230, 159, 0), (86, 180, 233), (0, 158, 115), (213, 94, 0), (204, 121, 167), (240, 228, 66), (0, 114, 178)],
+    np.uint8,
+)
+COMPARE = {"hit": (86, 180, 233), "missed": (213, 94, 0), "false": (240, 228, 66)}  # they differ in lightness as well
+
 
 def class_colours(
-    n_classes:int, # how many; with more than 7 the colours begin again
+    n_classes: int,  # how many; with more than 7 the colours begin again
 ) -> dict:
     "Legend entries of n classes: name to RGB, by ClassId as people know them."
     return {f"class {k + 1}": tuple(PALETTE[k % len(PALETTE)].tolist()) for k in range(n_classes)}
+
 
 def _rgb(image):
     "A copy of an image as (H,W,3) uint8."
@@ -35,27 +40,39 @@ def _rgb(image):
         raise ValueError(f"an image must be uint8, (H,W) or (H,W,3); got {image.dtype} {image.shape}")
     return np.repeat(image[..., None], 3, 2) if image.ndim == 2 else image.copy()
 
+
 def _paint(rgb, mask, colour, alpha, contour):
     "Tint the pixels of one mask in place; its outline lies inside it."
-    if not mask.any(): return
+    if not mask.any():
+        return
     colour = np.array(colour, np.float32)
-    rgb[mask] = np.rint((1 - alpha)*rgb[mask] + alpha*colour)
-    if contour: rgb[_outline(mask)] = colour
+    rgb[mask] = np.rint((1 - alpha) * rgb[mask] + alpha * colour)
+    if contour:
+        rgb[_outline(mask)] = colour
+
 
 def _outline(mask):
     "The outermost pixels of a bool mask: two of them on a strip 256 high."
-    core = cv2.erode(mask.view(np.uint8), np.ones((3, 3), np.uint8), iterations=max(1, round(mask.shape[0]/128)), borderType=cv2.BORDER_CONSTANT, borderValue=0)
+    core = cv2.erode(
+        mask.view(np.uint8),
+        np.ones((3, 3), np.uint8),
+        iterations=max(1, round(mask.shape[0] / 128)),
+        borderType=cv2.BORDER_CONSTANT,
+        borderValue=0,
+    )
     return mask & (core == 0)
 
+
 def _check_alpha(alpha):
-    if not 0 <= alpha <= 1: raise ValueError(f"alpha {alpha} is not between 0 and 1")
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha {alpha} is not between 0 and 1")
 
 # %% ../nbs/13_viz.ipynb #a1964733
 def overlay(
-    image:np.ndarray, # (H,W) or (H,W,3) uint8
-    mask:np.ndarray,  # (C,H,W), nonzero is defect; or (H,W), which is painted as class 1
-    alpha:float=.35,  # how much of the colour: 0 leaves the steel, 1 hides it
-    contour:bool=True, # outline in the full colour, inside the mask
+    image: np.ndarray,  # (H,W) or (H,W,3) uint8
+    mask: np.ndarray,  # (C,H,W), nonzero is defect; or (H,W), which is painted as class 1
+    alpha: float = 0.35,  # how much of the colour: 0 leaves the steel, 1 hides it
+    contour: bool = True,  # outline in the full colour, inside the mask
 ) -> np.ndarray:
     """The strip with its masks in their classes' colours, (H,W,3) uint8 RGB.
 
@@ -64,104 +81,130 @@ def overlay(
     """
     rgb, mask = _rgb(image), np.asarray(mask)
     _check_alpha(alpha)
-    if mask.ndim == 2: mask = mask[None]
-    if mask.ndim != 3 or mask.shape[1:] != rgb.shape[:2]: raise ValueError(f"a mask of shape {mask.shape} does not fit an image of {rgb.shape[:2]}")
-    for k, m in enumerate(mask != 0): _paint(rgb, m, PALETTE[k % len(PALETTE)], alpha, contour)
+    if mask.ndim == 2:
+        mask = mask[None]
+    if mask.ndim != 3 or mask.shape[1:] != rgb.shape[:2]:
+        raise ValueError(f"a mask of shape {mask.shape} does not fit an image of {rgb.shape[:2]}")
+    for k, m in enumerate(mask != 0):
+        _paint(rgb, m, PALETTE[k % len(PALETTE)], alpha, contour)
     return rgb
 
 # %% ../nbs/13_viz.ipynb #be07885a
 def compare(
-    image:np.ndarray, # (H,W) or (H,W,3) uint8
-    truth:np.ndarray, # (H,W), nonzero is defect
-    pred:np.ndarray,  # (H,W), nonzero is predicted
-    alpha:float=.5,   # as in `overlay`
-    contour:bool=True,
+    image: np.ndarray,  # (H,W) or (H,W,3) uint8
+    truth: np.ndarray,  # (H,W), nonzero is defect
+    pred: np.ndarray,  # (H,W), nonzero is predicted
+    alpha: float = 0.5,  # as in `overlay`
+    contour: bool = True,
 ) -> np.ndarray:
     "One class of one strip: hit, missed and false pixels in the colours of `COMPARE`, (H,W,3) uint8 RGB; the rest is untouched."
     rgb, truth, pred = _rgb(image), np.asarray(truth), np.asarray(pred)
     _check_alpha(alpha)
     for name, mask in ("truth", truth), ("pred", pred):
-        if mask.shape != rgb.shape[:2]: raise ValueError(f"{name} of shape {mask.shape} does not fit an image of {rgb.shape[:2]}: give one class, (H,W)")
+        if mask.shape != rgb.shape[:2]:
+            raise ValueError(
+                f"{name} of shape {mask.shape} does not fit an image of {rgb.shape[:2]}: give one class, (H,W)"
+            )
     truth, pred = truth != 0, pred != 0
-    for name, mask in ("hit", truth & pred), ("missed", truth & ~pred), ("false", pred & ~truth): _paint(rgb, mask, COMPARE[name], alpha, contour)
+    for name, mask in ("hit", truth & pred), ("missed", truth & ~pred), ("false", pred & ~truth):
+        _paint(rgb, mask, COMPARE[name], alpha, contour)
     return rgb
 
 # %% ../nbs/13_viz.ipynb #3e683564
 def to_png(
-    image:np.ndarray, # (H,W) grey or (H,W,3) RGB, uint8
+    image: np.ndarray,  # (H,W) grey or (H,W,3) RGB, uint8
 ) -> bytes:
     "The image as a PNG file's bytes, packed fast rather than small (for widgets and reports)."
     image = np.asarray(image)
     rgb = _rgb(image)
     ok, data = cv2.imencode(".png", image if image.ndim == 2 else rgb[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 2])
-    if not ok: raise ValueError(f"an image of shape {image.shape} cannot be packed as PNG")
+    if not ok:
+        raise ValueError(f"an image of shape {image.shape} cannot be packed as PNG")
     return data.tobytes()
 
+
 def layer_png(
-    index:np.ndarray, # (H,W) uint8, positions in `colours`; 0 shows nothing
-    colours,          # up to 255 of (R,G,B,A), for 1, 2, ...
+    index: np.ndarray,  # (H,W) uint8, positions in `colours`; 0 shows nothing
+    colours,  # up to 255 of (R,G,B,A), for 1, 2, ...
 ) -> bytes:
     "A PNG with a palette, transparent where `index` is 0. Raises `ValueError` where an index has no colour."
-    if index.dtype != np.uint8 or index.ndim != 2: raise ValueError(f"an index must be uint8 (H,W), not {index.dtype} {index.shape}")
+    if index.dtype != np.uint8 or index.ndim != 2:
+        raise ValueError(f"an index must be uint8 (H,W), not {index.dtype} {index.shape}")
     colours = np.array([(0, 0, 0, 0), *colours], np.uint8)
-    if index.max(initial=0) >= len(colours): raise ValueError(f"index {index.max()} of a layer with {len(colours) - 1} colours")
+    if index.max(initial=0) >= len(colours):
+        raise ValueError(f"index {index.max()} of a layer with {len(colours) - 1} colours")
     image, data = Image.fromarray(index), io.BytesIO()
     image.putpalette(colours[:, :3].tobytes())
     image.save(data, "png", compress_level=1, transparency=colours[:, 3].tobytes())
     return data.getvalue()
+
 
 def _layer(masks, colours, alpha, contour):
     "Bool masks, each over those before it, as a layer: two entries of the palette each, its inside and its outline."
     _check_alpha(alpha)
     index = np.zeros(masks[0].shape, np.uint8)
     for k, mask in enumerate(masks):
-        if not mask.any(): continue
-        index[mask] = 2*k + 1
-        if contour: index[_outline(mask)] = 2*k + 2
-    return layer_png(index, [(*colour, a) for colour in colours for a in (round(255*alpha), 255)])
+        if not mask.any():
+            continue
+        index[mask] = 2 * k + 1
+        if contour:
+            index[_outline(mask)] = 2 * k + 2
+    return layer_png(index, [(*colour, a) for colour in colours for a in (round(255 * alpha), 255)])
+
 
 def mask_layer(
-    mask:np.ndarray,   # (C,H,W), nonzero is defect; up to 127 classes
-    alpha:float=.35,   # as in `overlay`
-    contour:bool=True,
+    mask: np.ndarray,  # (C,H,W), nonzero is defect; up to 127 classes
+    alpha: float = 0.35,  # as in `overlay`
+    contour: bool = True,
 ) -> bytes:
     "What `overlay` paints, as a PNG to lie over the picture."
     mask = np.asarray(mask) != 0
-    if mask.ndim != 3: raise ValueError(f"masks must be (C,H,W), not {mask.shape}")
+    if mask.ndim != 3:
+        raise ValueError(f"masks must be (C,H,W), not {mask.shape}")
     return _layer(mask, list(class_colours(len(mask)).values()), alpha, contour)
 
+
 def compare_layer(
-    truth:np.ndarray,  # (H,W) of one class, or (C,H,W); nonzero is defect
-    pred:np.ndarray,   # of the same shape; nonzero is predicted
-    alpha:float=.5,    # as in `compare`
-    contour:bool=True,
+    truth: np.ndarray,  # (H,W) of one class, or (C,H,W); nonzero is defect
+    pred: np.ndarray,  # of the same shape; nonzero is predicted
+    alpha: float = 0.5,  # as in `compare`
+    contour: bool = True,
 ) -> bytes:
     "What `compare` paints, as a PNG to lie over the picture. Of several classes together: false lies over missed, missed over hit."
     _check_alpha(alpha)
     truth, pred = (np.asarray(x) for x in (truth, pred))
-    if truth.shape != pred.shape or truth.ndim not in (2, 3): raise ValueError(f"truth of {truth.shape} and pred of {pred.shape}: expected (H,W) or (C,H,W) twice")
+    if truth.shape != pred.shape or truth.ndim not in (2, 3):
+        raise ValueError(f"truth of {truth.shape} and pred of {pred.shape}: expected (H,W) or (C,H,W) twice")
     pairs, part = zip(truth, pred) if truth.ndim == 3 else [(truth, pred)], np.zeros(truth.shape[-2:], np.uint8)
-    for t, p in pairs: # 1 is hit, 2 missed, 3 false: whole arrays of bytes all the way, since this is drawn at every move of a slider
+    for (
+        t,
+        p,
+    ) in (
+        pairs
+    ):  # 1 is hit, 2 missed, 3 false: whole arrays of bytes all the way, since this is drawn at every move of a slider
         t, p = (t != 0).view(np.uint8), (p != 0).view(np.uint8)
-        np.maximum(part, 2*t + 3*p - 4*(t & p), out=part)
-    index = (2*part - 1)*(part > 0) + (_edge(part) if contour else 0)
-    return layer_png(index, [(*colour, a) for colour in COMPARE.values() for a in (round(255*alpha), 255)])
+        np.maximum(part, 2 * t + 3 * p - 4 * (t & p), out=part)
+    index = (2 * part - 1) * (part > 0) + (_edge(part) if contour else 0)
+    return layer_png(index, [(*colour, a) for colour in COMPARE.values() for a in (round(255 * alpha), 255)])
+
 
 def _edge(part):
     "The outermost pixels of every part of a map whose 0 is no part, as `_outline` has them of one mask."
-    k = np.ones((2*max(1, round(part.shape[0]/128)) + 1,)*2, np.uint8)
+    k = np.ones((2 * max(1, round(part.shape[0] / 128)) + 1,) * 2, np.uint8)
     low, high = (f(part, k, borderType=cv2.BORDER_CONSTANT, borderValue=0) for f in (cv2.erode, cv2.dilate))
     return ((low != high) & (part > 0)).view(np.uint8)
 
-_HEAT = np.rint(255*colormaps["viridis"](np.linspace(0, 1, 255))).astype(np.uint8)
+
+_HEAT = np.rint(255 * colormaps["viridis"](np.linspace(0, 1, 255))).astype(np.uint8)
 _HEAT[:, 3] = 190
 
+
 def level_layer(
-    levels:np.ndarray, # (H,W) uint8
-    least:int=1,       # levels below it are not shown
+    levels: np.ndarray,  # (H,W) uint8
+    least: int = 1,  # levels below it are not shown
 ) -> bytes:
     "Probabilities as a PNG to lie over the picture, dark to light."
-    return layer_png(levels*(levels >= max(1, least)), _HEAT)
+    return layer_png(levels * (levels >= max(1, least)), _HEAT)
 
 # %% ../nbs/13_viz.ipynb #10812f39
 def _figure(width, height, **kwargs):
@@ -170,45 +213,62 @@ def _figure(width, height, **kwargs):
     plt.close(fig)
     return fig
 
+
 def legend(
-    ax,           # matplotlib Axes
-    colours=None, # name to RGB 0..255; None for hit, missed, false; `class_colours(n)` for classes
-    **kwargs,     # for `Axes.legend`
+    ax,  # matplotlib Axes
+    colours=None,  # name to RGB 0..255; None for hit, missed, false; `class_colours(n)` for classes
+    **kwargs,  # for `Axes.legend`
 ):
     "Add a legend of colour patches to an Axes; returns the legend."
     colours = COMPARE if colours is None else colours
-    handles = [Patch(facecolor=np.array(c)/255, edgecolor="0.3", linewidth=.5, label=name) for name, c in colours.items()]
-    return ax.legend(handles=handles, **{"ncols": len(handles), "loc": "lower right", "fontsize": 8, "framealpha": .85, "handlelength": 1.2, **kwargs})
+    handles = [
+        Patch(facecolor=np.array(c) / 255, edgecolor="0.3", linewidth=0.5, label=name) for name, c in colours.items()
+    ]
+    return ax.legend(
+        handles=handles,
+        **{
+            "ncols": len(handles),
+            "loc": "lower right",
+            "fontsize": 8,
+            "framealpha": 0.85,
+            "handlelength": 1.2,
+            **kwargs,
+        },
+    )
+
 
 def gallery(
-    images,          # list of (H,W) or (H,W,3) uint8 arrays, of any sizes
-    titles=None,     # list of as many strings
-    columns:int=1,   # pictures side by side
-    width:float=10., # inches
-    colours=None,    # a legend below the last row: name to RGB, as for `legend`
+    images,  # list of (H,W) or (H,W,3) uint8 arrays, of any sizes
+    titles=None,  # list of as many strings
+    columns: int = 1,  # pictures side by side
+    width: float = 10.0,  # inches
+    colours=None,  # a legend below the last row: name to RGB, as for `legend`
 ) -> Figure:
     "Pictures in rows, each with its title above it at the left, none distorted; `ValueError` where the counts differ or there is none."
     images = [_rgb(i) for i in images]
-    titles = [""]*len(images) if titles is None else [str(t) for t in titles]
-    if not images: raise ValueError("a gallery needs at least one image")
-    if len(titles) != len(images): raise ValueError(f"{len(images)} images, but {len(titles)} titles")
-    if columns < 1: raise ValueError(f"columns {columns} is less than 1")
-    rows, gap, head = math.ceil(len(images)/columns), .1, .24 if any(titles) else .06
-    wide = (width - gap*(columns - 1))/columns
-    tall = [max(wide*i.shape[0]/i.shape[1] for i in images[r*columns:(r + 1)*columns]) for r in range(rows)]
-    height = sum(tall) + rows*head + (.32 if colours else 0)
+    titles = [""] * len(images) if titles is None else [str(t) for t in titles]
+    if not images:
+        raise ValueError("a gallery needs at least one image")
+    if len(titles) != len(images):
+        raise ValueError(f"{len(images)} images, but {len(titles)} titles")
+    if columns < 1:
+        raise ValueError(f"columns {columns} is less than 1")
+    rows, gap, head = math.ceil(len(images) / columns), 0.1, 0.24 if any(titles) else 0.06
+    wide = (width - gap * (columns - 1)) / columns
+    tall = [max(wide * i.shape[0] / i.shape[1] for i in images[r * columns : (r + 1) * columns]) for r in range(rows)]
+    height = sum(tall) + rows * head + (0.32 if colours else 0)
     fig, top = _figure(width, height), height
     for r in range(rows):
         top -= head
-        for k, image in enumerate(images[r*columns:(r + 1)*columns]):
-            high = wide*image.shape[0]/image.shape[1]
-            ax = fig.add_axes((k*(wide + gap)/width, (top - high)/height, wide/width, high/height))
+        for k, image in enumerate(images[r * columns : (r + 1) * columns]):
+            high = wide * image.shape[0] / image.shape[1]
+            ax = fig.add_axes((k * (wide + gap) / width, (top - high) / height, wide / width, high / height))
             ax.imshow(image, aspect="auto", interpolation="antialiased")
             ax.set_axis_off()
-            ax.set_title(titles[r*columns + k], loc="left", fontsize=9, pad=3)
+            ax.set_title(titles[r * columns + k], loc="left", fontsize=9, pad=3)
         top -= tall[r]
     if colours:
-        ax = fig.add_axes((0, 0, 1, .3/height))
+        ax = fig.add_axes((0, 0, 1, 0.3 / height))
         ax.set_axis_off()
         legend(ax, colours, loc="center left", frameon=False, borderaxespad=0)
     return fig
@@ -219,38 +279,48 @@ def _ticks(values, n=6):
     at = np.unique(np.linspace(0, len(values) - 1, min(n, len(values))).round().astype(int))
     return at, [values[i] for i in at]
 
+
 def plot_surface(
-    surface:np.ndarray, # (T,A) mean Dice
-    threshes,           # T levels 1..255, rising
-    min_areas,          # A minimum areas in pixels, rising, in any steps
-    ax=None,            # Axes to draw on; a new figure's if None
-    point=None,         # (thresh, min_area) to mark
+    surface: np.ndarray,  # (T,A) mean Dice
+    threshes,  # T levels 1..255, rising
+    min_areas,  # A minimum areas in pixels, rising, in any steps
+    ax=None,  # Axes to draw on; a new figure's if None
+    point=None,  # (thresh, min_area) to mark
 ):
     "Draw a (threshold, minimum area) surface with the marked point; thresholds are shown as probabilities. Returns the Axes."
     surface, threshes, min_areas = np.asarray(surface, float), np.asarray(threshes), np.asarray(min_areas)
     if surface.shape != (len(threshes), len(min_areas)):
-        raise ValueError(f"a surface of shape {surface.shape} does not fit {len(threshes)} thresholds and {len(min_areas)} minimum areas")
-    if ax is None: ax = _figure(6, 3.6, layout="constrained").subplots()
+        raise ValueError(
+            f"a surface of shape {surface.shape} does not fit {len(threshes)} thresholds and {len(min_areas)} minimum areas"
+        )
+    if ax is None:
+        ax = _figure(6, 3.6, layout="constrained").subplots()
     shown = ax.imshow(surface.T, origin="lower", aspect="auto", cmap="cividis", interpolation="nearest")
     if min(surface.shape) > 1 and np.nanmin(surface) < np.nanmax(surface):
         best = np.nanmax(surface)
-        ax.contour(surface.T, levels=[best - .01, best - .002], colors="black", linewidths=[.6, 1.3])
+        ax.contour(surface.T, levels=[best - 0.01, best - 0.002], colors="black", linewidths=[0.6, 1.3])
     at, level = _ticks(threshes)
-    ax.set_xticks(at, [f"{t/255:.2f}" for t in level])
+    ax.set_xticks(at, [f"{t / 255:.2f}" for t in level])
     at, area = _ticks(min_areas)
     ax.set_yticks(at, [f"{a:,}" for a in area])
     ax.set(xlabel="threshold (probability)", ylabel="minimum area (pixels)")
     if point is not None:
-        x, y = np.interp(point[0], threshes, np.arange(len(threshes))), np.interp(point[1], min_areas, np.arange(len(min_areas)))
-        ax.plot(x, y, "o", ms=9, mfc=PALETTE[3]/255, mec="white", mew=1.5)
-        ax.set_title(f"threshold {point[0]/255:.3f} (level {point[0]}), minimum area {point[1]:,}", fontsize=10, loc="left")
+        x, y = (
+            np.interp(point[0], threshes, np.arange(len(threshes))),
+            np.interp(point[1], min_areas, np.arange(len(min_areas))),
+        )
+        ax.plot(x, y, "o", ms=9, mfc=PALETTE[3] / 255, mec="white", mew=1.5)
+        ax.set_title(
+            f"threshold {point[0] / 255:.3f} (level {point[0]}), minimum area {point[1]:,}", fontsize=10, loc="left"
+        )
     ax.figure.colorbar(shown, ax=ax, label="mean Dice")
     return ax
 
 # %% ../nbs/13_viz.ipynb #b032cfec
 def _fold_style(fold, n):
     "A fold's colour, the same whether it is drawn alone or beside others; points where there are few epochs."
-    return {"color": PALETTE[[6, 3, 2, 0, 4, 1, 5][int(fold) % 7]]/255, "marker": "." if n < 40 else None}
+    return {"color": PALETTE[[6, 3, 2, 0, 4, 1, 5][int(fold) % 7]] / 255, "marker": "." if n < 40 else None}
+
 
 def _over_epochs(ax, title):
     "Dress an Axes whose x is the epoch."
@@ -258,88 +328,131 @@ def _over_epochs(ax, title):
     ax.set_xlabel("epoch")
     ax.xaxis.get_major_locator().set_params(integer=True)
     low, high = ax.get_xlim()
-    if high - low < .5: ax.set_xlim(low - .5, high + .5) # one epoch: no ticks between whole numbers
-    ax.grid(alpha=.3)
+    if high - low < 0.5:
+        ax.set_xlim(low - 0.5, high + 0.5)  # one epoch: no ticks between whole numbers
+    ax.grid(alpha=0.3)
     ax.spines[["top", "right"]].set_visible(False)
+
 
 def _stages(h):
     "A fold's history in parts: what was trained with one loss and one plan of rates."
     return [part for _, part in h.groupby("stage")] if "stage" in h else [h]
 
+
 def _mark_stages(axes, history):
     "An upright line between the stages of each fold; whether there is one."
-    between = {part.epoch.iloc[0] - .5 for _, h in history.groupby("fold") for part in _stages(h)[1:]}
+    between = {part.epoch.iloc[0] - 0.5 for _, h in history.groupby("fold") for part in _stages(h)[1:]}
     for x in between:
-        for ax in axes: ax.axvline(x, lw=1.2, color=".7", zorder=0)
+        for ax in axes:
+            ax.axvline(x, lw=1.2, color=".7", zorder=0)
     return len(between) > 0
 
+
 def plot_history(
-    history,        # DataFrame with columns fold, epoch, loss, val_loss, score, lr, perhaps stage; a row an epoch
-    reference=None, # fold to a score to compare with, as a dotted line: what predicting nothing scores
+    history,  # DataFrame with columns fold, epoch, loss, val_loss, score, lr, perhaps stage; a row an epoch
+    reference=None,  # fold to a score to compare with, as a dotted line: what predicting nothing scores
 ) -> Figure:
     "Loss (training thin, validation thick), validation score and learning rate over the epochs, a colour a fold; an upright line where the next stage begins, whose loss may be another."
     missing = [k for k in ("fold", "epoch", "loss", "val_loss", "score", "lr") if k not in history.columns]
-    if missing: raise ValueError(f"the history has no column {missing[0]!r}; it has {', '.join(map(str, history.columns))}")
+    if missing:
+        raise ValueError(f"the history has no column {missing[0]!r}; it has {', '.join(map(str, history.columns))}")
     fig = _figure(10, 2.8, layout="constrained")
     axes = fig.subplots(1, 3)
     for fold, h in history.groupby("fold"):
         style = _fold_style(fold, len(h))
         for part in _stages(h):
-            axes[0].plot(part.epoch, part.loss, lw=.8, ls="--", **{**style, "marker": "_" if len(part) == 1 else None}) # a line of one point is none
-            axes[0].plot(part.epoch, part.val_loss, lw=1.8, **{**style, "marker": "o" if len(part) == 1 else style["marker"]})
+            axes[0].plot(
+                part.epoch, part.loss, lw=0.8, ls="--", **{**style, "marker": "_" if len(part) == 1 else None}
+            )  # a line of one point is none
+            axes[0].plot(
+                part.epoch, part.val_loss, lw=1.8, **{**style, "marker": "o" if len(part) == 1 else style["marker"]}
+            )
         axes[1].plot(h.epoch, h.score, lw=1.8, label=f"fold {fold}", **style)
         axes[2].plot(h.epoch, h.lr, lw=1.8, **style)
-        if fold in (reference or {}): axes[1].axhline(reference[fold], lw=1.2, ls=":", color=style["color"])
+        if fold in (reference or {}):
+            axes[1].axhline(reference[fold], lw=1.2, ls=":", color=style["color"])
     rate = "learning rate (upright: the next stage)" if _mark_stages(axes, history) else "learning rate"
-    for ax, title in zip(axes, ("loss (dashed: training)", "mean Dice (dotted: nothing predicted)" if reference else "mean Dice on validation", rate)): _over_epochs(ax, title)
-    if history.fold.nunique() <= 10 and len(history): axes[1].legend(fontsize=8, frameon=False)
+    for ax, title in zip(
+        axes,
+        (
+            "loss (dashed: training)",
+            "mean Dice (dotted: nothing predicted)" if reference else "mean Dice on validation",
+            rate,
+        ),
+    ):
+        _over_epochs(ax, title)
+    if history.fold.nunique() <= 10 and len(history):
+        axes[1].legend(fontsize=8, frameon=False)
     return fig
 
+
 def plot_classes(
-    history,        # DataFrame with columns fold, epoch and the scores to draw; a row an epoch
-    scores,         # column to title, a panel each
-    reference=None, # column to {fold: score}, as dotted lines
+    history,  # DataFrame with columns fold, epoch and the scores to draw; a row an epoch
+    scores,  # column to title, a panel each
+    reference=None,  # column to {fold: score}, as dotted lines
 ) -> Figure:
     "Scores over the epochs in small panels, a colour a fold, each with its own scale; raises `ValueError` for a column that is not there."
     missing = [k for k in ("fold", "epoch", *scores) if k not in history.columns]
-    if missing or not scores: raise ValueError(f"the history has no column {missing[0]!r}; it has {', '.join(map(str, history.columns))}" if missing else "no scores to draw")
-    rows = math.ceil(len(scores)/6)
-    columns = math.ceil(len(scores)/rows)
-    fig = _figure(10, 2.1*rows, layout="constrained")
+    if missing or not scores:
+        raise ValueError(
+            f"the history has no column {missing[0]!r}; it has {', '.join(map(str, history.columns))}"
+            if missing
+            else "no scores to draw"
+        )
+    rows = math.ceil(len(scores) / 6)
+    columns = math.ceil(len(scores) / rows)
+    fig = _figure(10, 2.1 * rows, layout="constrained")
     axes = fig.subplots(rows, columns, squeeze=False).ravel()
     for ax, (column, title) in zip(axes, scores.items()):
         _mark_stages([ax], history)
         for fold, h in history.groupby("fold"):
             style = _fold_style(fold, len(h))
             ax.plot(h.epoch, h[column], lw=1.5, **style)
-            if fold in (reference or {}).get(column, {}): ax.axhline(reference[column][fold], lw=1.2, ls=":", color=style["color"])
+            if fold in (reference or {}).get(column, {}):
+                ax.axhline(reference[column][fold], lw=1.2, ls=":", color=style["color"])
         _over_epochs(ax, title)
         ax.tick_params(labelsize=8)
-    for ax in axes[len(scores):]: ax.set_axis_off()
+    for ax in axes[len(scores) :]:
+        ax.set_axis_off()
     return fig
 
 # %% ../nbs/13_viz.ipynb #7b77b265
 def plot_scores(
-    scores,         # name to score, or to something with value, low and high (`Interval`)
-    reference=None, # name to score of something to beat, as an upright mark: all-empty, say
-    ax=None,        # Axes to draw on; a new figure's if None
-    label="all empty", # what the reference is
+    scores,  # name to score, or to something with value, low and high (`Interval`)
+    reference=None,  # name to score of something to beat, as an upright mark: all-empty, say
+    ax=None,  # Axes to draw on; a new figure's if None
+    label="all empty",  # what the reference is
 ):
     "Bars of scores 0..1 with their intervals, the number beside each; NaN is shown as none. Returns the Axes."
-    if len(scores) == 0: raise ValueError("no scores to draw")
+    if len(scores) == 0:
+        raise ValueError("no scores to draw")
     reference = {} if reference is None else dict(reference)
-    if ax is None: ax = _figure(7, .7 + .34*len(scores), layout="constrained").subplots()
+    if ax is None:
+        ax = _figure(7, 0.7 + 0.34 * len(scores), layout="constrained").subplots()
     for y, (name, score) in enumerate(scores.items()):
         value, low, high = (float(getattr(score, k, score)) for k in ("value", "low", "high"))
-        if math.isnan(value): ax.text(.01, y, "none", va="center", fontsize=8); continue
-        ax.barh(y, value, height=.62, color=PALETTE[6]/255 if y == 0 else PALETTE[1]/255)
-        if high > low: ax.errorbar(value, y, xerr=[[max(value - low, 0)], [max(high - value, 0)]], color="black", lw=1.2, capsize=3)
+        if math.isnan(value):
+            ax.text(0.01, y, "none", va="center", fontsize=8)
+            continue
+        ax.barh(y, value, height=0.62, color=PALETTE[6] / 255 if y == 0 else PALETTE[1] / 255)
+        if high > low:
+            ax.errorbar(
+                value, y, xerr=[[max(value - low, 0)], [max(high - value, 0)]], color="black", lw=1.2, capsize=3
+            )
         text = f"{value:.4f}" + (f"  ({low:.4f} to {high:.4f})" if high > low else "")
         ax.text(1.02, y, text, va="center", fontsize=8, transform=ax.get_yaxis_transform())
-        if name in reference: ax.plot([reference[name]]*2, [y - .4, y + .4], color=PALETTE[3]/255, lw=2.5, label=label if y == 0 else None)
+        if name in reference:
+            ax.plot(
+                [reference[name]] * 2,
+                [y - 0.4, y + 0.4],
+                color=PALETTE[3] / 255,
+                lw=2.5,
+                label=label if y == 0 else None,
+            )
     ax.set_yticks(range(len(scores)), list(scores))
-    ax.set(xlim=(0, 1), ylim=(len(scores) - .45, -.55))
+    ax.set(xlim=(0, 1), ylim=(len(scores) - 0.45, -0.55))
     ax.set_xlabel("mean Dice", fontsize=9)
-    if reference: ax.legend(fontsize=8, frameon=False, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0)
+    if reference:
+        ax.legend(fontsize=8, frameon=False, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0)
     ax.spines[["top", "right"]].set_visible(False)
     return ax

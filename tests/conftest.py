@@ -1,9 +1,9 @@
 """Real data lies beside the repository, where it is at hand; the tests that need it are marked and skip without it."""
+
 from pathlib import Path
 
 import pytest
 from made import CASES, make_run
-from live import browser, browser_home, lab, notebook7, servers, voila  # fixtures: widgets in a real browser
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 

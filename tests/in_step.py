@@ -1,8 +1,9 @@
 """Notebooks clean, exports in step, README made from nbs/index.ipynb: checked on a copy, so that checking changes nothing.
 
-    python tests/in_step.py            # say what is out of step, exit 1
-    python tests/in_step.py --write    # make README.md again (nbdev_export and nbdev_clean do the rest)
+python tests/in_step.py            # say what is out of step, exit 1
+python tests/in_step.py --write    # make README.md again (nbdev_export and nbdev_clean do the rest)
 """
+
 import filecmp
 import json
 import os
@@ -51,7 +52,11 @@ def without_live_views(text):
     nb = json.loads(text)
     for cell in nb["cells"]:
         if "outputs" in cell:
-            cell["outputs"] = [o for o in cell["outputs"] if o.get("name") != "stderr" and set(o.get("data", {"a"})) - {LIVE, "text/plain"}]
+            cell["outputs"] = [
+                o
+                for o in cell["outputs"]
+                if o.get("name") != "stderr" and set(o.get("data", {"a"})) - {LIVE, "text/plain"}
+            ]
             for o in cell["outputs"]:
                 o.get("data", {}).pop(LIVE, None)
     nb["metadata"].pop("widgets", None)
@@ -79,7 +84,9 @@ def faults(root):
             if not filecmp.cmp(path, root / name, shallow=False):
                 found.append(f"{name}: not clean; run `make export`")
             elif LIVE in path.read_text(encoding="utf-8"):
-                found.append(f"{name}: holds a widget's live view, which is nothing without its kernel; run `make export`")
+                found.append(
+                    f"{name}: holds a widget's live view, which is nothing without its kernel; run `make export`"
+                )
         names = {p.name for top in (copy, root) for p in (top / "steel_seg").glob("*.py")}
         for name in sorted(names):
             old, new = root / "steel_seg" / name, copy / "steel_seg" / name

@@ -12,6 +12,7 @@ The browser is the one that STEEL_SEG_BROWSER names, else a Chromium or Chrome o
 none the tests skip, but not where CI is set. Playwright keeps an event loop running in this thread as long as the browser is open, which is one
 module of tests: what behaves differently with a loop (`steel_seg.view.Later`) is tested in other modules.
 """
+
 import ast
 import json
 import os
@@ -30,7 +31,7 @@ import pytest
 
 NBS = Path(__file__).resolve().parents[1] / "nbs"
 SCREEN = {"width": 1280, "height": 900}
-ARGS = "--no-sandbox --disable-gpu --disable-background-networking --disable-component-update --disable-sync --no-first-run --disable-quic".split()
+ARGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run", "--disable-quic"]
 # Names of other machines lead nowhere, so that nothing can be fetched; that it was tried is still recorded.
 ARGS += ["--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1, EXCLUDE localhost"]
 # What a front end itself reports as an error, by its whole text and the script it comes from, and why it is harmless.
@@ -52,7 +53,8 @@ def browser_path(playwright):
     return next(filter(None, map(shutil.which, NAMES)), own if Path(own).is_file() else None)
 
 
-class NoBrowser(RuntimeError): pass
+class NoBrowser(RuntimeError):
+    pass
 
 
 @contextmanager
@@ -64,40 +66,85 @@ def open_browser(home):
         path = browser_path(playwright)
         if not path:
             raise NoBrowser(ADVICE)
-        context = playwright.chromium.launch_persistent_context(home, executable_path=path, args=ARGS, viewport=SCREEN, service_workers="block")
+        context = playwright.chromium.launch_persistent_context(
+            home, executable_path=path, args=ARGS, viewport=SCREEN, service_workers="block"
+        )
         context.set_default_timeout(20_000)
         yield context
         context.close()
 
 
 class Server:
-    "A Jupyter server on `root`: `kind` is \"lab\", \"notebook\" or \"voila\". It reads and writes no settings but those in `state`."
+    'A Jupyter server on `root`: `kind` is "lab", "notebook" or "voila". It reads and writes no settings but those in `state`.'
 
     def __init__(self, kind, root, state, env=None):
         self.root, self.log = Path(root), Path(state) / "log"
-        for name in ("data/kernels/python3", "config/labconfig", "settings/@jupyterlab/docmanager-extension", "settings/@jupyterlab/notebook-extension"):
+        for name in (
+            "data/kernels/python3",
+            "config/labconfig",
+            "settings/@jupyterlab/docmanager-extension",
+            "settings/@jupyterlab/notebook-extension",
+        ):
             (Path(state) / name).mkdir(parents=True)
         write = lambda name, value: (Path(state) / name).write_text(json.dumps(value), encoding="utf-8")
         # The kernel is this Python, whatever kernels the machine knows.
         argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-        write("data/kernels/python3/kernel.json", {"argv": argv, "display_name": "Python 3", "language": "python", "metadata": {"debugger": False}})
-        write("config/labconfig/page_config.json", {"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": True}})
+        write(
+            "data/kernels/python3/kernel.json",
+            {"argv": argv, "display_name": "Python 3", "language": "python", "metadata": {"debugger": False}},
+        )
+        write(
+            "config/labconfig/page_config.json",
+            {"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": True}},
+        )
         write("settings/@jupyterlab/docmanager-extension/plugin.jupyterlab-settings", {"autosave": False})
-        write("settings/@jupyterlab/notebook-extension/tracker.jupyterlab-settings", {"windowingMode": "none"})  # cells out of sight are there as well
+        write(
+            "settings/@jupyterlab/notebook-extension/tracker.jupyterlab-settings", {"windowingMode": "none"}
+        )  # cells out of sight are there as well
         with socket.socket() as s:
             s.bind(("127.0.0.1", 0))
             self.port = s.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
-        common = ["--expose-app-in-browser", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate", "--ServerApp.disable_check_xsrf=True", f"--ServerApp.root_dir={root}", "--allow-root"]
-        says = {"lab": ["jupyterlab", *common], "notebook": ["notebook", *common], "voila": ["voila", str(root), "--show_tracebacks=True"]}[kind]
+        common = [
+            "--expose-app-in-browser",
+            "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
+            "--ServerApp.disable_check_xsrf=True",
+            f"--ServerApp.root_dir={root}",
+            "--allow-root",
+        ]
+        says = {
+            "lab": ["jupyterlab", *common],
+            "notebook": ["notebook", *common],
+            "voila": ["voila", str(root), "--show_tracebacks=True"],
+        }[kind]
         name = "Voila" if kind == "voila" else "ServerApp"
-        says += [f"--{name}.ip=127.0.0.1", f"--{name}.port={self.port}", f"--{name}.port_retries=0", f"--{name}.open_browser=False", "--IdentityProvider.token="]
-        home = {f"JUPYTER_{k}": str(Path(state) / v) for k, v in {"CONFIG_DIR": "config", "DATA_DIR": "data", "RUNTIME_DIR": "runtime"}.items()}
-        home |= {"JUPYTERLAB_SETTINGS_DIR": str(Path(state) / "settings"), "JUPYTERLAB_WORKSPACES_DIR": str(Path(state) / "workspaces"), "IPYTHONDIR": str(Path(state) / "ipython"), "JUPYTER_PREFER_ENV_PATH": "0"}
-        if kind == "voila": # as `make app` has it
+        says += [
+            f"--{name}.ip=127.0.0.1",
+            f"--{name}.port={self.port}",
+            f"--{name}.port_retries=0",
+            f"--{name}.open_browser=False",
+            "--IdentityProvider.token=",
+        ]
+        home = {
+            f"JUPYTER_{k}": str(Path(state) / v)
+            for k, v in {"CONFIG_DIR": "config", "DATA_DIR": "data", "RUNTIME_DIR": "runtime"}.items()
+        }
+        home |= {
+            "JUPYTERLAB_SETTINGS_DIR": str(Path(state) / "settings"),
+            "JUPYTERLAB_WORKSPACES_DIR": str(Path(state) / "workspaces"),
+            "IPYTHONDIR": str(Path(state) / "ipython"),
+            "JUPYTER_PREFER_ENV_PATH": "0",
+        }
+        if kind == "voila":  # as `make app` has it
             home |= {"JUPYTER_PATH": str(NBS), "JUPYTER_CONFIG_PATH": str(NBS / "voila")}
         drop = {"JUPYTER_PATH", "JUPYTER_CONFIG_PATH", "JUPYTER_TOKEN"}
-        full = {**{k: v for k, v in os.environ.items() if k not in drop}, **home, "PYTHONPATH": str(NBS.parent), "OMP_NUM_THREADS": "1", **(env or {})}
+        full = {
+            **{k: v for k, v in os.environ.items() if k not in drop},
+            **home,
+            "PYTHONPATH": str(NBS.parent),
+            "OMP_NUM_THREADS": "1",
+            **(env or {}),
+        }
         with open(self.log, "wb") as log:
             self.process = subprocess.Popen([sys.executable, "-m", *says], stdout=log, stderr=log, env=full)
         self._wait()
@@ -112,7 +159,9 @@ class Server:
             except OSError:
                 if self.process.poll() is not None or time.monotonic() > end:
                     self.close()
-                    raise RuntimeError(f"the server did not start:\n{self.log.read_text(errors='replace')[-3000:]}") from None
+                    raise RuntimeError(
+                        f"the server did not start:\n{self.log.read_text(errors='replace')[-3000:]}"
+                    ) from None
                 time.sleep(0.05)
 
     def close(self):
@@ -125,26 +174,43 @@ class Server:
 
 
 class FrontEnd:
-    "A server and the browser that looks at it; `kind` is \"lab\", \"notebook\" or \"voila\"."
+    'A server and the browser that looks at it; `kind` is "lab", "notebook" or "voila".'
 
     def __init__(self, kind, server, context):
         self.kind, self.server, self.context, self.opened = kind, server, context, []
 
-    def open(self,
+    def open(
+        self,
         cells,  # source of each code cell, run in their order
-        name="", # of the notebook's file, without its ending
-        timeout=60, # seconds for all of it
+        name="",  # of the notebook's file, without its ending
+        timeout=60,  # seconds for all of it
     ):
         "Write a notebook, open it, run all of it, and wait until its widgets are there. Raises where a cell does."
         path = self.server.root / f"{name or uuid.uuid4().hex[:8]}.ipynb"
-        made = [{"id": f"cell{i}", "cell_type": "code", "source": source, "metadata": {}, "outputs": [], "execution_count": None} for i, source in enumerate(cells)]
-        spec = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}, "language_info": {"name": "python"}}
-        path.write_text(json.dumps({"cells": made, "metadata": spec, "nbformat": 4, "nbformat_minor": 5}), encoding="utf-8")
+        made = [
+            {
+                "id": f"cell{i}",
+                "cell_type": "code",
+                "source": source,
+                "metadata": {},
+                "outputs": [],
+                "execution_count": None,
+            }
+            for i, source in enumerate(cells)
+        ]
+        spec = {
+            "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"},
+            "language_info": {"name": "python"},
+        }
+        path.write_text(
+            json.dumps({"cells": made, "metadata": spec, "nbformat": 4, "nbformat_minor": 5}), encoding="utf-8"
+        )
         return self.look(path, timeout=timeout)
 
-    def look(self,
-        path,     # of a notebook below the server's root
-        run=True, # all its cells; Voilà always does
+    def look(
+        self,
+        path,  # of a notebook below the server's root
+        run=True,  # all its cells; Voilà always does
         timeout=60,
     ):
         "Open a notebook that is there."
@@ -170,13 +236,26 @@ class Opened:
         for event in ("request", "websocket"):
             self.page.on(event, lambda r: self._request(r.url))
         name = quote(path.relative_to(front.server.root).as_posix())
-        self.page.goto(front.server.url + {"lab": f"/lab/tree/{name}?reset", "notebook": f"/notebooks/{name}", "voila": f"/voila/render/{name}"}[front.kind], timeout=timeout)
+        self.page.goto(
+            front.server.url
+            + {"lab": f"/lab/tree/{name}?reset", "notebook": f"/notebooks/{name}", "voila": f"/voila/render/{name}"}[
+                front.kind
+            ],
+            timeout=timeout,
+        )
         if front.kind == "voila":
             self.page.wait_for_function(_VOILA_READY, timeout=timeout)
-            self.kernel = self.page.evaluate("JSON.parse(document.getElementById('jupyter-config-data').textContent).kernelId")
-            assert "Traceback" not in self.page.locator("body").inner_text(), self.page.locator("body").inner_text()[-3000:]
+            self.kernel = self.page.evaluate(
+                "JSON.parse(document.getElementById('jupyter-config-data').textContent).kernelId"
+            )
+            assert "Traceback" not in self.page.locator("body").inner_text(), self.page.locator("body").inner_text()[
+                -3000:
+            ]
         else:
-            self.page.wait_for_function("window.jupyterapp?.shell?.currentWidget?.content?.widgets?.length && jupyterapp.shell.currentWidget.sessionContext?.session?.kernel", timeout=timeout)
+            self.page.wait_for_function(
+                "window.jupyterapp?.shell?.currentWidget?.content?.widgets?.length && jupyterapp.shell.currentWidget.sessionContext?.session?.kernel",
+                timeout=timeout,
+            )
             self.kernel = self.page.evaluate(_LAB_READY)
             if run:
                 self.run_all(timeout)
@@ -219,11 +298,17 @@ class Opened:
 
     def slider(self, label):
         "The handle of a slider of ipywidgets, by the text before it: to be focused, and moved with arrow keys."
-        return self.page.locator(".widget-slider", has=self.page.get_by_text(label, exact=True)).locator(".noUi-handle").first
+        return (
+            self.page.locator(".widget-slider", has=self.page.get_by_text(label, exact=True))
+            .locator(".noUi-handle")
+            .first
+        )
 
     def menu(self, command, **args):
         "Carry out one of JupyterLab's or Notebook's own commands, such as docmanager:save."
-        self.page.evaluate("([command, args]) => jupyterapp.commands.execute(command, args).then(() => null)", [command, args])
+        self.page.evaluate(
+            "([command, args]) => jupyterapp.commands.execute(command, args).then(() => null)", [command, args]
+        )
 
     def shot(self, path, selector=None):
         "A picture of the page, or of one element of it, as PNG."
@@ -236,25 +321,27 @@ class Opened:
         assert not self.errors, self.errors
         assert not self.fetched, self.fetched
 
-    def latency(self,
-        press,       # a key, as playwright calls it, given to what has the focus
-        changed,     # selector of an element whose text changes
+    def latency(
+        self,
+        press,  # a key, as playwright calls it, given to what has the focus
+        changed,  # selector of an element whose text changes
         image=None,  # selector of a picture that changes
-        within=20000, # ms to wait for the text: a machine may be busy
+        within=20000,  # ms to wait for the text: a machine may be busy
         after=1000,  # ms to wait for the picture after the text
-        quiet=60,    # ms of rest at the end, so that presses do not overlap
+        quiet=60,  # ms of rest at the end, so that presses do not overlap
     ) -> dict:
         "Press a key; `text` and `image` are the ms, on the page's clock, from its keydown to the changed text and to the changed picture, unpacked; None where there was no change."
         self.page.evaluate("([text, image]) => steelWatch(text, image)", [changed, image])
         self.page.keyboard.press(press)
         return self.page.evaluate("waits => steelFirst(...waits)", [within, after, quiet])
 
-    def drag(self,
-        keys,        # keys that are pressed one after another
+    def drag(
+        self,
+        keys,  # keys that are pressed one after another
         changed,
         image=None,
-        gap=5,       # ms between them
-        quiet=700,   # ms without any change that mean it has come to rest
+        gap=5,  # ms between them
+        quiet=700,  # ms without any change that mean it has come to rest
     ) -> dict:
         "Press keys faster than any can be answered; `settle` is the ms from the last keydown to the last change of text or picture, `changes` how often either changed."
         self.page.evaluate("([text, image]) => steelWatch(text, image)", [changed, image])

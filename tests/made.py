@@ -1,4 +1,5 @@
 """Runs made of boxes and noise, and what the tests of the widgets have in common."""
+
 import csv
 from html.parser import HTMLParser
 
@@ -10,7 +11,14 @@ from steel_seg.post import apply_rule
 from steel_seg.rle import rle_encode
 from steel_seg.store import ProbStore
 
-HOSTILE = ["<img src=x onerror=alert(1)>.png", "a&b<script>alert(2)<.png", "$^$x_{.png", "\"><b>b<!--.png", "'x' ü 長い.png", "x" * 180 + ".png"]
+HOSTILE = [
+    "<img src=x onerror=alert(1)>.png",
+    "a&b<script>alert(2)<.png",
+    "$^$x_{.png",
+    '"><b>b<!--.png',
+    "'x' ü 長い.png",
+    "x" * 180 + ".png",
+]
 CASES = {
     "strips": dict(n=9, shape=(64, 400), classes=4),
     "one image": dict(n=1, shape=(64, 400), classes=4),
@@ -54,7 +62,15 @@ def slow_dice(pred, truth):
 
 def slow_scores(predicted, rules):
     "(N,C), mask by mask."
-    return np.array([[slow_dice(apply_rule(p, r), m) for p, r, m in zip(predicted.store.read(i), rules, predicted.folder.mask(i))] for i in predicted.store.image_ids])
+    return np.array(
+        [
+            [
+                slow_dice(apply_rule(p, r), m)
+                for p, r, m in zip(predicted.store.read(i), rules, predicted.folder.mask(i))
+            ]
+            for i in predicted.store.image_ids
+        ]
+    )
 
 
 def pixels(data):
@@ -83,7 +99,21 @@ class Tags(HTMLParser):
     handle_decl = unknown_decl = handle_pi = handle_comment
 
 
-OURS = {"div", "div style", "span", "span style", "small", "b", "table", "table style", "tr", "td", "td style", "th", "th style"}
+OURS = {
+    "div",
+    "div style",
+    "span",
+    "span style",
+    "small",
+    "b",
+    "table",
+    "table style",
+    "tr",
+    "td",
+    "td style",
+    "th",
+    "th style",
+}
 
 
 def only_our_tags(*widgets):

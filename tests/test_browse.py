@@ -1,4 +1,5 @@
 """The browser without a screen: tables, orders, pictures and files against slow loops over masks and levels."""
+
 import asyncio
 import io
 import os
@@ -12,17 +13,31 @@ import pandas as pd
 import pytest
 from conftest import real_data
 from ipywidgets import HTML, BoundedIntText, Button, Dropdown, IntSlider, Text
-from PIL import Image
 from made import CASES, HOSTILE, Tags, make_run, only_our_tags, parts, pixels, slow_dice, slow_scores
+from PIL import Image
 
 import steel_seg.browse as browse
-from steel_seg.browse import REASONS, Browser, Flag, Thumbs, find_twins, image_facts, image_table, least_disagreement, mask_disagreement, read_queue, suspicion, worst_first, write_queue
+from steel_seg.browse import (
+    REASONS,
+    Browser,
+    Flag,
+    Thumbs,
+    find_twins,
+    image_facts,
+    image_table,
+    least_disagreement,
+    mask_disagreement,
+    read_queue,
+    suspicion,
+    worst_first,
+    write_queue,
+)
 from steel_seg.data import read_folder
 from steel_seg.post import Rule, apply_rules
 from steel_seg.predicted import make_up_run, read_run
 from steel_seg.synth import make_folder
 from steel_seg.view import legend_html
-from steel_seg.viz import COMPARE, PALETTE
+from steel_seg.viz import COMPARE
 
 
 @pytest.fixture(scope="module")
@@ -30,14 +45,22 @@ def twelve(tmp_path_factory):
     "A folder of twelve strips, two runs on it with folds and components, and twins with and without the same labels."
     here = tmp_path_factory.mktemp("twelve")
     make_folder(here / "mill", n_train=12, n_test=0, shape=(64, 400), seed=4)
-    images, rows = here / "mill" / "train_images", pd.read_csv(here / "mill" / "train.csv", dtype=str, keep_default_na=False)
+    images, rows = (
+        here / "mill" / "train_images",
+        pd.read_csv(here / "mill" / "train.csv", dtype=str, keep_default_na=False),
+    )
     marked = rows[rows.EncodedPixels != ""].ImageId.unique().tolist()
     for n, i in enumerate(marked[:2]):
         (images / f"twin{n}.jpg").write_bytes((images / i).read_bytes())
     rows = pd.concat([rows, rows[rows.ImageId == marked[0]].assign(ImageId="twin0.jpg")])  # the other twin has no label
     rows.to_csv(here / "mill" / "train.csv", index=False)
     folder = read_folder(here / "mill", n_classes=4)
-    return folder, make_up_run(here / "a", folder, np.random.default_rng(0), folds=3), make_up_run(here / "b", folder, np.random.default_rng(1)), marked[:2]
+    return (
+        folder,
+        make_up_run(here / "a", folder, np.random.default_rng(0), folds=3),
+        make_up_run(here / "b", folder, np.random.default_rng(1)),
+        marked[:2],
+    )
 
 
 # --- numbers
@@ -52,13 +75,19 @@ def test_the_table_is_what_masks_say(runs, name):
     assert table.loss.sum() == pytest.approx(1 - scores.mean())
     for n, i in enumerate(data.store.image_ids):
         truth, pred, row = data.folder.mask(i) > 0, apply_rules(data.store.read(i), rules) > 0, table.loc[i]
-        assert row.dice == pytest.approx(scores[n].mean()) and row.loss == pytest.approx((1 - scores[n]).sum() / scores.size)
+        assert row.dice == pytest.approx(scores[n].mean()) and row.loss == pytest.approx(
+            (1 - scores[n]).sum() / scores.size
+        )
         assert row.classes == "+".join(str(k + 1) for k, m in enumerate(truth) if m.any())
         assert (row.labelled, row.predicted) == (truth.sum(), pred.sum())
         assert row.false_alarms == sum(bool(p.any()) and not t.any() for p, t in zip(pred, truth))
         assert row.missed == sum(bool(t.any()) and not (p & t).any() for p, t in zip(pred, truth))
         for k in range(len(rules)):
-            assert [row[f"{c} {k + 1}"] for c in ("labelled", "predicted", "dice")] == [truth[k].sum(), pred[k].sum(), pytest.approx(scores[n, k])]
+            assert [row[f"{c} {k + 1}"] for c in ("labelled", "predicted", "dice")] == [
+                truth[k].sum(),
+                pred[k].sum(),
+                pytest.approx(scores[n, k]),
+            ]
 
 
 def test_rules_that_were_not_counted_are_scored_by_masks(runs):
@@ -79,7 +108,9 @@ def test_suspicion_is_that_of_the_pixels(runs, name):
             if y.any():
                 slow[n, k] = 1 - 2 * p[y].sum() / (p.sum() + y.sum())
             elif (p >= 128 / 255).any():
-                slow[n, k] = p[p >= 128 / 255].mean() * min(1, (p >= 128 / 255).sum() / (np.median(sizes[k]) if sizes[k] else 1))
+                slow[n, k] = p[p >= 128 / 255].mean() * min(
+                    1, (p >= 128 / 255).sum() / (np.median(sizes[k]) if sizes[k] else 1)
+                )
     assert suspicion(data.curves) == pytest.approx(slow, abs=1e-12)
     assert (suspicion(data.curves) > 0).any()
 
@@ -92,7 +123,9 @@ def test_suspicion_above_a_high_floor(runs):
     n, k = np.argwhere(empty)[0]
     sure = curves.area[n, k, 150]
     levels = 150 * int(sure) + curves.area[n, k, 151:].sum()
-    assert suspicion(high)[n, k] == pytest.approx(levels / 255 / sure * min(1, sure / np.median(curves.truth[curves.truth[:, k] > 0, k])))
+    assert suspicion(high)[n, k] == pytest.approx(
+        levels / 255 / sure * min(1, sure / np.median(curves.truth[curves.truth[:, k] > 0, k]))
+    )
 
 
 def test_two_runs_disagree_at_least_as_much_as_their_counts_say(twelve):
@@ -104,14 +137,19 @@ def test_two_runs_disagree_at_least_as_much_as_their_counts_say(twelve):
         assert exact[i] == pytest.approx(slow) and 0 <= table.disagreement[i] <= slow + 1e-12
     assert (image_table(a, other=a).disagreement == 0).all() and table.disagreement.max() > 0.2
     area = np.array([[100, 100, 0, 50]])
-    assert least_disagreement(area, np.array([[100, 0, 0, 0]]), np.array([[100, 100, 0, 0]]), np.array([[0, 0, 0, 0]])).tolist() == [[1, 0, 0, 1]]
+    assert least_disagreement(
+        area, np.array([[100, 0, 0, 0]]), np.array([[100, 100, 0, 0]]), np.array([[0, 0, 0, 0]])
+    ).tolist() == [[1, 0, 0, 1]]
 
 
 def test_twins(twelve):
     folder, a, _, (same, other) = twelve
     twins = find_twins(folder)
     assert twins.duplicate[[other, "twin1.jpg", same, "twin0.jpg"]].tolist() == [1, 1, 2, 2]
-    assert twins.labels_differ[twins.labels_differ].index.tolist() == sorted([other, "twin1.jpg"]) and (twins.duplicate > 0).sum() == 4
+    assert (
+        twins.labels_differ[twins.labels_differ].index.tolist() == sorted([other, "twin1.jpg"])
+        and (twins.duplicate > 0).sum() == 4
+    )
     widget = Browser(a)
     assert "duplicate" not in widget.table
     widget.sort = "suspicion"
@@ -130,7 +168,14 @@ def lists(data, rules):
     out = {}
     for i in data.folder.images.image_id:
         truth, pred = data.folder.mask(i) > 0, apply_rules(data.store.read(i), rules) > 0
-        out[i] = [{k for k in range(len(truth)) if f(truth[k], pred[k])} for f in (lambda t, p: t.any(), lambda t, p: p.any() and not t.any(), lambda t, p: t.any() and not (t & p).any())]
+        out[i] = [
+            {k for k in range(len(truth)) if f(truth[k], pred[k])}
+            for f in (
+                lambda t, p: t.any(),
+                lambda t, p: p.any() and not t.any(),
+                lambda t, p: t.any() and not (t & p).any(),
+            )
+        ]
     return out
 
 
@@ -143,11 +188,16 @@ def test_filters(runs, name):
         for only in ("all", "false alarm", "missed"):
             widget.show, widget.only = show, only
             classes = {int(show[6:]) - 1} if show.startswith("class") else set(range(4))
-            wanted = {i for i, (labelled, false, missed) in known.items() if (
-                not (show == "clean" and labelled)
-                and (only != "all" or show in ("all", "clean") or labelled & classes)
-                and (only != "false alarm" or false & classes)
-                and (only != "missed" or missed & classes))}
+            wanted = {
+                i
+                for i, (labelled, false, missed) in known.items()
+                if (
+                    not (show == "clean" and labelled)
+                    and (only != "all" or show in ("all", "clean") or labelled & classes)
+                    and (only != "false alarm" or false & classes)
+                    and (only != "missed" or missed & classes)
+                )
+            }
             assert set(widget.ids) == wanted, (show, only)
             assert widget.image_id == (widget.ids[0] if wanted else "")
             n_matches += len(wanted)
@@ -197,12 +247,15 @@ def test_ties_go_by_size_and_order():
     assert worst_first(scores, size).tolist() == sorted(range(60), key=lambda n: (scores[n], -size[n], n))
 
 
-@pytest.mark.parametrize("columns,says", [
-    (pd.DataFrame({"dice": [1.0]}, index=["0000.png"]), "'dice' is a name of the browser's own"),
-    (pd.DataFrame({"a": [1, 2]}, index=["0000.png"] * 2), "two rows for image '0000.png'"),
-    (pd.DataFrame({"a": [1]}, index=["nobody"]), "no row is of an image of this folder"),
-    (pd.DataFrame([[1, 2]], columns=["a", "a"], index=["0000.png"]), "two have the same name"),
-])
+@pytest.mark.parametrize(
+    "columns,says",
+    [
+        (pd.DataFrame({"dice": [1.0]}, index=["0000.png"]), "'dice' is a name of the browser's own"),
+        (pd.DataFrame({"a": [1, 2]}, index=["0000.png"] * 2), "two rows for image '0000.png'"),
+        (pd.DataFrame({"a": [1]}, index=["nobody"]), "no row is of an image of this folder"),
+        (pd.DataFrame([[1, 2]], columns=["a", "a"], index=["0000.png"]), "two have the same name"),
+    ],
+)
 def test_columns_that_do_not_fit(runs, columns, says):
     with pytest.raises(ValueError, match=says):
         Browser(runs["strips"], columns=columns)
@@ -214,12 +267,20 @@ def test_stepping_pages_and_keys(tmp_path):
     pages, picker, page = widget.parts.pages, widget.parts.picker, widget.parts.pages.gallery
     press = lambda part, key: part._handle_custom_msg({"key": key}, [])
     assert len(page.captions) == 50 and all(page.pictures) and page.chosen == 0 and pages.said.value == "Page 1 of 3"
-    press(page, "n"), press(page, "ArrowRight"), press(widget.parts.large.view, "n"), press(page, "ArrowLeft"), press(page, "x")
+    (
+        press(page, "n"),
+        press(page, "ArrowRight"),
+        press(widget.parts.large.view, "n"),
+        press(page, "ArrowLeft"),
+        press(page, "x"),
+    )
     assert widget.image_id == widget.ids[2] and page.chosen == 2 and picker.number.value == 3
     page.chosen = 49  # a click
     assert widget.image_id == widget.ids[49]
     press(page, "n")
-    assert widget.image_id == widget.ids[50] and (pages.page, page.chosen) == (1, 0) and page.captions[0] == widget.ids[50]
+    assert (
+        widget.image_id == widget.ids[50] and (pages.page, page.chosen) == (1, 0) and page.captions[0] == widget.ids[50]
+    )
     press(page, "p")
     assert widget.image_id == widget.ids[49] and (pages.page, page.chosen) == (0, 49)
     pages.on.click(), pages.on.click()
@@ -258,7 +319,11 @@ def layer(widget, name):
 
 @pytest.mark.parametrize("name", ["strips", "squares", "hostile ids", "no defect"])
 def test_layers_show_these_pixels_and_no_others(runs, name):
-    other = make_up_run(runs[name].parent / "other", read_folder(runs[name] / "data", n_classes=CASES[name]["classes"]), np.random.default_rng(0))
+    other = make_up_run(
+        runs[name].parent / "other",
+        read_folder(runs[name] / "data", n_classes=CASES[name]["classes"]),
+        np.random.default_rng(0),
+    )
     widget = Browser(runs[name], other=other)
     for widget.image_id in widget.ids:
         i, data = widget.image_id, widget.predicted
@@ -272,7 +337,9 @@ def test_layers_show_these_pixels_and_no_others(runs, name):
         painted = np.zeros((*diff.shape[:2], 3), int)
         for mask, kind in kinds:
             painted[mask] = COMPARE[kind]
-        assert np.array_equal(diff[..., 3] > 0, painted.any(2)) and np.array_equal(diff[..., :3][painted.any(2)], painted[painted.any(2)])
+        assert np.array_equal(diff[..., 3] > 0, painted.any(2)) and np.array_equal(
+            diff[..., :3][painted.any(2)], painted[painted.any(2)]
+        )
         for widget.channel in (-1, 1):
             for widget.level in (13, 120):
                 some = levels.max(0) if widget.channel < 0 else levels[1]
@@ -292,15 +359,25 @@ def test_thumbnails_show_every_defect(runs):
         truth, pred = data.folder.mask(i) > 0, data.store.read(i) >= 128
         plain = pixels(thumbs.draw(thumbs.key(i, "image")))
         assert plain.shape == (h, w, 3) and np.ptp(plain, axis=2).max() < 12
-        for paint, wanted in (("labels", truth.any(0)), ("prediction", pred.any(0)), ("difference", (truth | pred).any(0))):
+        for paint, wanted in (
+            ("labels", truth.any(0)),
+            ("prediction", pred.any(0)),
+            ("difference", (truth | pred).any(0)),
+        ):
             tinted = np.ptp(pixels(thumbs.draw(thumbs.key(i, paint, rules=(Rule(),) * 4))), axis=2) > 40
             slow = np.zeros((h, w), bool)
             for y, x in np.argwhere(wanted):
                 slow[int((y + 0.5) * h / hh), int((x + 0.5) * w / ww)] = True
-            grown, core = (f(slow.astype(np.uint8), np.ones((5, 5))) > 0 for f in (cv2.dilate, cv2.erode))  # JPEG blurs what is at an edge
+            grown, core = (
+                f(slow.astype(np.uint8), np.ones((5, 5))) > 0 for f in (cv2.dilate, cv2.erode)
+            )  # JPEG blurs what is at an edge
             small = thumbs._shrink(wanted)
             assert (slow <= small).all() and (small <= cv2.dilate(slow.astype(np.uint8), np.ones((3, 3)))).all()
-            assert (tinted & ~grown).mean() < 0.005 and core.any() == (slow.sum() > 100) and (tinted & core).sum() >= 0.95 * core.sum(), paint
+            assert (
+                (tinted & ~grown).mean() < 0.005
+                and core.any() == (slow.sum() > 100)
+                and (tinted & core).sum() >= 0.95 * core.sum()
+            ), paint
     speck = np.zeros((hh, ww), bool)
     speck[33, 217] = True
     assert thumbs._shrink(speck).sum() >= 1
@@ -339,12 +416,16 @@ def test_a_page_fills_while_the_loop_runs_and_only_the_last_one_counts(runs, mon
     start, chosen, widget = asyncio.run(look())
     page = widget.parts.pages.gallery
     assert start == [b""] * 9 and chosen == page.chosen == 1
-    assert page.pictures == [widget.parts.thumbs.kept(widget.parts.look(i)[0]) for i in widget.ids] and all(page.pictures)
+    assert page.pictures == [widget.parts.thumbs.kept(widget.parts.look(i)[0]) for i in widget.ids] and all(
+        page.pictures
+    )
 
 
 def test_a_key_held_down_leaves_no_backlog(runs, monkeypatch):
     drawn = []
-    monkeypatch.setattr(browse.LargeView, "draw", lambda self, real=browse.LargeView.draw: drawn.append(self.image_id) or real(self))
+    monkeypatch.setattr(
+        browse.LargeView, "draw", lambda self, real=browse.LargeView.draw: drawn.append(self.image_id) or real(self)
+    )
 
     async def hold():
         widget = Browser(runs["strips"])
@@ -359,7 +440,11 @@ def test_a_key_held_down_leaves_no_backlog(runs, monkeypatch):
         return widget, at_once
 
     widget, at_once = asyncio.run(hold())
-    assert at_once == [widget.ids[1]] and drawn == [widget.ids[1], widget.ids[7]] and widget.queue.image_id.tolist() == [widget.ids[7]]
+    assert (
+        at_once == [widget.ids[1]]
+        and drawn == [widget.ids[1], widget.ids[7]]
+        and widget.queue.image_id.tolist() == [widget.ids[7]]
+    )
 
 
 def test_an_image_that_cannot_be_read_says_so(tmp_path):
@@ -422,9 +507,19 @@ def test_an_empty_list_is_said(runs):
 def test_what_is_refused_changes_nothing(runs):
     plain, full = Browser(runs["strips"] / "data"), Browser(runs["strips"])
     for widget, name, value, says in [
-        (plain, "show", "class 5", "'class 4'"), (plain, "sort", "size", "give one of 'id'"), (plain, "sort", "dice", "give a run"), (plain, "only", "missed", "give a run"),
-        (plain, "rules", (Rule(),) * 4, "give a run"), (plain, "image_id", "x", "no image 'x'"), (plain, "paint", "prediction", "image, labels"),
-        (full, "rules", (Rule(),) * 3, "3 rules for 4 classes"), (full, "rules", (), "0 rules for 4"), (full, "level", 0, "1..255"), (full, "channel", 4, "0 to 3"), (full, "fold", 0, "fold 0"), (full, "flags", ("x",), "not a Flag"),
+        (plain, "show", "class 5", "'class 4'"),
+        (plain, "sort", "size", "give one of 'id'"),
+        (plain, "sort", "dice", "give a run"),
+        (plain, "only", "missed", "give a run"),
+        (plain, "rules", (Rule(),) * 4, "give a run"),
+        (plain, "image_id", "x", "no image 'x'"),
+        (plain, "paint", "prediction", "image, labels"),
+        (full, "rules", (Rule(),) * 3, "3 rules for 4 classes"),
+        (full, "rules", (), "0 rules for 4"),
+        (full, "level", 0, "1..255"),
+        (full, "channel", 4, "0 to 3"),
+        (full, "fold", 0, "fold 0"),
+        (full, "flags", ("x",), "not a Flag"),
     ]:
         before = getattr(widget, name)
         with pytest.raises(ValueError, match=says):
@@ -440,14 +535,43 @@ def test_what_is_refused_changes_nothing(runs):
 
 
 def odd_texts(n=200):
-    pieces = ["<b>", "<img src=x onerror=alert(1)>", "</div><script>", "&lt;i&gt;", "\"'><svg/onload=1>", "<!--", "<![CDATA[", "<?x", "javascript:", "ü\u202e", "$\\frac", "x" * 300, "&#60;u>", "=1+1", "'", "\r\n", "\n", ",", "\t", "@", "-", "\ufeff", "\x00", "＝", " "]
+    pieces = [
+        "<b>",
+        "<img src=x onerror=alert(1)>",
+        "</div><script>",
+        "&lt;i&gt;",
+        "\"'><svg/onload=1>",
+        "<!--",
+        "<![CDATA[",
+        "<?x",
+        "javascript:",
+        "ü\u202e",
+        "$\\frac",
+        "x" * 300,
+        "&#60;u>",
+        "=1+1",
+        "'",
+        "\r\n",
+        "\n",
+        ",",
+        "\t",
+        "@",
+        "-",
+        "\ufeff",
+        "\x00",
+        "＝",
+        " ",
+    ]
     rng = np.random.default_rng(0)
     return [*pieces, *("".join(rng.choice(pieces, rng.integers(1, 5))) for _ in range(n - len(pieces)))]
 
 
 def test_text_from_outside_never_becomes_a_tag(runs):
     texts, ids = odd_texts(), sorted(HOSTILE)
-    widget = Browser(runs["hostile ids"], columns=pd.DataFrame({t: np.arange(6) for t in texts[:60]} | {"<i>kind</i>": texts[:6]}, index=ids))
+    widget = Browser(
+        runs["hostile ids"],
+        columns=pd.DataFrame({t: np.arange(6) for t in texts[:60]} | {"<i>kind</i>": texts[:6]}, index=ids),
+    )
     truth = np.zeros((2, 2, 2), int)
     for n, text in enumerate(texts):
         box = widget.parts.box
@@ -471,7 +595,10 @@ def test_text_from_outside_never_becomes_a_tag(runs):
 def test_a_queue_comes_back_to_the_letter(tmp_path):
     texts = odd_texts(400)
     rng = np.random.default_rng(1)
-    flags = [Flag(a, ("", "3")[n % 2], b, float(rng.random()), np.nan if n % 3 else float(rng.random()) * 1e-9, c) for n, (a, b, c) in enumerate(zip(texts, texts[::-1], texts[7:] + texts[:7]))]
+    flags = [
+        Flag(a, ("", "3")[n % 2], b, float(rng.random()), np.nan if n % 3 else float(rng.random()) * 1e-9, c)
+        for n, (a, b, c) in enumerate(zip(texts, texts[::-1], texts[7:] + texts[:7]))
+    ]
     back = read_queue(write_queue(tmp_path / "q.csv", flags))
     assert list(back) == list(Flag._fields)
     for flag, row in zip(flags, back.itertuples(index=False)):
@@ -479,9 +606,17 @@ def test_a_queue_comes_back_to_the_letter(tmp_path):
     assert len(back) == 400 and read_queue(write_queue(tmp_path / "again.csv", back)).equals(back)
     text = (tmp_path / "q.csv").read_bytes().decode("utf-8-sig")
     cells = pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False)  # as a spreadsheet sees it
-    assert not any(c.startswith(("=", "+", "-", "@", "\t", "\r", "\n", "＝")) for c in cells[["image_id", "class_id", "reason", "when"]].to_numpy().ravel())
+    assert not any(
+        c.startswith(("=", "+", "-", "@", "\t", "\r", "\n", "＝"))
+        for c in cells[["image_id", "class_id", "reason", "when"]].to_numpy().ravel()
+    )
     assert len(read_queue(write_queue(tmp_path / "none.csv", []))) == 0
-    for broken, says in [("", "empty file"), ("a,b\n", "not a list of flags"), (text.splitlines()[0] + "\na,b\n", "row 2: 2 fields, not 6"), (text.splitlines()[0] + '\na,1,x,much,1,\n', "row 2")]:
+    for broken, says in [
+        ("", "empty file"),
+        ("a,b\n", "not a list of flags"),
+        (text.splitlines()[0] + "\na,b\n", "row 2: 2 fields, not 6"),
+        (text.splitlines()[0] + "\na,1,x,much,1,\n", "row 2"),
+    ]:
         (tmp_path / "bad.csv").write_text(broken)
         with pytest.raises(ValueError, match=f"bad.csv.*{says}"):
             read_queue(tmp_path / "bad.csv")
@@ -500,7 +635,12 @@ def test_flags_are_saved_at_once_and_taken_up_again(runs, tmp_path):
     box.why.value, box.which.value = "wrong class", 1
     box.on.click()
     row = widget.table.loc[widget.image_id]
-    assert widget.queue.loc[1, ["class_id", "reason", "suspicion", "dice"]].tolist() == ["2", "wrong class", row["suspicion 2"], row["dice 2"]]
+    assert widget.queue.loc[1, ["class_id", "reason", "suspicion", "dice"]].tolist() == [
+        "2",
+        "wrong class",
+        row["suspicion 2"],
+        row["dice 2"],
+    ]
     assert "flagged: wrong class (class 2)" in box.said.value
     box.why.value = "=not a formula"
     box.on.click()  # again: changed, not added
@@ -535,7 +675,11 @@ def test_a_queue_that_cannot_be_written_says_so_and_keeps_the_flag(runs, tmp_pat
 
     monkeypatch.setattr(browse, "write_text", refuse)
     widget.press("f")
-    assert "not saved" in widget.parts.box.said.value and "Permission denied" in widget.parts.box.said.value and len(widget.queue) == 1
+    assert (
+        "not saved" in widget.parts.box.said.value
+        and "Permission denied" in widget.parts.box.said.value
+        and len(widget.queue) == 1
+    )
 
 
 def test_a_kill_at_any_moment_leaves_a_whole_queue(tmp_path):
@@ -546,7 +690,9 @@ def test_a_kill_at_any_moment_leaves_a_whole_queue(tmp_path):
             n = 0
             while True:
                 n += 1
-                write_queue(path, [Flag(f"{k}.jpg", "", f"round {n} of {os.getpid()}", 0.5, np.nan, "") for k in range(500)])
+                write_queue(
+                    path, [Flag(f"{k}.jpg", "", f"round {n} of {os.getpid()}", 0.5, np.nan, "") for k in range(500)]
+                )
         deadline = time.monotonic() + 20
         while time.monotonic() < deadline and not (path.exists() and str(child) in path.read_text("utf-8-sig")):
             time.sleep(0.001)
@@ -582,7 +728,9 @@ def test_a_run_that_may_only_be_read(tmp_path):
 def test_only_what_is_shown_is_read(tmp_path, monkeypatch):
     run = make_run(tmp_path / "run", n=120, shape=(32, 200), classes=4)
     data, read = read_run(run), []
-    monkeypatch.setattr(type(data.store), "read", lambda self, i, real=type(data.store).read: read.append(i) or real(self, i))
+    monkeypatch.setattr(
+        type(data.store), "read", lambda self, i, real=type(data.store).read: read.append(i) or real(self, i)
+    )
     widget = Browser(data)
     assert set(read) == set(widget.ids[:50]) and len(read) <= 53
     read.clear()

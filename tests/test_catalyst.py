@@ -1,4 +1,5 @@
 """The tutorial on Catalyst, in the environment that `make catalyst` makes."""
+
 import json
 import os
 import subprocess
@@ -33,7 +34,9 @@ def test_our_pieces_train_under_catalyst(tmp_path):
 
     (tmp_path / "nbs").mkdir()
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    out = subprocess.run([PYTHON, "-c", "\n".join(cells())], cwd=tmp_path / "nbs", env=env, capture_output=True, text=True)
+    out = subprocess.run(
+        [PYTHON, "-c", "\n".join(cells())], cwd=tmp_path / "nbs", env=env, capture_output=True, text=True
+    )
     assert out.returncode == 0, out.stderr[-3000:]
     assert "upsample: " in out.stdout and "epoch " in out.stdout.splitlines()[-1]
     net = load_model(tmp_path / "runs/catalyst/net")

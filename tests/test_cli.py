@@ -1,4 +1,5 @@
 """The command line: results as JSON, faults as exit code 1, a user's mistake as one line and exit code 2, no traceback."""
+
 import json
 import subprocess
 import sys
@@ -47,7 +48,9 @@ def test_every_config_field_is_an_option(capsys):
 def test_as_a_program(data):
     "The installed program, in its own process: JSON last, nothing on stderr."
     truth = data / "test_truth.csv"
-    done = subprocess.run([Path(sys.executable).with_name("steel_seg"), "score", truth, truth, "--json"], capture_output=True, text=True)
+    done = subprocess.run(
+        [Path(sys.executable).with_name("steel_seg"), "score", truth, truth, "--json"], capture_output=True, text=True
+    )
     assert done.returncode == 0 and done.stderr == ""
     assert json.loads(done.stdout.splitlines()[-1])["score"] == 1
 

@@ -1,4 +1,5 @@
 """A folder is read in either layout, and whatever is done to it is named by file and row."""
+
 import shutil
 from pathlib import Path
 
@@ -11,7 +12,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from steel_seg.data import FAULT_COLUMNS, channel_of, check_folder, class_id, csv_rows, read_folder, read_image, read_table, same_bytes
+from steel_seg.data import (
+    FAULT_COLUMNS,
+    channel_of,
+    check_folder,
+    class_id,
+    csv_rows,
+    read_folder,
+    read_image,
+    read_table,
+    same_bytes,
+)
 from steel_seg.rle import rle_encode
 from steel_seg.synth import make_folder
 
@@ -37,6 +48,7 @@ def errors(table):
 
 
 # --- reading
+
 
 def test_both_layouts_are_one_table(folders):
     a, b = read_folder(folders["today"]), read_folder(folders["2019"])
@@ -73,17 +85,40 @@ def test_the_hash_follows_csv_and_images(today):
     assert read_folder(today).sha256 == before
     (today / "train_images" / read_folder(today).images.image_id[0]).unlink()
     lines = (today / "train.csv").read_text().splitlines(keepends=True)
-    (today / "train.csv").write_text(lines[0] + "".join(l for l in lines[1:] if l.split(",")[0] in {p.name for p in (today / "train_images").iterdir()}))
+    (today / "train.csv").write_text(
+        lines[0]
+        + "".join(l for l in lines[1:] if l.split(",")[0] in {p.name for p in (today / "train_images").iterdir()})
+    )
     without = read_folder(today).sha256
     (today / "train.csv").write_text((today / "train.csv").read_text() + "\n")
     assert len({before, without, read_folder(today).sha256}) == 3
 
 
 def test_ids_and_strings_stay_text(tmp_path):
-    ids = ["000123", "1e5.jpg", "NA", "nan.png", "None", "true", "-0", "1_2", " a", 'with "quotes", comma.jpg', "ärger.jpg", "0x10", "inf"]
+    ids = [
+        "000123",
+        "1e5.jpg",
+        "NA",
+        "nan.png",
+        "None",
+        "true",
+        "-0",
+        "1_2",
+        " a",
+        'with "quotes", comma.jpg',
+        "ärger.jpg",
+        "0x10",
+        "inf",
+    ]
     for layout in ("today", "2019"):
-        frame = pd.DataFrame([(i, str(k), rle) for i in ids for k, rle in ((1, "1 3"), (2, ""))], columns=["ImageId", "ClassId", "EncodedPixels"])
-        if layout == "2019": frame = pd.DataFrame({"ImageId_ClassId": frame.ImageId + "_" + frame.ClassId, "EncodedPixels": frame.EncodedPixels})
+        frame = pd.DataFrame(
+            [(i, str(k), rle) for i in ids for k, rle in ((1, "1 3"), (2, ""))],
+            columns=["ImageId", "ClassId", "EncodedPixels"],
+        )
+        if layout == "2019":
+            frame = pd.DataFrame(
+                {"ImageId_ClassId": frame.ImageId + "_" + frame.ClassId, "EncodedPixels": frame.EncodedPixels}
+            )
         for write in ({}, {"quoting": 1}, {"lineterminator": "\r\n"}, {"encoding": "utf-8-sig"}):
             frame.to_csv(tmp_path / "t.csv", index=False, **write)
             table, found = read_table(tmp_path / "t.csv")
@@ -99,7 +134,9 @@ def test_columns_stand_in_any_order(folders, tmp_path):
 
 
 def test_rows_are_the_lines_of_an_editor(tmp_path):
-    (tmp_path / "t.csv").write_bytes(b'ImageId,ClassId,EncodedPixels\r\n\r\na,1,1 2\r\n  \r\n"b",2,"1\n2"\r\nc,1,\r\n\n\nd,4,7 1')
+    (tmp_path / "t.csv").write_bytes(
+        b'ImageId,ClassId,EncodedPixels\r\n\r\na,1,1 2\r\n  \r\n"b",2,"1\n2"\r\nc,1,\r\n\n\nd,4,7 1'
+    )
     assert read_table(tmp_path / "t.csv")[0].row.tolist() == [3, 5, 7, 10]
 
 
@@ -112,20 +149,30 @@ def test_a_long_mask_is_read_whole(tmp_path):
 def test_class_ids():
     assert [channel_of(class_id(c)) for c in range(999)] == list(range(999))
     for bad in (0, -1, 1000, "01", "1.0", " 1", "1\n", "²", "", "x", None, 1.0):
-        with pytest.raises(ValueError, match="unknown class"): channel_of(bad)
-    with pytest.raises(ValueError, match="there are 4 classes"): channel_of(5, 4)
-    with pytest.raises(ValueError, match="count from 0"): class_id(-1)
+        with pytest.raises(ValueError, match="unknown class"):
+            channel_of(bad)
+    with pytest.raises(ValueError, match="there are 4 classes"):
+        channel_of(5, 4)
+    with pytest.raises(ValueError, match="count from 0"):
+        class_id(-1)
 
 
 def test_suffixes_in_any_case_and_size_from_the_data(tmp_path):
     (tmp_path / "train_images").mkdir()
-    for name in ("a.JPG", "b.Jpeg", "c.png", "d.PNG"): cv2.imwrite(str(tmp_path / "train_images" / name), np.full((20, 30), 7, np.uint8))
+    for name in ("a.JPG", "b.Jpeg", "c.png", "d.PNG"):
+        cv2.imwrite(str(tmp_path / "train_images" / name), np.full((20, 30), 7, np.uint8))
     (tmp_path / "train.csv").write_text("ImageId,ClassId,EncodedPixels\na.JPG,2,1 600\n")
     folder = read_folder(tmp_path)
-    assert (folder.images.image_id.tolist(), folder.shape, folder.n_classes) == (["a.JPG", "b.Jpeg", "c.png", "d.PNG"], (20, 30), 2)
+    assert (folder.images.image_id.tolist(), folder.shape, folder.n_classes) == (
+        ["a.JPG", "b.Jpeg", "c.png", "d.PNG"],
+        (20, 30),
+        2,
+    )
     assert folder.truth_area().tolist() == [[0, 600], [0, 0], [0, 0], [0, 0]]
     assert read_folder(tmp_path, n_classes=5).mask("b.Jpeg").shape == (5, 20, 30)
-    (tmp_path / "sample_submission.csv").write_text("ImageId,ClassId,EncodedPixels\nz.jpg,1,1 1\nz.jpg,2,1 1\nz.jpg,3,1 1\n")
+    (tmp_path / "sample_submission.csv").write_text(
+        "ImageId,ClassId,EncodedPixels\nz.jpg,1,1 1\nz.jpg,2,1 1\nz.jpg,3,1 1\n"
+    )
     assert read_folder(tmp_path).n_classes == 3  # a class that no train image shows
 
 
@@ -135,6 +182,7 @@ def test_reading_looks_at_headers_and_leaves_pixels_to_check(today, monkeypatch)
 
 
 # --- one fault at a time
+
 
 def _csv(root, old, new, n=1):
     text = (root / "train.csv").read_text()
@@ -146,16 +194,65 @@ def _image(root, n=0):
     return sorted((root / "train_images").iterdir())[n]
 
 
-def _cut(root): p = _image(root); p.write_bytes(p.read_bytes()[:-300]); return f"train_images/{p.name}"
-def _header_only(root): p = _image(root); p.write_bytes(p.read_bytes()[:30]); return f"train_images/{p.name}"
-def _void(root): p = _image(root); p.write_bytes(b""); return f"train_images/{p.name}"
-def _html(root): p = _image(root); p.write_bytes(b"<html>404 not found</html>"); return f"train_images/{p.name}"
-def _other_size(root): p = _image(root); cv2.imwrite(str(p), np.zeros((64, 32, 3), np.uint8)); return f"train_images/{p.name}"
-def _colour(root): p = _image(root); image = np.full((*SHAPE, 3), 90, np.uint8); image[..., 2] = 120; cv2.imwrite(str(p), image); return f"train_images/{p.name}"
-def _deep(root): cv2.imwrite(str(root / "train_images" / "zz.png"), np.full(SHAPE, 9999, np.uint16)); return "train_images/zz.png"
-def _test_cut(root): p = sorted((root / "test_images").iterdir())[0]; p.write_bytes(p.read_bytes()[:-300]); return f"test_images/{p.name}"
-def _thumbs(root): (root / "train_images" / "Thumbs.db").write_bytes(b"x"); return "train_images/Thumbs.db"
-def _subfolder(root): (root / "train_images" / "more.jpg").mkdir(); return "train_images/more.jpg"
+def _cut(root):
+    p = _image(root)
+    p.write_bytes(p.read_bytes()[:-300])
+    return f"train_images/{p.name}"
+
+
+def _header_only(root):
+    p = _image(root)
+    p.write_bytes(p.read_bytes()[:30])
+    return f"train_images/{p.name}"
+
+
+def _void(root):
+    p = _image(root)
+    p.write_bytes(b"")
+    return f"train_images/{p.name}"
+
+
+def _html(root):
+    p = _image(root)
+    p.write_bytes(b"<html>404 not found</html>")
+    return f"train_images/{p.name}"
+
+
+def _other_size(root):
+    p = _image(root)
+    cv2.imwrite(str(p), np.zeros((64, 32, 3), np.uint8))
+    return f"train_images/{p.name}"
+
+
+def _colour(root):
+    p = _image(root)
+    image = np.full((*SHAPE, 3), 90, np.uint8)
+    image[..., 2] = 120
+    cv2.imwrite(str(p), image)
+    return f"train_images/{p.name}"
+
+
+def _deep(root):
+    cv2.imwrite(str(root / "train_images" / "zz.png"), np.full(SHAPE, 9999, np.uint16))
+    return "train_images/zz.png"
+
+
+def _test_cut(root):
+    p = sorted((root / "test_images").iterdir())[0]
+    p.write_bytes(p.read_bytes()[:-300])
+    return f"test_images/{p.name}"
+
+
+def _thumbs(root):
+    (root / "train_images" / "Thumbs.db").write_bytes(b"x")
+    return "train_images/Thumbs.db"
+
+
+def _subfolder(root):
+    (root / "train_images" / "more.jpg").mkdir()
+    return "train_images/more.jpg"
+
+
 def _twin(root):
     masks = read_folder(root).masks
     marked, other = masks.image_id[0], next(i for i in masks.image_id if i != masks.image_id[0])
@@ -163,11 +260,22 @@ def _twin(root):
     return f"train_images/{max(marked, other)}"
 
 
-@pytest.mark.parametrize("damage, severity, says", [
-    (_cut, "error", "truncated"), (_header_only, "error", "not a readable JPEG or PNG"), (_void, "error", "empty file"), (_html, "error", "not a readable JPEG or PNG"),
-    (_other_size, "error", "is 64x32 (height x width), the others are 32x64"), (_test_cut, "error", "truncated"),
-    (_colour, "warning", "not grey: channels differ by up to 3"), (_deep, "warning", "16 bits a pixel"),
-    (_thumbs, "warning", "not an image"), (_subfolder, "warning", "not an image"), (_twin, "warning", "the same bytes as")])
+@pytest.mark.parametrize(
+    "damage, severity, says",
+    [
+        (_cut, "error", "truncated"),
+        (_header_only, "error", "not a readable JPEG or PNG"),
+        (_void, "error", "empty file"),
+        (_html, "error", "not a readable JPEG or PNG"),
+        (_other_size, "error", "is 64x32 (height x width), the others are 32x64"),
+        (_test_cut, "error", "truncated"),
+        (_colour, "warning", "not grey: channels differ by up to 3"),
+        (_deep, "warning", "16 bits a pixel"),
+        (_thumbs, "warning", "not an image"),
+        (_subfolder, "warning", "not an image"),
+        (_twin, "warning", "the same bytes as"),
+    ],
+)
 def test_a_damaged_image_is_named(today, damage, severity, says):
     file = damage(today)
     faults = check_folder(today)
@@ -175,31 +283,43 @@ def test_a_damaged_image_is_named(today, damage, severity, says):
     assert says in faults.problem[0]
 
 
-@pytest.mark.parametrize("make, says", [
-    (lambda r: shutil.rmtree(r), "no such folder"), (lambda r: (r / "train.csv").unlink(), "no such file"),
-    (lambda r: shutil.rmtree(r / "train_images"), "no such folder"),
-    (lambda r: [p.unlink() for p in (r / "train_images").iterdir()], "no image in it"),
-    (lambda r: (r / "train.csv").write_bytes(b""), "empty file"), (lambda r: (r / "train.csv").write_bytes(b"\xef\xbb\xbf\r\n \n"), "empty file"),
-    (lambda r: (r / "train.csv").write_text("ImageId,ClassId,EncodedPixels\n"), "no rows under the header"),
-    (lambda r: (r / "train.csv").write_text("ImageId,EncodedPixels\na.jpg,1 1\n"), "wrong columns 'ImageId,EncodedPixels'"),
-    (lambda r: (r / "train.csv").write_text("ImageId,ImageId,ClassId,EncodedPixels\na,a,1,1 1\n"), "wrong columns"),
-    (lambda r: _csv(r, ",", ";", -1), "wrong columns 'ImageId;ClassId;EncodedPixels'"),
-    (lambda r: (r / "train.csv").write_bytes((r / "train.csv").read_text().encode("utf-16")), "not UTF-8"),
-    (lambda r: ((r / "train.csv").unlink(), (r / "train.csv").mkdir()), "cannot be read")])
+@pytest.mark.parametrize(
+    "make, says",
+    [
+        (lambda r: shutil.rmtree(r), "no such folder"),
+        (lambda r: (r / "train.csv").unlink(), "no such file"),
+        (lambda r: shutil.rmtree(r / "train_images"), "no such folder"),
+        (lambda r: [p.unlink() for p in (r / "train_images").iterdir()], "no image in it"),
+        (lambda r: (r / "train.csv").write_bytes(b""), "empty file"),
+        (lambda r: (r / "train.csv").write_bytes(b"\xef\xbb\xbf\r\n \n"), "empty file"),
+        (lambda r: (r / "train.csv").write_text("ImageId,ClassId,EncodedPixels\n"), "no rows under the header"),
+        (
+            lambda r: (r / "train.csv").write_text("ImageId,EncodedPixels\na.jpg,1 1\n"),
+            "wrong columns 'ImageId,EncodedPixels'",
+        ),
+        (lambda r: (r / "train.csv").write_text("ImageId,ImageId,ClassId,EncodedPixels\na,a,1,1 1\n"), "wrong columns"),
+        (lambda r: _csv(r, ",", ";", -1), "wrong columns 'ImageId;ClassId;EncodedPixels'"),
+        (lambda r: (r / "train.csv").write_bytes((r / "train.csv").read_text().encode("utf-16")), "not UTF-8"),
+        (lambda r: ((r / "train.csv").unlink(), (r / "train.csv").mkdir()), "cannot be read"),
+    ],
+)
 def test_a_folder_that_is_none_is_refused_in_one_line(today, make, says):
     make(today)
     faults = check_folder(today)
     assert len(faults) == 1 and says in faults.problem[0] and faults.severity[0] == "error"
-    with pytest.raises(ValueError, match="1 error\n"): read_folder(today)
+    with pytest.raises(ValueError, match="1 error\n"):
+        read_folder(today)
 
 
 def test_class_sets_are_sorted_whatever_the_rows(today):
     clean = [i for i, s in zip(read_folder(today).images.image_id, read_folder(today).class_sets()) if s == ""][0]
-    with open(today / "train.csv", "a") as f: f.write(f"{clean},4,1 1\n{clean},1,9 1\n{clean},3,5 1\n")
+    with open(today / "train.csv", "a") as f:
+        f.write(f"{clean},4,1 1\n{clean},1,9 1\n{clean},3,5 1\n")
     folder = read_folder(today)
     assert folder.class_sets()[folder.images.image_id == clean].item() == "1+3+4"
     assert [c for c, _ in folder.labels(clean)] == [0, 2, 3]
-    with pytest.raises(ValueError, match="no train image 'none.jpg'"): folder.labels("none.jpg")
+    with pytest.raises(ValueError, match="no train image 'none.jpg'"):
+        folder.labels("none.jpg")
 
 
 def test_two_unknown_classes_are_two_faults(today):
@@ -213,10 +333,26 @@ def test_the_rows_of_one_image(today):
     a, b = masks.iloc[0], masks.iloc[1]
     n = len((today / "train.csv").read_text().splitlines())
     other = next(k for k in range(1, 5) if k not in masks.channel[masks.image_id == a.image_id].values + 1)
-    with open(today / "train.csv", "a") as f: f.write(f"{a.image_id},{other},{a.rle}\n{b.image_id},{class_id(b.channel)},{b.rle}\nNo.jpg,1,\n{a.image_id.upper()},1,5 1\n")
+    with open(today / "train.csv", "a") as f:
+        f.write(
+            f"{a.image_id},{other},{a.rle}\n{b.image_id},{class_id(b.channel)},{b.rle}\nNo.jpg,1,\n{a.image_id.upper()},1,5 1\n"
+        )
     faults = check_folder(today)
-    assert faults[["row", "severity"]].values.tolist() == [[n + 1, "warning"], [n + 2, "error"], [n + 3, "error"], [n + 4, "error"]]
-    for problem, says in zip(faults.problem, (f"{sum(map(int, a.rle.split()[1::2]))} pixels carry class", f"the same image and class as in row {b.row}", "no image 'No.jpg'", f"but there is {a.image_id!r}")):
+    assert faults[["row", "severity"]].values.tolist() == [
+        [n + 1, "warning"],
+        [n + 2, "error"],
+        [n + 3, "error"],
+        [n + 4, "error"],
+    ]
+    for problem, says in zip(
+        faults.problem,
+        (
+            f"{sum(map(int, a.rle.split()[1::2]))} pixels carry class",
+            f"the same image and class as in row {b.row}",
+            "no image 'No.jpg'",
+            f"but there is {a.image_id!r}",
+        ),
+    ):
         assert says in problem
 
 
@@ -251,9 +387,11 @@ def test_sample_and_test_images_are_held_against_each_other(today):
 
 
 def test_read_image_names_the_file(tmp_path):
-    with pytest.raises(ValueError, match="nothing.jpg: cannot be read"): read_image(tmp_path / "nothing.jpg")
+    with pytest.raises(ValueError, match="nothing.jpg: cannot be read"):
+        read_image(tmp_path / "nothing.jpg")
     (tmp_path / "a.jpg").write_bytes(b"no image")
-    with pytest.raises(ValueError, match="a.jpg: not a readable image"): read_image(tmp_path / "a.jpg")
+    with pytest.raises(ValueError, match="a.jpg: not a readable image"):
+        read_image(tmp_path / "a.jpg")
 
 
 def test_grey_is_grey_and_turned_by_nothing(tmp_path):
@@ -271,7 +409,8 @@ def test_a_file_cut_anywhere_is_refused(tmp_path, suffix):
     f = tmp_path / f"a{suffix}"
     for cut in [*range(0, 40), *range(40, len(whole) - 13, 97), len(whole) - 13]:
         f.write_bytes(whole[:cut])
-        with pytest.raises(ValueError, match=f.name): read_image(f)
+        with pytest.raises(ValueError, match=f.name):
+            read_image(f)
     f.write_bytes(whole)
     assert read_image(f).shape == (40, 56)
 
@@ -279,32 +418,63 @@ def test_a_file_cut_anywhere_is_refused(tmp_path, suffix):
 def test_a_cut_file_is_refused_where_opencv_is_lenient(tmp_path, monkeypatch):
     image = np.random.default_rng(1).integers(0, 256, (40, 56), dtype=np.uint8)
     jpeg, png = (cv2.imencode(s, image)[1].tobytes() for s in (".jpg", ".png"))
-    preview = b"\xff\xe1" + (2 + 60).to_bytes(2, "big") + b"a preview image that ends: \xff\xd9".ljust(60)  # as Exif keeps one
+    preview = (
+        b"\xff\xe1" + (2 + 60).to_bytes(2, "big") + b"a preview image that ends: \xff\xd9".ljust(60)
+    )  # as Exif keeps one
     jpeg = jpeg[:2] + preview + jpeg[2:]
     monkeypatch.setattr(cv2, "imdecode", lambda data, flags: np.zeros((40, 56), np.uint8))  # as OpenCV 4 answers
     for name, data in (("a.jpg", jpeg), ("a.png", png)):
         (tmp_path / name).write_bytes(data)
         assert read_image(tmp_path / name).shape == (40, 56)
         (tmp_path / name).write_bytes(data[:-20])
-        with pytest.raises(ValueError, match=f"{name}: truncated"): read_image(tmp_path / name)
+        with pytest.raises(ValueError, match=f"{name}: truncated"):
+            read_image(tmp_path / name)
 
 
 def test_same_bytes(tmp_path):
     data = [b"a" * 10_000, b"b" + b"a" * 9_999, b"a" * 10_000, b"", b"", b"a" * 9_999]
-    for n, d in enumerate(data): (tmp_path / str(n)).write_bytes(d)
+    for n, d in enumerate(data):
+        (tmp_path / str(n)).write_bytes(d)
     number = same_bytes([tmp_path / str(n) for n in range(6)])
     assert [[bool(a == b) for b in number] for a in number] == [[a == b for b in data] for a in data]
 
 
 # --- damage by the hundred
 
+
 def _damages(image_id, k, rle):
     "What may happen to a row (its id, class and RLE), as (name, fields of the row)."
     size = SHAPE[0] * SHAPE[1]
-    yield from ((f"class {c!r}", (image_id, c, rle)) for c in ("0", "9", "x", "", "1.0", "-1", f" {k}", "1e9", "5" * 40))
-    yield from ((f"rle {r!r}", (image_id, k, r)) for r in ("1", "1 2 3", "1 x", "0 1", "1 0", "-1 2", "5 1 1 1", "1 3 3 1", f"{size} 2", f"{size + 1} 1",
-                                                            "1.0 2", "1,2", "+1 2", "١ 1", "9" * 30 + " 1", "1 " + "9" * 19, "nan", "[1 2]"))
-    yield from ((f"id {i!r}", (i, k, rle)) for i in ("", "no.jpg", "../" + image_id, "a\\" + image_id, image_id + " ", image_id[:-4], "..", "\0"))
+    yield from (
+        (f"class {c!r}", (image_id, c, rle)) for c in ("0", "9", "x", "", "1.0", "-1", f" {k}", "1e9", "5" * 40)
+    )
+    yield from (
+        (f"rle {r!r}", (image_id, k, r))
+        for r in (
+            "1",
+            "1 2 3",
+            "1 x",
+            "0 1",
+            "1 0",
+            "-1 2",
+            "5 1 1 1",
+            "1 3 3 1",
+            f"{size} 2",
+            f"{size + 1} 1",
+            "1.0 2",
+            "1,2",
+            "+1 2",
+            "١ 1",
+            "9" * 30 + " 1",
+            "1 " + "9" * 19,
+            "nan",
+            "[1 2]",
+        )
+    )
+    yield from (
+        (f"id {i!r}", (i, k, rle))
+        for i in ("", "no.jpg", "../" + image_id, "a\\" + image_id, image_id + " ", image_id[:-4], "..", "\0")
+    )
 
 
 @pytest.mark.parametrize("layout", ["today", "2019"])
@@ -312,7 +482,8 @@ def _damages(image_id, k, rle):
 @SLOW
 def test_the_damaged_row_is_named(folders, tmp_path, layout, data):
     root = tmp_path / layout
-    if not root.exists(): shutil.copytree(folders[layout], root)
+    if not root.exists():
+        shutil.copytree(folders[layout], root)
     lines = (folders[layout] / "train.csv").read_text().splitlines()
     n = data.draw(st.integers(1, len(lines) - 1), label="line")
     key, rle = lines[n].rsplit(",", 1)
@@ -320,9 +491,10 @@ def test_the_damaged_row_is_named(folders, tmp_path, layout, data):
     name, fields = data.draw(st.sampled_from(list(_damages(image_id, k, rle))), label="damage")
     quoted = ['"' + f.replace('"', '""') + '"' for f in fields]
     joined = ",".join(quoted) if layout == "today" else f'"{fields[0]}_{fields[1]}",{quoted[2]}'
-    damaged = [*lines[:n], joined, *lines[n + 1:]]
+    damaged = [*lines[:n], joined, *lines[n + 1 :]]
     blanks = data.draw(st.lists(st.integers(0, len(lines)), max_size=3), label="blank lines before")
-    for b in sorted(blanks, reverse=True): damaged.insert(b, "")
+    for b in sorted(blanks, reverse=True):
+        damaged.insert(b, "")
     row = n + 1 + sum(b <= n for b in blanks)
     end = data.draw(st.sampled_from(["\n", "\r\n"]))
     (root / "train.csv").write_bytes((data.draw(st.sampled_from(["", "\ufeff"])) + end.join(damaged)).encode())
@@ -330,17 +502,27 @@ def test_the_damaged_row_is_named(folders, tmp_path, layout, data):
     assert row in found.row.values, name
     rest = found[found.row != row]  # in 2019's layout the pair that was there is missing now
     assert rest.empty or layout == "2019" and rest.problem.str.contains("no row for").all(), rest.problem.tolist()
-    with pytest.raises(ValueError, match=f"row {row}[ :]"): read_folder(root, n_classes=4)
+    with pytest.raises(ValueError, match=f"row {row}[ :]"):
+        read_folder(root, n_classes=4)
 
 
 @pytest.mark.parametrize("layout", ["today", "2019"])
-@pytest.mark.parametrize("harm, says", [(lambda l: l + ",x", "fields where the header has"), (lambda l: l.replace(",", ""), "fields where the header has"),
-                                        (lambda l: '"' + l[:3] + '"' + l[3:], "not csv"), (lambda l: l[:2] + "\udcff" + l[2:], "not UTF-8")])
+@pytest.mark.parametrize(
+    "harm, says",
+    [
+        (lambda l: l + ",x", "fields where the header has"),
+        (lambda l: l.replace(",", ""), "fields where the header has"),
+        (lambda l: '"' + l[:3] + '"' + l[3:], "not csv"),
+        (lambda l: l[:2] + "\udcff" + l[2:], "not UTF-8"),
+    ],
+)
 def test_a_row_that_is_no_row_is_named(folders, tmp_path, layout, harm, says):
     root = Path(shutil.copytree(folders[layout], tmp_path / layout))
     lines = (root / "train.csv").read_text().splitlines()
     for n in (1, len(lines) // 2, len(lines) - 1):
-        (root / "train.csv").write_bytes("\n".join([*lines[:n], harm(lines[n]), *lines[n + 1:]]).encode("utf-8", "surrogateescape"))
+        (root / "train.csv").write_bytes(
+            "\n".join([*lines[:n], harm(lines[n]), *lines[n + 1 :]]).encode("utf-8", "surrogateescape")
+        )
         found = errors(check_folder(root, read_images=False))
         assert says in found[found.row == n + 1].problem.iloc[0]
         assert found[found.row != n + 1].problem.str.contains("no row for").all()
@@ -354,26 +536,41 @@ def test_an_open_quote_is_named_where_it_opens(folders, tmp_path):
     assert found.row.tolist() == [5] and "never closed" in found.problem.iloc[0]
 
 
-@given(garbage=st.one_of(st.binary(max_size=300), st.text(max_size=200).map(lambda s: ("ImageId,ClassId,EncodedPixels\n" + s).encode("utf-8", "replace")),
-                         st.text(alphabet='0123456789 ,_"\n\r.ajpg/', max_size=300).map(lambda s: ("ImageId_ClassId,EncodedPixels\n" + s).encode())))
+@given(
+    garbage=st.one_of(
+        st.binary(max_size=300),
+        st.text(max_size=200).map(lambda s: ("ImageId,ClassId,EncodedPixels\n" + s).encode("utf-8", "replace")),
+        st.text(alphabet='0123456789 ,_"\n\r.ajpg/', max_size=300).map(
+            lambda s: ("ImageId_ClassId,EncodedPixels\n" + s).encode()
+        ),
+    )
+)
 @SLOW
 def test_garbage_gives_a_table_of_faults(folders, tmp_path, garbage):
     root = tmp_path / "strips"
-    if not root.exists(): shutil.copytree(folders["today"], root)
+    if not root.exists():
+        shutil.copytree(folders["today"], root)
     (root / "train.csv").write_bytes(garbage)
     faults = check_folder(root, read_images=False)
     assert faults.columns.tolist() == FAULT_COLUMNS and faults.severity.isin(["error", "warning"]).all()
     assert len(errors(faults)) >= 1 and (faults.row >= 0).all()  # no random text is a whole csv of these images
     assert (faults.row <= 1 + garbage.count(b"\n") + garbage.count(b"\r")).all()
     assert faults.to_json() and faults.to_csv()
-    with pytest.raises(ValueError): read_folder(root)
+    with pytest.raises(ValueError):
+        read_folder(root)
 
 
-@given(garbage=st.binary(max_size=400), head=st.sampled_from([b"", b"\xff\xd8\xff\xe0\x00\x10JFIF\x00", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"II*\x00", b"BM"]))
+@given(
+    garbage=st.binary(max_size=400),
+    head=st.sampled_from(
+        [b"", b"\xff\xd8\xff\xe0\x00\x10JFIF\x00", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"II*\x00", b"BM"]
+    ),
+)
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_garbage_image_is_named(folders, tmp_path, garbage, head):
     root = tmp_path / "strips"
-    if not root.exists(): shutil.copytree(folders["today"], root)
+    if not root.exists():
+        shutil.copytree(folders["today"], root)
     p = _image(root, 3)
     p.write_bytes(head + garbage)
     found = errors(check_folder(root))
@@ -392,12 +589,14 @@ def test_every_line_is_a_record_or_a_problem(tmp_path, data):
 
 # --- real data
 
+
 @pytest.mark.real
 def test_the_real_strips_read_alike_in_both_layouts(tmp_path):
     root = real_data("severstal-sample")
     a = read_folder(root)
     assert (len(a), len(a.masks), a.shape, a.n_classes, len(a.test)) == (25, 24, (256, 1600), 4, 1)
-    for name in ("train_images", "test_images", "sample_submission.csv"): (tmp_path / name).symlink_to(root / name)
+    for name in ("train_images", "test_images", "sample_submission.csv"):
+        (tmp_path / name).symlink_to(root / name)
     shutil.copy(root / "train_2019.csv", tmp_path / "train.csv")
     b = read_folder(tmp_path)
     keys = ["image_id", "channel", "rle"]
@@ -428,4 +627,5 @@ def test_official_areas_are_ours():
     table, layout = read_table(root / "train_partial.csv")
     area = pd.read_csv(root / "image_level.csv", index_col=0)
     assert layout == "today" and len(table) == 4063
-    for m in table.itertuples(): assert sum(map(int, m.rle.split()[1::2])) == area.loc[m.image_id, f"area_c{class_id(m.channel)}"]
+    for m in table.itertuples():
+        assert sum(map(int, m.rle.split()[1::2])) == area.loc[m.image_id, f"area_c{class_id(m.channel)}"]

@@ -1,4 +1,5 @@
 """Decisions against brute force over every threshold and every area, and against slow twins of each way of choosing."""
+
 import tracemalloc
 
 import numpy as np
@@ -7,7 +8,16 @@ from conftest import real_data
 
 from steel_seg.curves import Curves, curves_of
 from steel_seg.data import read_folder
-from steel_seg.decide import CHOOSERS, best_rule, choose_rules, compare_rules, decide, nested_dice, nested_rules, smooth_surface
+from steel_seg.decide import (
+    CHOOSERS,
+    best_rule,
+    choose_rules,
+    compare_rules,
+    decide,
+    nested_dice,
+    nested_rules,
+    smooth_surface,
+)
 from steel_seg.flood import map_counts
 from steel_seg.metric import dice, mask_counts, paired_difference
 from steel_seg.post import Rule, apply_rules, read_rules
@@ -19,49 +29,70 @@ from steel_seg.surface import surface
 def random_maps(rng, n=6, c=2, shape=(5, 7), floor=0):
     "Levels and truth of small images, as a store with this floor would hold them; some maps empty, some truths too."
     levels = rng.integers(0, 256, (n, c, *shape))
-    if rng.random() < .5: levels = np.array([0, 30, 60, 90, 130, 131, 200, 255])[rng.integers(0, 8, levels.shape)]  # many ties
-    levels = (levels*(rng.random((n, c, 1, 1)) < .8)*(rng.random(levels.shape) < rng.random((n, c, 1, 1)))).astype(np.uint8)
-    truth = (rng.random(levels.shape) < .4) & (rng.random((n, c, 1, 1)) < .5)
-    if rng.random() < .5: levels = np.where(truth & (rng.random(levels.shape) < .7), np.maximum(levels, 140), levels)  # a net that knows something
+    if rng.random() < 0.5:
+        levels = np.array([0, 30, 60, 90, 130, 131, 200, 255])[rng.integers(0, 8, levels.shape)]  # many ties
+    levels = (levels * (rng.random((n, c, 1, 1)) < 0.8) * (rng.random(levels.shape) < rng.random((n, c, 1, 1)))).astype(
+        np.uint8
+    )
+    truth = (rng.random(levels.shape) < 0.4) & (rng.random((n, c, 1, 1)) < 0.5)
+    if rng.random() < 0.5:
+        levels = np.where(
+            truth & (rng.random(levels.shape) < 0.7), np.maximum(levels, 140), levels
+        )  # a net that knows something
     return np.where(levels < floor, 0, levels).astype(np.uint8), truth
 
 
 def curves_from(levels, truth, floor=0):
     counts = [[map_counts(p, t if t.any() else None) for p, t in zip(ps, ts)] for ps, ts in zip(levels, truth)]
     area, hit = (np.array([[x[k] for x in row] for row in counts], np.int32) for k in (0, 1))
-    return Curves(tuple(f"{i}.jpg" for i in range(len(levels))), area, hit, truth.sum((2, 3)).astype(np.int64), floor, levels.shape[2:])
+    return Curves(
+        tuple(f"{i}.jpg" for i in range(len(levels))),
+        area,
+        hit,
+        truth.sum((2, 3)).astype(np.int64),
+        floor,
+        levels.shape[2:],
+    )
 
 
-def random_curves(rng, floor=0, **kwargs): return curves_from(*random_maps(rng, floor=floor, **kwargs), floor=floor)
+def random_curves(rng, floor=0, **kwargs):
+    return curves_from(*random_maps(rng, floor=floor, **kwargs), floor=floor)
 
 
 def all_scores(curves, c):
     "Mean Dice of class c at every level 0..255 and every minimum area 0..H*W+1, one at a time."
     areas = np.arange(np.prod(curves.shape) + 2)
     keep = curves.area[:, c, :, None] >= areas  # (N,256,A)
-    return dice(curves.area[:, c, :, None]*keep, curves.hit[:, c, :, None]*keep, curves.truth[:, c, None, None]).mean(0)
+    return dice(
+        curves.area[:, c, :, None] * keep, curves.hit[:, c, :, None] * keep, curves.truth[:, c, None, None]
+    ).mean(0)
 
 
 def longest(hits):
     "First and last of the longest run of True, the first of several."
     best, start = (0, 0, -1), None
     for i, hit in enumerate([*hits, False]):
-        if hit and start is None: start = i
+        if hit and start is None:
+            start = i
         if not hit and start is not None:
-            if i - start > best[0]: best = (i - start, start, i - 1)
+            if i - start > best[0]:
+                best = (i - start, start, i - 1)
             start = None
     return best[1:]
 
 
 # the best rule
 
+
 def test_the_best_rule_is_the_best_of_all_levels_and_areas_and_in_the_middle_of_its_tie():
     rng = np.random.default_rng(7)
     never = tied = 0
     for _ in range(250):
         floor = int(rng.choice([0, 1, 13, 100, 201, 255]))
-        curves = random_curves(rng, floor=floor, n=int(rng.integers(1, 8)), c=1, shape=(int(rng.integers(1, 6)), int(rng.integers(1, 8))))
-        scores, rule = all_scores(curves, 0)[max(1, floor):], Rule(*best_rule(rows_of(curves, 0)))
+        curves = random_curves(
+            rng, floor=floor, n=int(rng.integers(1, 8)), c=1, shape=(int(rng.integers(1, 6)), int(rng.integers(1, 8)))
+        )
+        scores, rule = all_scores(curves, 0)[max(1, floor) :], Rule(*best_rule(rows_of(curves, 0)))
         best = scores.max()
         assert dice_at(curves, [rule]).mean() == pytest.approx(best, abs=1e-12)
         assert rule.thresh >= floor
@@ -70,8 +101,8 @@ def test_the_best_rule_is_the_best_of_all_levels_and_areas_and_in_the_middle_of_
             never += 1
             continue
         first, last = longest(scores.max(1) >= best - 1e-12)
-        low, high = longest(scores[(first + last)//2] >= best - 1e-12)
-        assert rule == Rule(max(1, floor) + (first + last)//2, (low + high)//2)
+        low, high = longest(scores[(first + last) // 2] >= best - 1e-12)
+        assert rule == Rule(max(1, floor) + (first + last) // 2, (low + high) // 2)
         tied += (last > first) and (high > low)
     assert never > 20 and tied > 50
 
@@ -80,22 +111,28 @@ def steps(*images):
     "Curves of one class from images given as (truth, (up to level, area, hit), ...): constant between those levels."
     area, hit = np.zeros((2, len(images), 1, 256), np.int32)
     for i, (_, *parts) in enumerate(images):
-        for top, a, h in reversed(parts): area[i, 0, :top + 1], hit[i, 0, :top + 1] = a, h
-    return Curves(tuple(map(str, range(len(images)))), area, hit, np.array([[truth] for truth, *_ in images]), 0, (10, 10))
+        for top, a, h in reversed(parts):
+            area[i, 0, : top + 1], hit[i, 0, : top + 1] = a, h
+    return Curves(
+        tuple(map(str, range(len(images)))), area, hit, np.array([[truth] for truth, *_ in images]), 0, (10, 10)
+    )
 
 
 def test_ties_worked_by_hand():
     # 2*4/(8+4) = 2*2/(2+4) = .67, and 2*3/(7+4) = .55 between them: two runs of levels tie, and the longer one counts
-    assert best_rule(rows_of(steps((4, (50, 8, 4), (60, 7, 3), (200, 2, 2))), 0)) == ((61 + 200)//2, 2//2)
-    assert best_rule(rows_of(steps((4, (150, 8, 4), (160, 7, 3), (200, 2, 2))), 0)) == ((1 + 150)//2, 8//2)
+    assert best_rule(rows_of(steps((4, (50, 8, 4), (60, 7, 3), (200, 2, 2))), 0)) == ((61 + 200) // 2, 2 // 2)
+    assert best_rule(rows_of(steps((4, (150, 8, 4), (160, 7, 3), (200, 2, 2))), 0)) == ((1 + 150) // 2, 8 // 2)
     # a false alarm of 3 pixels up to level 50: at the middle level 100 it is gone, and any area up to 9 is as good
-    assert best_rule(rows_of(steps((9, (200, 9, 9)), (0, (50, 3, 0))), 0)) == (100, 9//2)
+    assert best_rule(rows_of(steps((9, (200, 9, 9)), (0, (50, 3, 0))), 0)) == (100, 9 // 2)
     # up to level 150 the middle level still shows it: areas 4 to 9
-    assert best_rule(rows_of(steps((9, (200, 9, 9)), (0, (150, 3, 0))), 0)) == (100, (4 + 9)//2)
+    assert best_rule(rows_of(steps((9, (200, 9, 9)), (0, (150, 3, 0))), 0)) == (100, (4 + 9) // 2)
     # dropping below 5 loses one defect and one false alarm, so areas 0 to 4 and 5 to 40 tie: they are one range
-    assert best_rule(rows_of(steps((40, (255, 40, 40)), (4, (255, 4, 4)), (0, (255, 4, 0))), 0)) == (128, 40//2)
+    assert best_rule(rows_of(steps((40, (255, 40, 40)), (4, (255, 4, 4)), (0, (255, 4, 0))), 0)) == (128, 40 // 2)
     # the same with a false alarm of 20 pixels in between: 0 to 4 or 21 to 40 for nothing lost, and the best is above it
-    assert best_rule(rows_of(steps((40, (255, 40, 40)), (4, (255, 4, 4)), (0, (255, 20, 0)), (0, (255, 4, 0))), 0)) == (128, (21 + 40)//2)
+    assert best_rule(rows_of(steps((40, (255, 40, 40)), (4, (255, 4, 4)), (0, (255, 20, 0)), (0, (255, 4, 0))), 0)) == (
+        128,
+        (21 + 40) // 2,
+    )
 
 
 def test_best_rules_of_many_images_do_not_depend_on_the_size_of_a_block():
@@ -107,8 +144,10 @@ def test_best_rules_of_many_images_do_not_depend_on_the_size_of_a_block():
     rule = Rule(*best_rule(rows_of(many, 0)))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert dice_at(many, [rule]).mean() == pytest.approx(surface(rows_of(many, 0), np.arange(13, 256), np.arange(37)).max(), abs=1e-12)
-    assert peak < 200e6, f"{peak/1e6:.0f} MB"  # all levels at once take some 300 MB
+    assert dice_at(many, [rule]).mean() == pytest.approx(
+        surface(rows_of(many, 0), np.arange(13, 256), np.arange(37)).max(), abs=1e-12
+    )
+    assert peak < 200e6, f"{peak / 1e6:.0f} MB"  # all levels at once take some 300 MB
 
 
 def test_a_class_that_is_not_seen_is_never_predicted():
@@ -119,24 +158,32 @@ def test_a_class_that_is_not_seen_is_never_predicted():
         curves = curves_from(given, truth)
         rule = Rule(*best_rule(rows_of(curves, 1)))
         assert rule == Rule(128, 36) and (dice_at(curves, (Rule(), rule))[:, 1] == 1).all()
-    everywhere = curves_from(np.full_like(levels, 255), np.ones_like(truth))  # even a mask of all pixels is less than "never"
-    assert best_rule(rows_of(everywhere, 0))[1] <= 35 and (dice_at(everywhere, choose_rules(everywhere, "best")) == 1).all()
+    everywhere = curves_from(
+        np.full_like(levels, 255), np.ones_like(truth)
+    )  # even a mask of all pixels is less than "never"
+    assert (
+        best_rule(rows_of(everywhere, 0))[1] <= 35
+        and (dice_at(everywhere, choose_rules(everywhere, "best")) == 1).all()
+    )
 
 
 def test_no_images_no_rule():
-    with pytest.raises(ValueError, match="no images"): best_rule(rows_of(random_curves(np.random.default_rng(0)).take([]), 0))
+    with pytest.raises(ValueError, match="no images"):
+        best_rule(rows_of(random_curves(np.random.default_rng(0)).take([]), 0))
 
 
 def test_weights_stand_for_copies_of_images():
     rng = np.random.default_rng(20)
     for _ in range(40):
         curves = random_curves(rng, n=7, c=2)
-        counts = rng.multinomial(7, np.full(7, 1/7))
+        counts = rng.multinomial(7, np.full(7, 1 / 7))
         copies = curves.take(np.repeat(np.arange(7), counts))
-        for c in (0, 1): assert best_rule(rows_of(curves, c), counts) == best_rule(rows_of(copies, c))
+        for c in (0, 1):
+            assert best_rule(rows_of(curves, c), counts) == best_rule(rows_of(copies, c))
 
 
 # the other ways of choosing
+
 
 def wide_curves(rng, n=30, c=3, floor=0):
     "Images with room for areas, and a net that knows something: smooth ways need a hill to find."
@@ -146,29 +193,36 @@ def wide_curves(rng, n=30, c=3, floor=0):
     for i in range(n):
         for k in range(c):
             y, x, h, w = rng.integers(0, 10), rng.integers(0, 30), rng.integers(2, 7), rng.integers(3, 11)
-            if rng.random() < .5: truth[i, k, y:y + h, x:x + w] = True
-            if rng.random() < .9: levels[i, k, y:y + h, x:x + w] += rng.integers(30, 215)*truth[i, k, y:y + h, x:x + w]
+            if rng.random() < 0.5:
+                truth[i, k, y : y + h, x : x + w] = True
+            if rng.random() < 0.9:
+                levels[i, k, y : y + h, x : x + w] += rng.integers(30, 215) * truth[i, k, y : y + h, x : x + w]
             y, x = rng.integers(0, 13), rng.integers(0, 36)
-            if rng.random() < .4: levels[i, k, y:y + 3, x:x + 4] = rng.integers(20, 200)
+            if rng.random() < 0.4:
+                levels[i, k, y : y + 3, x : x + 4] = rng.integers(20, 200)
     return curves_from(np.where(levels < floor, 0, levels).astype(np.uint8), truth, floor)
 
 
 def chooser_grid(floor):
-    areas, a = [], 1.
-    while not areas or areas[-1] <= 16*40: areas.append(min(int(np.ceil(a)), 16*40 + 1)); a *= np.exp(.065)
+    areas, a = [], 1.0
+    while not areas or areas[-1] <= 16 * 40:
+        areas.append(min(int(np.ceil(a)), 16 * 40 + 1))
+        a *= np.exp(0.065)
     return list(range(max(1, floor), 256, 2)), areas
 
 
 def smoothed_by_loops(scores, images, level_step, area_step):
-    wider = (1000/images)**.1
+    wider = (1000 / images) ** 0.1
+
     def once(x):
         out = np.empty_like(x)
         for i in range(x.shape[0]):
             for j in range(x.shape[1]):
-                across = np.exp(-.5*((np.arange(x.shape[0]) - i)*level_step/20/wider)**2)
-                along = np.exp(-.5*((np.arange(x.shape[1]) - j)*area_step/.65/wider)**2)
-                out[i, j] = (across[:, None]*along*x).sum()/(across.sum()*along.sum())
+                across = np.exp(-0.5 * ((np.arange(x.shape[0]) - i) * level_step / 20 / wider) ** 2)
+                along = np.exp(-0.5 * ((np.arange(x.shape[1]) - j) * area_step / 0.65 / wider) ** 2)
+                out[i, j] = (across[:, None] * along * x).sum() / (across.sum() * along.sum())
         return out
+
     return once(scores) + once(scores - once(scores))
 
 
@@ -176,7 +230,7 @@ def test_smoothing_is_a_weighted_mean_and_what_it_took_given_back():
     rng = np.random.default_rng(21)
     for shape, images in (((9, 14), 1000), ((9, 14), 60), ((1, 5), 1), ((6, 1), 30_000), ((1, 1), 5)):
         x = rng.random(shape)
-        assert np.allclose(smooth_surface(x, images, 3, .2), smoothed_by_loops(x, images, 3, .2), rtol=0, atol=1e-12)
+        assert np.allclose(smooth_surface(x, images, 3, 0.2), smoothed_by_loops(x, images, 3, 0.2), rtol=0, atol=1e-12)
 
 
 def test_plateau_and_pooled_are_the_top_of_the_smoothed_surface():
@@ -185,10 +239,10 @@ def test_plateau_and_pooled_are_the_top_of_the_smoothed_surface():
         curves = wide_curves(rng, floor=floor)
         levels, areas = chooser_grid(floor)
         gain = [surface(rows_of(curves, c), levels, areas) - (curves.truth[:, c] == 0).mean() for c in range(3)]
-        share = 30/30
-        for how, mixed in (("plateau", gain), ("pooled", [g + share*(sum(gain) - g) for g in gain])):
+        share = 30 / 30
+        for how, mixed in (("plateau", gain), ("pooled", [g + share * (sum(gain) - g) for g in gain])):
             for rule, m in zip(choose_rules(curves, how), mixed):
-                s = smooth_surface(m, 30, 2, .065)
+                s = smooth_surface(m, 30, 2, 0.065)
                 t, a = np.unravel_index(s.argmax(), s.shape)
                 assert rule == Rule(levels[t], areas[a])
 
@@ -201,7 +255,7 @@ def test_other_classes_weigh_as_thirty_images():
     assert choose_rules(one) == choose_rules(one, "plateau")  # no other class, nothing to pool
     many = curves.take(np.tile(np.arange(30), 2000))
     for a, b in zip(choose_rules(many), choose_rules(many, "plateau")):
-        assert abs(a.thresh - b.thresh) <= 2 and abs(np.log(a.min_area/b.min_area)) < .1  # 30 of 60,000
+        assert abs(a.thresh - b.thresh) <= 2 and abs(np.log(a.min_area / b.min_area)) < 0.1  # 30 of 60,000
     assert choose_rules(curves) != choose_rules(curves, "plateau")
 
 
@@ -218,9 +272,10 @@ def test_the_middle_is_within_a_standard_error_of_the_best():
             for i, level in enumerate(levels):
                 for j, area in enumerate(areas):
                     d = best - dice_rows(rows, level, area)
-                    if d.mean() <= d.std()/np.sqrt(len(d)) + 1e-12: members.append((i, j))
+                    if d.mean() <= d.std() / np.sqrt(len(d)) + 1e-12:
+                        members.append((i, j))
             at = np.array(members)
-            far = ((at[:, 0] - at[:, 0].mean())*2/20)**2 + ((at[:, 1] - at[:, 1].mean())*.065/.65)**2
+            far = ((at[:, 0] - at[:, 0].mean()) * 2 / 20) ** 2 + ((at[:, 1] - at[:, 1].mean()) * 0.065 / 0.65) ** 2
             near = at[far <= far.min() + 1e-9]
             assert any((rule.thresh, rule.min_area) == (levels[i], areas[j]) for i, j in near)
 
@@ -230,13 +285,13 @@ def test_bagged_is_the_mean_of_resampled_bests():
     levels, areas = chooser_grid(0)
     rng, found = np.random.default_rng(9), []
     for _ in range(50):
-        drawn = np.repeat(np.arange(30), rng.multinomial(30, np.full(30, 1/30)))
+        drawn = np.repeat(np.arange(30), rng.multinomial(30, np.full(30, 1 / 30)))
         raw = surface(rows_of(curves.take(drawn), 0), levels, areas)
         t, a = np.unravel_index(raw.argmax(), raw.shape)
         found.append((levels[t], np.log(areas[a])))
     level, area = np.mean(found, axis=0)
-    rule, = choose_rules(curves, "bagged", rng=np.random.default_rng(9))
-    assert abs(rule.thresh - level) <= 1.5 and abs(np.log(rule.min_area) - area) < .5/rule.min_area
+    (rule,) = choose_rules(curves, "bagged", rng=np.random.default_rng(9))
+    assert abs(rule.thresh - level) <= 1.5 and abs(np.log(rule.min_area) - area) < 0.5 / rule.min_area
 
 
 @pytest.mark.parametrize("how", CHOOSERS)
@@ -249,20 +304,28 @@ def test_every_way_is_deterministic_stays_above_the_floor_and_knows_when_to_pred
         assert rules == choose(curves) and len(rules) == 2 and all(r.thresh >= max(1, floor) for r in rules)
         empty = (curves.truth == 0).mean(0)
         for c, rule in enumerate(rules):
-            if all_scores(curves, c)[max(1, floor):].max() <= empty[c] + 1e-12: assert rule == Rule(max(128, floor), 36)
+            if all_scores(curves, c)[max(1, floor) :].max() <= empty[c] + 1e-12:
+                assert rule == Rule(max(128, floor), 36)
     levels, truth = random_maps(rng, n=8)
     truth[:, 1] = False
-    for given in (levels, np.zeros_like(levels), np.full_like(levels, 255)): assert choose(curves_from(given, truth))[1] == Rule(128, 36)
-    with pytest.raises(ValueError, match="no images"): choose(curves_from(levels, truth).take([]))
+    for given in (levels, np.zeros_like(levels), np.full_like(levels, 255)):
+        assert choose(curves_from(given, truth))[1] == Rule(128, 36)
+    with pytest.raises(ValueError, match="no images"):
+        choose(curves_from(levels, truth).take([]))
 
 
 def test_ways_that_are_not_there_are_refused():
     curves = random_curves(np.random.default_rng(27))
-    with pytest.raises(ValueError, match="'luck'; there are pooled, plateau, best, middle, bagged"): choose_rules(curves, "luck")
-    with pytest.raises(ValueError, match="pass rng"): choose_rules(curves, "bagged")
-    with pytest.raises(ValueError, match="1 templates for 2 classes"): choose_rules(curves, template=[Rule()])
-    with pytest.raises(ValueError, match="scores of shape"): choose_rules(curves, scores=np.zeros((6, 3), int))
-    with pytest.raises(ValueError, match="needs a score"): choose_rules(curves, template=Rule(gate=1, gate_by="product"))
+    with pytest.raises(ValueError, match="'luck'; there are pooled, plateau, best, middle, bagged"):
+        choose_rules(curves, "luck")
+    with pytest.raises(ValueError, match="pass rng"):
+        choose_rules(curves, "bagged")
+    with pytest.raises(ValueError, match="1 templates for 2 classes"):
+        choose_rules(curves, template=[Rule()])
+    with pytest.raises(ValueError, match="scores of shape"):
+        choose_rules(curves, scores=np.zeros((6, 3), int))
+    with pytest.raises(ValueError, match="needs a score"):
+        choose_rules(curves, template=Rule(gate=1, gate_by="product"))
 
 
 def test_a_template_is_kept_and_chosen_under():
@@ -276,14 +339,22 @@ def test_a_template_is_kept_and_chosen_under():
     best = choose_rules(curves, "best", templates, scores)
     for c, rule in enumerate(best):
         rows = rows_of(curves, c, templates[c], scores[:, c])
-        assert dice_rows(rows, rule.thresh, rule.min_area).mean() >= surface(rows, range(1, 256, 3), range(0, 641, 20)).max() - 1e-12
-    decision = decide(curves, np.arange(30) % 3, np.random.default_rng(0), template=templates, scores=scores, resamples=5)
+        assert (
+            dice_rows(rows, rule.thresh, rule.min_area).mean()
+            >= surface(rows, range(1, 256, 3), range(0, 641, 20)).max() - 1e-12
+        )
+    decision = decide(
+        curves, np.arange(30) % 3, np.random.default_rng(0), template=templates, scores=scores, resamples=5
+    )
     assert decision.rules == choose_rules(curves, template=templates, scores=scores)
     assert decision.optimistic.value == pytest.approx(dice_at(curves, decision.rules, scores).mean())
-    assert decision.nested.value == pytest.approx(nested_dice(curves, np.arange(30) % 3, template=templates, scores=scores).mean())
+    assert decision.nested.value == pytest.approx(
+        nested_dice(curves, np.arange(30) % 3, template=templates, scores=scores).mean()
+    )
 
 
 # nested, and the decision
+
 
 @pytest.mark.parametrize("how", CHOOSERS)
 def test_a_fold_does_not_choose_its_own_rule(how):
@@ -295,7 +366,8 @@ def test_a_fold_does_not_choose_its_own_rule(how):
         fold = rng.permutation(np.arange(12) % 3)
         rules = nested(curves_from(levels, truth), fold)
         assert sorted(rules) == [0, 1, 2]
-        if how != "bagged": assert rules[1] == choose_rules(curves_from(levels, truth).take(fold != 1), how)
+        if how != "bagged":
+            assert rules[1] == choose_rules(curves_from(levels, truth).take(fold != 1), how)
         for k in range(3):
             other_levels, other_truth = random_maps(rng, n=12)
             mine = (fold == k)[:, None, None, None]
@@ -311,16 +383,24 @@ def test_the_nested_score_is_each_fold_under_the_others_rules(how):
     curves = random_curves(rng, n=11)
     fold = np.array([7, 7, 2, 2, 2, 7, -1, -1, 2, 7, -1])  # any numbers
     want = np.full((11, 2), np.nan)
-    for i in range(11): want[i] = dice_at(curves.take([i]), choose_rules(curves.take([j for j in range(11) if fold[j] != fold[i]]), how))[0]
-    assert np.array_equal(nested_dice(curves, fold, how=how), want) and np.array_equal(nested_dice(curves, fold.tolist(), how=how), want)
+    for i in range(11):
+        want[i] = dice_at(
+            curves.take([i]), choose_rules(curves.take([j for j in range(11) if fold[j] != fold[i]]), how)
+        )[0]
+    assert np.array_equal(nested_dice(curves, fold, how=how), want) and np.array_equal(
+        nested_dice(curves, fold.tolist(), how=how), want
+    )
     for bad in (np.zeros(11), fold[:-1], fold[None]):
-        with pytest.raises(ValueError): nested_dice(curves, bad)
+        with pytest.raises(ValueError):
+            nested_dice(curves, bad)
 
 
 def test_two_sets_of_rules_are_compared_on_the_same_images():
     curves = wide_curves(np.random.default_rng(29), c=2)
-    a, b = (Rule(100, 10),)*2, (Rule(200), Rule(90, 30))
-    assert compare_rules(curves, a, b, np.random.default_rng(4)) == paired_difference(dice_at(curves, a), dice_at(curves, b), np.random.default_rng(4))
+    a, b = (Rule(100, 10),) * 2, (Rule(200), Rule(90, 30))
+    assert compare_rules(curves, a, b, np.random.default_rng(4)) == paired_difference(
+        dice_at(curves, a), dice_at(curves, b), np.random.default_rng(4)
+    )
     assert compare_rules(curves, a, a, np.random.default_rng(4)).value == 0
 
 
@@ -329,21 +409,37 @@ def test_a_decision_says_the_same_twice_and_adds_up(how, tmp_path):
     curves = random_curves(np.random.default_rng(12), n=20)
     fold = np.arange(20) % 4
     decision, again = (decide(curves, fold, np.random.default_rng(3), how, resamples=20) for _ in range(2))
-    assert str(decision) == str(again) and decision.nested == again.nested and decision.optimistic == again.optimistic and decision.choice.equals(again.choice)
-    if how != "bagged": assert decision.rules == choose_rules(curves, how) and decision.fold_rules == nested_rules(curves, fold, how)
+    assert (
+        str(decision) == str(again)
+        and decision.nested == again.nested
+        and decision.optimistic == again.optimistic
+        and decision.choice.equals(again.choice)
+    )
+    if how != "bagged":
+        assert decision.rules == choose_rules(curves, how) and decision.fold_rules == nested_rules(curves, fold, how)
     assert decision.images == 20 and decision.how == how
     assert decision.optimistic.value == pytest.approx(dice_at(curves, decision.rules).mean())
     assert decision.nested.value == pytest.approx(nested_dice(curves, fold, decision.fold_rules).mean())
     assert decision.nested.low <= decision.nested.value <= decision.nested.high
-    if how == "best": assert decision.optimistic.value >= max(decision.nested.value, decision.all_empty) - 1e-12
-    assert decision.all_empty == dice_at(curves, [Rule(128, 36)]*2).mean()
+    if how == "best":
+        assert decision.optimistic.value >= max(decision.nested.value, decision.all_empty) - 1e-12
+    assert decision.all_empty == dice_at(curves, [Rule(128, 36)] * 2).mean()
     table = decision.table
-    assert list(table.index) == ["all", "class 1", "class 2"] and list(table.columns) == ["score", "present", "empty", "pairs", "present_pairs", "optimistic"]
-    assert table.score["all"] == pytest.approx(decision.nested.value) and table.optimistic["all"] == pytest.approx(decision.optimistic.value)
+    assert list(table.index) == ["all", "class 1", "class 2"] and list(table.columns) == [
+        "score",
+        "present",
+        "empty",
+        "pairs",
+        "present_pairs",
+        "optimistic",
+    ]
+    assert table.score["all"] == pytest.approx(decision.nested.value) and table.optimistic["all"] == pytest.approx(
+        decision.optimistic.value
+    )
     assert table.score["class 2"] == pytest.approx(nested_dice(curves, fold, decision.fold_rules)[:, 1].mean())
     first, *_ = str(decision).splitlines()
     assert first.startswith(str(decision.nested)) and "fresh" in first  # what to expect comes first
-    rules, facts = read_rules(decision.save(tmp_path/"rule.json", data_sha256="ab", seed=3))
+    rules, facts = read_rules(decision.save(tmp_path / "rule.json", data_sha256="ab", seed=3))
     assert rules == decision.rules and facts["data_sha256"] == "ab" and facts["images"] == 20 and facts["how"] == how
     assert facts["nested"] == vars(decision.nested) and facts["optimistic"]["high"] == decision.optimistic.high
     assert [Rule(**r) for r in facts["fold_rules"]["2"]] == list(decision.fold_rules[2])
@@ -361,11 +457,14 @@ def test_a_decision_says_how_unstable_the_choice_is():
         rule = choose_rules(curves.take(rng.integers(30, size=30)), "plateau")[0]
         drawn.append((rule.thresh, rule.min_area))
     for c in ("class 1", "class 2"):
-        assert choice.thresh_low[c] <= choice.thresh[c] <= choice.thresh_high[c] and choice.min_area_low[c] <= choice.min_area[c] <= choice.min_area_high[c]
-        assert 0 <= choice.never[c] < .3 and not choice.never_predict[c]
-    low, high = np.quantile(np.array(drawn)[:, 0], [.05, .95])  # other draws of the same kind spread alike
+        assert (
+            choice.thresh_low[c] <= choice.thresh[c] <= choice.thresh_high[c]
+            and choice.min_area_low[c] <= choice.min_area[c] <= choice.min_area_high[c]
+        )
+        assert 0 <= choice.never[c] < 0.3 and not choice.never_predict[c]
+    low, high = np.quantile(np.array(drawn)[:, 0], [0.05, 0.95])  # other draws of the same kind spread alike
     width = choice.thresh_high["class 1"] - choice.thresh_low["class 1"]
-    assert .5*(high - low) < width < 2.5*(high - low)
+    assert 0.5 * (high - low) < width < 2.5 * (high - low)
     assert choice.never["class 3"] == 1 and choice.never_predict["class 3"]
     assert "class 3: never predicted" in str(decide(curves, np.arange(30) % 3, np.random.default_rng(0), resamples=3))
 
@@ -378,8 +477,10 @@ def test_two_images_and_one_class_are_enough():
             decision = decide(curves, [0, 1], rng, how, resamples=3)
             assert len(decision.rules) == 1 and 0 <= decision.nested.value <= 1 and str(decision)
             if how != "bagged":
-                for k in (0, 1): assert decision.fold_rules[k] == choose_rules(curves.take([1 - k]), how)
-        with pytest.raises(ValueError): decide(curves.take([0]), [0], rng, how)
+                for k in (0, 1):
+                    assert decision.fold_rules[k] == choose_rules(curves.take([1 - k]), how)
+        with pytest.raises(ValueError):
+            decide(curves.take([0]), [0], rng, how)
 
 
 @pytest.mark.real
@@ -388,14 +489,20 @@ def test_curves_and_decision_on_real_masks(name, tmp_path):
     """The store holds what a net might say of real masks; counts and the decision must be those of the pixels."""
     folder = read_folder(real_data(name))
     rng, ids = np.random.default_rng(14), list(folder.images.image_id[:25])
-    store = ProbStore.create(tmp_path/"s", ids, folder.n_classes, folder.shape)
+    store = ProbStore.create(tmp_path / "s", ids, folder.n_classes, folder.shape)
     for image_id in ids:
         mask = folder.mask(image_id)
-        store.write(image_id, (mask*rng.integers(60, 256, mask.shape) + (1 - mask)*rng.integers(0, 140, mask.shape)*(rng.random(mask.shape) < .01)).astype(np.uint8))
+        store.write(
+            image_id,
+            (
+                mask * rng.integers(60, 256, mask.shape)
+                + (1 - mask) * rng.integers(0, 140, mask.shape) * (rng.random(mask.shape) < 0.01)
+            ).astype(np.uint8),
+        )
     curves = curves_of(store, folder)
     assert np.array_equal(curves.truth, folder.truth_area()[:25]) and curves.shape == folder.shape
     decision = decide(curves, np.arange(len(ids)) % 5, rng)
     masks = np.stack([apply_rules(store.read(i), decision.rules) for i in ids])
     truth = np.stack([folder.mask(i) for i in ids])
     assert np.array_equal(dice_at(curves, decision.rules), dice(*mask_counts(masks, truth)))
-    assert decision.optimistic.value > decision.all_empty + .1
+    assert decision.optimistic.value > decision.all_empty + 0.1

@@ -1,4 +1,5 @@
 """A data folder explored: every figure against masks made one by one, near-duplicates against copies made here, and no tag from a file."""
+
 import csv
 import subprocess
 import sys
@@ -19,7 +20,10 @@ from steel_seg.rle import rle_encode
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    return {name: read_folder(make_run(tmp_path_factory.mktemp("mill") / "run", **case) / "data") for name, case in CASES.items()}
+    return {
+        name: read_folder(make_run(tmp_path_factory.mktemp("mill") / "run", **case) / "data")
+        for name, case in CASES.items()
+    }
 
 
 def all_masks(folder):
@@ -57,10 +61,17 @@ def test_counts_sizes_and_places_are_those_of_the_masks(folders, name):
     folder = folders[name]
     masks = all_masks(folder)
     there, n = masks.any((2, 3)), len(masks)
-    counts, together, sizes, heat = explore.class_counts(folder), explore.co_occurrence(folder), explore.area_quantiles(folder), explore.label_places(folder)
+    counts, together, sizes, heat = (
+        explore.class_counts(folder),
+        explore.co_occurrence(folder),
+        explore.area_quantiles(folder),
+        explore.label_places(folder),
+    )
     assert counts.images.tolist() == [n, (~there.any(1)).sum(), (there.sum(1) >= 2).sum(), *there.sum(0)]
     assert counts.pixels.tolist()[3:] == masks.sum((0, 2, 3)).tolist() and counts.pixels["all"] == masks.sum()
-    assert counts.predict_nothing["all"] == pytest.approx(np.mean(~there)) and counts.share["clean"] == pytest.approx(np.mean(~there.any(1)))
+    assert counts.predict_nothing["all"] == pytest.approx(np.mean(~there)) and counts.share["clean"] == pytest.approx(
+        np.mean(~there.any(1))
+    )
     for a in range(folder.n_classes):
         for b in range(folder.n_classes):
             assert together.iat[a, b] == (there[:, a] & there[:, b]).sum()
@@ -80,7 +91,13 @@ def test_images_chosen_are_those_that_fit_and_sorted(folders, show):
     pages.show = show
     masks = dict(zip(folder.images.image_id, all_masks(folder)))
     there = {i: m.any((1, 2)) for i, m in masks.items()}
-    fits = {"all": lambda t: True, "clean": lambda t: not t.any(), "two or more classes": lambda t: t.sum() > 1, "class 1": lambda t: t[0], "class 4": lambda t: t[3]}[show]
+    fits = {
+        "all": lambda t: True,
+        "clean": lambda t: not t.any(),
+        "two or more classes": lambda t: t.sum() > 1,
+        "class 1": lambda t: t[0],
+        "class 4": lambda t: t[3],
+    }[show]
     assert list(pages.ids) == [i for i in masks if fits(there[i])]
     size = lambda i: masks[i][int(show[-1]) - 1].sum() if show.startswith("class") else masks[i].sum()
     for sort, sign in ("largest first", -1), ("smallest first", 1):
@@ -94,7 +111,10 @@ def test_labels_that_moved_along_do_not_differ():
     for x, y in [(0, 0), (3, 0), (0, -4), (-5, 2), (7, 6)]:
         mask = rng.integers(0, 2, (3, 20, 30)).astype(np.uint8)
         other = np.roll(mask, (y, x), (1, 2))
-        assert not explore.label_difference(mask, other, x, y).any() and not explore.label_difference(other, mask, -x, -y).any()
+        assert (
+            not explore.label_difference(mask, other, x, y).any()
+            and not explore.label_difference(other, mask, -x, -y).any()
+        )
         other[2, 10, 15] ^= 1
         assert np.argwhere(explore.label_difference(mask, other, x, y)).tolist() == [[10 - y, 15 - x]]
 
@@ -106,19 +126,35 @@ def test_near_duplicates_are_the_copies_and_nothing_else(tmp_path):
     images = {f"{k:02}.png": steel(k) for k in range(60)}
     masks = {"03.png": np.zeros((2, 128, 400), np.uint8)}
     masks["03.png"][1, 20:40, 100:150] = 1
-    jpeg = lambda image, q: cv2.imdecode(cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, q])[1], cv2.IMREAD_GRAYSCALE)
+    jpeg = lambda image, q: cv2.imdecode(
+        cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, q])[1], cv2.IMREAD_GRAYSCALE
+    )
     copies = {"a.png": ("03.png", images["03.png"]), "b.png": ("10.png", np.clip(images["10.png"] * 1.1 + 10, 0, 255).astype(np.uint8)), "c.png": ("20.png", np.roll(images["20.png"], 2, 1)),
               "d.png": ("30.png", np.clip(images["30.png"] + np.random.default_rng(0).normal(0, 4, (128, 400)), 0, 255).astype(np.uint8)), "e.png": ("40.png", jpeg(images["40.png"], 50)),
               "f.png": ("40.png", jpeg(images["40.png"], 30))}  # fmt: skip
-    other = {"mirrored.png": images["50.png"][:, ::-1], "torn.png": cv2.imencode(".png", images["51.png"])[1].tobytes()[:400]}
+    other = {
+        "mirrored.png": images["50.png"][:, ::-1],
+        "torn.png": cv2.imencode(".png", images["51.png"])[1].tobytes()[:400],
+    }
     (root := tmp_path / "mill").mkdir()
     write_folder(root, {**images, **{i: image for i, (_, image) in copies.items()}, **other}, masks)
     found = explore.near_duplicates(read_folder(root))
     groups = {frozenset(g) for _, rows in found.groupby("group") for g in [{*rows["first"], *rows["second"]}]}
-    assert groups == {frozenset(p) for p in [("03.png", "a.png"), ("10.png", "b.png"), ("20.png", "c.png"), ("30.png", "d.png"), ("40.png", "e.png", "f.png")]}
+    assert groups == {
+        frozenset(p)
+        for p in [
+            ("03.png", "a.png"),
+            ("10.png", "b.png"),
+            ("20.png", "c.png"),
+            ("30.png", "d.png"),
+            ("40.png", "e.png", "f.png"),
+        ]
+    }
     assert len(found) == 6 and found.group.nunique() == 5
     same = found[found.same_bytes]
-    assert same[["first", "second", "likeness", "differ"]].values.tolist() == [["03.png", "a.png", 1.0, 20 * 50]] and found.index[found.same_bytes].tolist() == [0]
+    assert same[["first", "second", "likeness", "differ"]].values.tolist() == [
+        ["03.png", "a.png", 1.0, 20 * 50]
+    ] and found.index[found.same_bytes].tolist() == [0]
     assert found.set_index("second").loc["c.png", ["right", "down"]].tolist() == [2, 0]
     assert not found[~found.same_bytes & (found.second != "c.png")][["right", "down"]].to_numpy().any()
 
@@ -156,9 +192,15 @@ def test_every_view_opens_and_escapes_and_has_a_picture(folders, name):
                 assert browser.part(view).large.image_id == i
                 only_our_tags(browser)
         only_our_tags(browser)
-        for control in (p for p in parts(browser) if isinstance(p, (Dropdown, Text, Button, BoundedIntText, ToggleButtons))):
+        for control in (
+            p for p in parts(browser) if isinstance(p, (Dropdown, Text, Button, BoundedIntText, ToggleButtons))
+        ):
             assert control.description
-        if name in ("one image", "squares") or view not in ("classes", "sizes", "places"):  # a figure takes a while to draw
+        if name in ("one image", "squares") or view not in (
+            "classes",
+            "sizes",
+            "places",
+        ):  # a figure takes a while to draw
             height, width = pixels(browser.picture().data).shape[:2]
             assert width <= 1250 and height <= 1100
 
@@ -207,12 +249,19 @@ def test_an_unreadable_image_is_said_and_not_raised(tmp_path):
 
 
 def test_faults_are_those_of_check_folder(tmp_path):
-    folder = write_folder(tmp_path / "mill", {f"{k}.png": steel(k) for k in range(3)} | {"twin.png": steel(0), "colour.png": np.dstack([steel(1), steel(2), steel(3)])}, {"twin.png": np.ones((2, 128, 400), np.uint8)})
+    folder = write_folder(
+        tmp_path / "mill",
+        {f"{k}.png": steel(k) for k in range(3)}
+        | {"twin.png": steel(0), "colour.png": np.dstack([steel(1), steel(2), steel(3)])},
+        {"twin.png": np.ones((2, 128, 400), np.uint8)},
+    )
     (folder / "train_images" / "notes.txt").write_text("x")
     faults = FaultList(read_folder(folder))
     pd.testing.assert_frame_equal(faults.table, check_folder(folder, read_images=False))
     faults.read_images()
-    assert set(faults.table.problem) == set(check_folder(folder).problem) and len(faults.table) == len(check_folder(folder))
+    assert set(faults.table.problem) == set(check_folder(folder).problem) and len(faults.table) == len(
+        check_folder(folder)
+    )
     assert [r[5] for r in faults.rows.rows] == faults.shown.problem.tolist()
     faults.severity = "error"
     assert len(faults.shown) == len(faults.rows.rows) == 0 and faults.rows.layout.display == "none"
@@ -248,7 +297,21 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(folders):
 
 
 def test_text_from_files_never_becomes_a_tag(folders):
-    pieces = ["<b>", "<img src=x onerror=alert(1)>", "</div><script>", "&lt;i&gt;", "\"'><svg/onload=1>", "<!--", "<![CDATA[", "<?x", "javascript:", "ü\u202e", "$\\frac", "x" * 300, "&#60;u>"]
+    pieces = [
+        "<b>",
+        "<img src=x onerror=alert(1)>",
+        "</div><script>",
+        "&lt;i&gt;",
+        "\"'><svg/onload=1>",
+        "<!--",
+        "<![CDATA[",
+        "<?x",
+        "javascript:",
+        "ü\u202e",
+        "$\\frac",
+        "x" * 300,
+        "&#60;u>",
+    ]
     rng = np.random.default_rng(0)
     faults, twins = FaultList(folders["strips"]), TwinList(folders["strips"])
     strings = ["".join(rng.choice(pieces, rng.integers(1, 5))) for _ in range(200)]
@@ -293,5 +356,9 @@ def test_real_folders(name, classes):
 def test_real_strips_are_no_twins_of_one_another():
     folder = read_folder(real_data("severstal-sample"))
     assert len(explore.near_duplicates(folder, least=0.3)) == 0
-    doctored = explore.near_duplicates(read_folder(real_data("neu-seg")))  # images into which a patch of another was pasted, and two that overlap
-    assert {("test_000572.jpg", "test_000684.jpg"), ("test_000411.jpg", "test_000413.jpg")} <= set(zip(doctored["first"], doctored["second"])) and len(doctored) < 40
+    doctored = explore.near_duplicates(
+        read_folder(real_data("neu-seg"))
+    )  # images into which a patch of another was pasted, and two that overlap
+    assert {("test_000572.jpg", "test_000684.jpg"), ("test_000411.jpg", "test_000413.jpg")} <= set(
+        zip(doctored["first"], doctored["second"])
+    ) and len(doctored) < 40

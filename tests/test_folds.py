@@ -1,4 +1,5 @@
 """Folds are alike, whole, the same for the same seed, and never split twins."""
+
 import shutil
 from pathlib import Path
 
@@ -16,19 +17,24 @@ from steel_seg.synth import make_folder
 
 class Folder:
     "As much of a StripFolder as folds ask for: ids, files and class sets."
+
     def __init__(self, sets, paths):
         self.images = pd.DataFrame({"image_id": [f"{n:05d}.jpg" for n in range(len(sets))], "path": paths})
         self.sets = list(sets)
 
-    def __len__(self): return len(self.sets)
-    def class_sets(self): return pd.Series(self.sets, dtype=object)
+    def __len__(self):
+        return len(self.sets)
+
+    def class_sets(self):
+        return pd.Series(self.sets, dtype=object)
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     "Files with bytes of their own, to give to images; the k-th may be given twice for twins."
     root = tmp_path_factory.mktemp("files")
-    for n in range(400): (root / str(n)).write_text(str(n))
+    for n in range(400):
+        (root / str(n)).write_text(str(n))
     return [root / str(n) for n in range(400)]
 
 
@@ -48,17 +54,26 @@ SETS = ["", "", "", "", "3", "3", "3", "1", "4", "3+4", "2", "1+3", "1+2", "1+2+
 @given(sets=st.lists(st.sampled_from(SETS), min_size=12, max_size=400), k=st.integers(2, 10), seed=st.integers(0, 10))
 @settings(max_examples=80, deadline=None)
 def test_folds_are_alike(files, sets, k, seed):
-    fold = make_folds(Folder(sets, files[:len(sets)]), k, seed).fold
+    fold = make_folds(Folder(sets, files[: len(sets)]), k, seed).fold
     assert set(fold) == set(range(k))
-    for s in set(sets) - {""}: assert spread(fold, [x == s for x in sets], k) <= 1
-    for c in "1234": assert spread(fold, [c in x for x in sets], k) <= 4   # at most the number of sets that show it
-    if sets.count("") >= 9 * k: assert spread(fold, [True] * len(sets), k) <= 1  # nine other sets, so enough clean images to even out
+    for s in set(sets) - {""}:
+        assert spread(fold, [x == s for x in sets], k) <= 1
+    for c in "1234":
+        assert spread(fold, [c in x for x in sets], k) <= 4  # at most the number of sets that show it
+    if sets.count("") >= 9 * k:
+        assert spread(fold, [True] * len(sets), k) <= 1  # nine other sets, so enough clean images to even out
 
 
 def test_the_competitions_mix_in_five_folds(files):
     # class sets of the training set, a tenth of each
-    sets = sum(([s] * n for s, n in {"": 160, "3": 130, "1": 21, "4": 14, "3+4": 8, "2": 5, "1+3": 3, "1+2": 1, "2+3": 1}.items()), [])
-    fold = make_folds(Folder(sets, files[:len(sets)]), 5, 0).fold
+    sets = sum(
+        (
+            [s] * n
+            for s, n in {"": 160, "3": 130, "1": 21, "4": 14, "3+4": 8, "2": 5, "1+3": 3, "1+2": 1, "2+3": 1}.items()
+        ),
+        [],
+    )
+    fold = make_folds(Folder(sets, files[: len(sets)]), 5, 0).fold
     assert spread(fold, [True] * len(sets), 5) <= 1
     assert [int(spread(fold, [c in s for s in sets], 5)) <= 1 for c in "1234"] == [True] * 4
 
@@ -66,17 +81,22 @@ def test_the_competitions_mix_in_five_folds(files):
 @given(sets=st.lists(st.sampled_from(SETS), min_size=20, max_size=80), k=st.integers(2, 5), data=st.data())
 @settings(max_examples=60, deadline=None)
 def test_twins_share_a_fold(files, sets, k, data):
-    of = data.draw(st.lists(st.integers(0, max(k, len(sets) // 2)), min_size=len(sets), max_size=len(sets)))  # which file each image is
+    of = data.draw(
+        st.lists(st.integers(0, max(k, len(sets) // 2)), min_size=len(sets), max_size=len(sets))
+    )  # which file each image is
     folder = Folder(sets, [files[n] for n in of])
     if len(set(of)) < k:
-        with pytest.raises(ValueError, match="would be empty"): make_folds(folder, k, 0)
+        with pytest.raises(ValueError, match="would be empty"):
+            make_folds(folder, k, 0)
         return
     fold = make_folds(folder, k, 0).fold
     assert (fold.groupby(np.array(of)).nunique() == 1).all() and set(fold) == set(range(k))
 
 
 def test_a_lump_of_copies_is_dealt_first(files):
-    folder = Folder(["3"] * 12 + [""] * 4, files[:1] * 4 + files[1:13])  # four copies of one image, eight others of its class, four clean
+    folder = Folder(
+        ["3"] * 12 + [""] * 4, files[:1] * 4 + files[1:13]
+    )  # four copies of one image, eight others of its class, four clean
     for seed in range(20):
         fold = make_folds(folder, 3, seed).fold
         assert spread(fold, [True] * 12 + [False] * 4, 3) == 0 and spread(fold, [True] * 16, 3) == 1
@@ -85,7 +105,8 @@ def test_a_lump_of_copies_is_dealt_first(files):
 def test_twins_of_synth_share_a_fold(synth):
     twin = same_bytes(synth.images.path)
     assert len(set(twin)) < len(synth)
-    for seed in range(5): assert make_folds(synth, 4, seed).fold.groupby(twin).nunique().max() == 1
+    for seed in range(5):
+        assert make_folds(synth, 4, seed).fold.groupby(twin).nunique().max() == 1
 
 
 def test_a_fold_is_a_function_of_the_data_and_the_seed(synth, tmp_path):
@@ -101,9 +122,11 @@ def test_a_fold_is_a_function_of_the_data_and_the_seed(synth, tmp_path):
 def test_k_is_between_two_and_the_images(files):
     folder = Folder(["", "1", "3", "3", "3"], files[:4] + files[3:4])  # five images, two of them twins
     for k in (-1, 0, 1):
-        with pytest.raises(ValueError, match="needs 2 or more"): make_folds(folder, k, 0)
+        with pytest.raises(ValueError, match="needs 2 or more"):
+            make_folds(folder, k, 0)
     for k in (5, 6):
-        with pytest.raises(ValueError, match="4 different images"): make_folds(folder, k, 0)
+        with pytest.raises(ValueError, match="4 different images"):
+            make_folds(folder, k, 0)
     assert sorted(np.bincount(make_folds(folder, 4, 0).fold)) == [1, 1, 1, 2]
 
 
@@ -115,28 +138,45 @@ def test_the_table_survives_the_disk(tmp_path):
     assert read_folds(path, ids[::-1]).fold.tolist() == [1, 0, 2, 1, 0]  # in the order asked for
 
 
-@pytest.mark.parametrize("text, says", [
-    ("", "empty file"), ("image_id,fold\n", "3 images have no fold"), ("fold,image_id\n0,a\n", "row 1: columns"), ("image_id,fold\na,0\nb,1\n", "1 images have no fold, the first is 'c'"),
-    ("image_id,fold\na,0\nb,1\na,1\nc,0\n", "row 4: image 'a' is there twice"), ("image_id,fold\na,0\n\nx,1\n", "row 4: image 'x' is not in the data"),
-    ("image_id,fold\na,0\nb,1\nc,x\n", "row 4: 'c,x'"), ("image_id,fold\na,0\nb,1\nc,1.0\n", "row 4"), ("image_id,fold\na,0\nb,1\nc,\n", "row 4"), ("image_id,fold\na,0\nb,1\nc\n", "row 4"),
-    ("image_id,fold\na,0\nb,1\nc,3\n", "without a gap"), ("image_id,fold\na,1\nb,2\nc,3\n", "without a gap"), ("image_id,fold\na,0\nb,0\nc,0\n", "two or more"),
-    ("image_id,fold\na,0\n\"b,1\nc,1\n", "row 3: a quote"), (b"image_id,fold\na,0\nb\xff,1\nc,1\n", "row 3: not UTF-8")])
+@pytest.mark.parametrize(
+    "text, says",
+    [
+        ("", "empty file"),
+        ("image_id,fold\n", "3 images have no fold"),
+        ("fold,image_id\n0,a\n", "row 1: columns"),
+        ("image_id,fold\na,0\nb,1\n", "1 images have no fold, the first is 'c'"),
+        ("image_id,fold\na,0\nb,1\na,1\nc,0\n", "row 4: image 'a' is there twice"),
+        ("image_id,fold\na,0\n\nx,1\n", "row 4: image 'x' is not in the data"),
+        ("image_id,fold\na,0\nb,1\nc,x\n", "row 4: 'c,x'"),
+        ("image_id,fold\na,0\nb,1\nc,1.0\n", "row 4"),
+        ("image_id,fold\na,0\nb,1\nc,\n", "row 4"),
+        ("image_id,fold\na,0\nb,1\nc\n", "row 4"),
+        ("image_id,fold\na,0\nb,1\nc,3\n", "without a gap"),
+        ("image_id,fold\na,1\nb,2\nc,3\n", "without a gap"),
+        ("image_id,fold\na,0\nb,0\nc,0\n", "two or more"),
+        ('image_id,fold\na,0\n"b,1\nc,1\n', "row 3: a quote"),
+        (b"image_id,fold\na,0\nb\xff,1\nc,1\n", "row 3: not UTF-8"),
+    ],
+)
 def test_a_damaged_table_is_refused(tmp_path, text, says):
     path = tmp_path / "folds.csv"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    with pytest.raises(ValueError, match="folds.csv") as e: read_folds(path, ["a", "b", "c"])
+    with pytest.raises(ValueError, match="folds.csv") as e:
+        read_folds(path, ["a", "b", "c"])
     assert says in str(e.value)
 
 
 def test_no_table_is_said(tmp_path):
-    with pytest.raises(ValueError, match="no such file"): read_folds(tmp_path / "folds.csv", ["a"])
+    with pytest.raises(ValueError, match="no such file"):
+        read_folds(tmp_path / "folds.csv", ["a"])
 
 
 @given(st.binary(max_size=200))
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_garbage_is_refused(tmp_path, data):
     (tmp_path / "folds.csv").write_bytes(data)
-    with pytest.raises(ValueError, match="folds.csv"): read_folds(tmp_path / "folds.csv", ["a", "b"])
+    with pytest.raises(ValueError, match="folds.csv"):
+        read_folds(tmp_path / "folds.csv", ["a", "b"])
 
 
 @pytest.mark.real
@@ -145,5 +185,7 @@ def test_real_folds_are_alike(name, k):
     folder = read_folder(real_data(name))
     fold, sets = make_folds(folder, k, 0).fold, folder.class_sets()
     assert spread(fold, [True] * len(folder), k) <= 1
-    for s in set(sets): assert spread(fold, sets == s, k) <= 2
-    for c in range(folder.n_classes): assert spread(fold, folder.truth_area()[:, c] > 0, k) <= 2
+    for s in set(sets):
+        assert spread(fold, sets == s, k) <= 2
+    for c in range(folder.n_classes):
+        assert spread(fold, folder.truth_area()[:, c] > 0, k) <= 2

@@ -1,4 +1,5 @@
 """Gates compared and thresholds of classifiers, against brute force over every setting and every cut."""
+
 from dataclasses import replace
 
 import numpy as np
@@ -7,7 +8,20 @@ import pytest
 from conftest import real_data
 
 from steel_seg.curves import Curves, map_counts
-from steel_seg.gates import area_values, best_f1, choose_gate, compare_gates, f1_at, f1_folds, f1_intervals, f1_table, gate_rules, gate_values, nested_f1, read_scores
+from steel_seg.gates import (
+    area_values,
+    best_f1,
+    choose_gate,
+    compare_gates,
+    f1_at,
+    f1_folds,
+    f1_intervals,
+    f1_table,
+    gate_rules,
+    gate_values,
+    nested_f1,
+    read_scores,
+)
 from steel_seg.metric import paired_difference
 from steel_seg.post import GATES, NEEDS_SCORE, Rule
 from steel_seg.score import dice_at
@@ -15,8 +29,12 @@ from steel_seg.score import dice_at
 
 def random_case(rng, n=14, c=2, shape=(4, 9), floor=13):
     "Curves of maps that know something, scores that know something else, folds of uneven size."
-    truth = (rng.random((n, c, *shape)) < .4)*(rng.random((n, c, 1, 1)) < .5)
-    levels = np.where(truth & (rng.random(truth.shape) < .8), rng.integers(60, 256, truth.shape), rng.integers(0, 200, truth.shape)*(rng.random(truth.shape) < .3*(rng.random((n, c, 1, 1)) < .6)))
+    truth = (rng.random((n, c, *shape)) < 0.4) * (rng.random((n, c, 1, 1)) < 0.5)
+    levels = np.where(
+        truth & (rng.random(truth.shape) < 0.8),
+        rng.integers(60, 256, truth.shape),
+        rng.integers(0, 200, truth.shape) * (rng.random(truth.shape) < 0.3 * (rng.random((n, c, 1, 1)) < 0.6)),
+    )
     levels = np.where(levels < floor, 0, levels).astype(np.uint8)
     counts = [[map_counts(p, t) for p, t in zip(ps, ts)] for ps, ts in zip(levels, truth)]
     area, hit = (np.array([[x[k] for x in row] for row in counts], np.int32) for k in (0, 1))
@@ -25,18 +43,27 @@ def random_case(rng, n=14, c=2, shape=(4, 9), floor=13):
     return curves, scores, rng.permutation(np.arange(n) % 4 % 3)
 
 
-GRID = {None: (0,), "peak": (0, 100, 180, 240), "score": (0, 60, 100, 140, 255), "sum": (0, 150, 260, 400), "core": (0, 20, 150, 220), "product": (1,), "area": (1, 2, 6)}
+GRID = {
+    None: (0,),
+    "peak": (0, 100, 180, 240),
+    "score": (0, 60, 100, 140, 255),
+    "sum": (0, 150, 260, 400),
+    "core": (0, 20, 150, 220),
+    "product": (1,),
+    "area": (1, 2, 6),
+}
 THRESHES, AREAS = (13, 60, 110, 150, 220), (0, 2, 5, 12, 37)
 
 
-def every_rule(by): return [Rule(t, a, gate=g, gate_by=by or "peak") for g in GRID[by] for t in THRESHES for a in AREAS]
+def every_rule(by):
+    return [Rule(t, a, gate=g, gate_by=by or "peak") for g in GRID[by] for t in THRESHES for a in AREAS]
 
 
 def means(curves, c, rules, scores, images):
     "Mean Dice of class c over some images under each rule, one at a time."
     found = []
     for rule in rules:
-        rules_all = [Rule()]*curves.truth.shape[1]
+        rules_all = [Rule()] * curves.truth.shape[1]
         rules_all[c] = rule
         found.append(dice_at(curves, rules_all, scores)[images, c].mean())
     return np.array(found)
@@ -49,15 +76,23 @@ def test_the_setting_chosen_is_the_best_of_all_on_the_images_that_choose(by):
     for _ in range(12):
         curves, scores, fold = random_case(rng)
         for c in (0, 1):
-            best, others = choose_gate(curves, c, by, fold, scores[:, c], gates=GRID[by], threshes=THRESHES, min_areas=AREAS)
+            best, others = choose_gate(
+                curves, c, by, fold, scores[:, c], gates=GRID[by], threshes=THRESHES, min_areas=AREAS
+            )
             assert sorted(others) == sorted(set(fold.tolist()))
             for k, rule in ((None, best), *others.items()):
                 images = fold != k
                 every = means(curves, c, every_rule(by), scores, images)
                 got, nothing = means(curves, c, [rule], scores, images)[0], (curves.truth[images, c] == 0).mean()
                 assert got == pytest.approx(every.max(), abs=1e-12), (by, rule)
-                assert rule.gate_by == (by or "peak") and rule.gate in GRID[by] and rule.thresh in THRESHES and rule.min_area in AREAS
-                if every.max() <= nothing + 1e-12: assert rule.min_area == 37  # never
+                assert (
+                    rule.gate_by == (by or "peak")
+                    and rule.gate in GRID[by]
+                    and rule.thresh in THRESHES
+                    and rule.min_area in AREAS
+                )
+                if every.max() <= nothing + 1e-12:
+                    assert rule.min_area == 37  # never
                 changed += len(set(others.values())) > 1
     assert changed > 5
 
@@ -67,16 +102,31 @@ def test_of_a_tie_the_middle():
     area = np.zeros((4, 1, 256), np.int32)
     area[:, 0, 1:201] = 10
     area[:, 0, 0] = 50
-    hit = area*np.array([1, 0, 1, 0])[:, None, None].astype(np.int32)
+    hit = area * np.array([1, 0, 1, 0])[:, None, None].astype(np.int32)
     hit[::2, 0, 0] = 10
     curves = Curves(tuple("abcd"), area, hit, np.array([[10], [0], [10], [0]]), 13, (1, 50))
-    rule, others = choose_gate(curves, 0, "score", [0, 0, 1, 1], np.array([200, 100, 200, 100]), gates=(0, 50, 100, 101, 120, 140, 180, 200, 201), threshes=(20, 60, 100, 150, 200, 201), min_areas=(0, 4, 10, 11))
-    assert rule == others[0] == others[1] == Rule(100, 4, gate=140, gate_by="score")  # gates 101..200, levels 20..200, areas 0..10
-    with pytest.raises(ValueError, match="at least two folds"): choose_gate(curves, 0, "score", [0]*4, [1, 2, 3, 4])
-    with pytest.raises(ValueError, match="fold has shape"): choose_gate(curves, 0, "score", [0, 1], [1, 2, 3, 4])
+    rule, others = choose_gate(
+        curves,
+        0,
+        "score",
+        [0, 0, 1, 1],
+        np.array([200, 100, 200, 100]),
+        gates=(0, 50, 100, 101, 120, 140, 180, 200, 201),
+        threshes=(20, 60, 100, 150, 200, 201),
+        min_areas=(0, 4, 10, 11),
+    )
+    assert (
+        rule == others[0] == others[1] == Rule(100, 4, gate=140, gate_by="score")
+    )  # gates 101..200, levels 20..200, areas 0..10
+    with pytest.raises(ValueError, match="at least two folds"):
+        choose_gate(curves, 0, "score", [0] * 4, [1, 2, 3, 4])
+    with pytest.raises(ValueError, match="fold has shape"):
+        choose_gate(curves, 0, "score", [0, 1], [1, 2, 3, 4])
     for by in NEEDS_SCORE:
-        with pytest.raises(ValueError, match=f"gate_by='{by}' needs a score"): choose_gate(curves, 0, by, [0, 0, 1, 1])
-    with pytest.raises(ValueError, match="integers"): choose_gate(curves, 0, "score", [0, 0, 1, 1], np.array([.2, .1, .3, .4]))
+        with pytest.raises(ValueError, match=f"gate_by='{by}' needs a score"):
+            choose_gate(curves, 0, by, [0, 0, 1, 1])
+    with pytest.raises(ValueError, match="integers"):
+        choose_gate(curves, 0, "score", [0, 0, 1, 1], np.array([0.2, 0.1, 0.3, 0.4]))
 
 
 def test_the_table_is_what_its_rules_score():
@@ -85,32 +135,48 @@ def test_the_table_is_what_its_rules_score():
     for _ in range(4):
         curves, scores, fold = random_case(rng, n=20)
         table = compare_gates(curves, fold, scores, np.random.default_rng(7), n_boot=200, **grid)
-        assert list(dict.fromkeys(table.index.get_level_values(0))) == ["none", *GATES] and list(table.loc["none"].index) == ["all", "class 1", "class 2"]
+        assert list(dict.fromkeys(table.index.get_level_values(0))) == ["none", *GATES] and list(
+            table.loc["none"].index
+        ) == ["all", "class 1", "class 2"]
         nested = {}
         for by in (None, *GATES):
             name, nested[by] = by or "none", np.empty(curves.truth.shape)
             best, others = zip(*[choose_gate(curves, c, by, fold, scores[:, c], **grid) for c in (0, 1)])
             assert gate_rules(table, name) == best
-            for k in set(fold.tolist()): nested[by][fold == k] = dice_at(curves.take(fold == k), [o[k] for o in others], scores[fold == k])
+            for k in set(fold.tolist()):
+                nested[by][fold == k] = dice_at(curves.take(fold == k), [o[k] for o in others], scores[fold == k])
             for row, mine in (("all", slice(None)), ("class 1", [0]), ("class 2", [1])):
                 found = table.loc[(name, row)]
                 assert found.optimistic == pytest.approx(dice_at(curves, best, scores)[:, mine].mean(), abs=1e-12)
                 assert found.nested == pytest.approx(nested[by][:, mine].mean(), abs=1e-12)
-                assert found.difference == pytest.approx(found.nested - table.nested["none", row], abs=1e-12) and found.low <= found.difference <= found.high
+                assert (
+                    found.difference == pytest.approx(found.nested - table.nested["none", row], abs=1e-12)
+                    and found.low <= found.difference <= found.high
+                )
                 interval = paired_difference(nested[by][:, mine], nested[None][:, mine], np.random.default_rng(7), 200)
-                assert abs(interval.low - found.low) < .03 and abs(interval.high - found.high) < .03
+                assert abs(interval.low - found.low) < 0.03 and abs(interval.high - found.high) < 0.03
             for c in (0, 1):
-                gates = [o[k].gate for o in others[c:c+1] for k in o]
-                assert (table.gate_low[name, f"class {c+1}"], table.gate_high[name, f"class {c+1}"]) == (min(gates), max(gates))
-            if by != "product": assert table.optimistic[name, "all"] >= table.optimistic["none", "all"] - 1e-12  # more to choose from
+                gates = [o[k].gate for o in others[c : c + 1] for k in o]
+                assert (table.gate_low[name, f"class {c + 1}"], table.gate_high[name, f"class {c + 1}"]) == (
+                    min(gates),
+                    max(gates),
+                )
+            if by != "product":
+                assert table.optimistic[name, "all"] >= table.optimistic["none", "all"] - 1e-12  # more to choose from
         again = compare_gates(curves, fold, scores, np.random.default_rng(7), n_boot=200, **grid)
         pd.testing.assert_frame_equal(table, again)
         mixed = gate_rules(table, ["sum", "none"], Rule(fill_holes=True))
-        assert mixed == (replace(gate_rules(table, "sum")[0], fill_holes=True), replace(gate_rules(table, "none")[1], fill_holes=True))
+        assert mixed == (
+            replace(gate_rules(table, "sum")[0], fill_holes=True),
+            replace(gate_rules(table, "none")[1], fill_holes=True),
+        )
     for bad in ("vote", ["sum"], ["sum", "vote"]):
-        with pytest.raises(ValueError, match="needs one of none, peak, score"): gate_rules(table, bad)
-    with pytest.raises(ValueError, match="scores of shape"): compare_gates(curves, fold, scores[:, 0], rng)
-    with pytest.raises(ValueError, match="default_rng"): compare_gates(curves, fold, None, 7, **grid)
+        with pytest.raises(ValueError, match="needs one of none, peak, score"):
+            gate_rules(table, bad)
+    with pytest.raises(ValueError, match="scores of shape"):
+        compare_gates(curves, fold, scores[:, 0], rng)
+    with pytest.raises(ValueError, match="default_rng"):
+        compare_gates(curves, fold, None, 7, **grid)
 
 
 def test_a_fold_has_no_say_in_its_own_setting():
@@ -121,7 +187,16 @@ def test_a_fold_has_no_say_in_its_own_setting():
         area, hit, given = curves.area.copy(), curves.hit.copy(), scores.copy()
         mine = fold == 1
         area[mine, 0, 1:], hit[mine], given[mine, 0] = 0, 0, rng.permutation(given[mine, 0])
-        _, changed = choose_gate(replace(curves, area=area, hit=hit), 0, by, fold, given[:, 0], gates=GRID[by], threshes=THRESHES, min_areas=AREAS)
+        _, changed = choose_gate(
+            replace(curves, area=area, hit=hit),
+            0,
+            by,
+            fold,
+            given[:, 0],
+            gates=GRID[by],
+            threshes=THRESHES,
+            min_areas=AREAS,
+        )
         assert changed[1] == others[1]
 
 
@@ -139,7 +214,8 @@ def test_fills_and_components_of_the_rule_are_kept():
         if by in ("peak", "sum"):
             every = means(both, 0, [replace(r, fill_holes=True) for r in every_rule(by)], scores, fold >= 0)
             assert means(both, 0, [best], scores, fold >= 0)[0] == pytest.approx(every.max(), abs=1e-12)
-        else: assert replace(best, fill_holes=False) == choose_gate(other, 0, by, fold, scores[:, 0], **grid)[0]
+        else:
+            assert replace(best, fill_holes=False) == choose_gate(other, 0, by, fold, scores[:, 0], **grid)[0]
 
 
 def test_values_to_try():
@@ -147,123 +223,209 @@ def test_values_to_try():
         for floor in (0, 1, 13, 100):
             values = gate_values(by, floor)
             assert list(values) == sorted(set(values))
-            for gate in values: Rule(gate=gate, gate_by=by)  # all are allowed
-            if by == "core": assert all(g == 0 or g >= floor for g in values)
+            for gate in values:
+                Rule(gate=gate, gate_by=by)  # all are allowed
+            if by == "core":
+                assert all(g == 0 or g >= floor for g in values)
     for shape in ((1, 1), (1, 7), (256, 1600)):
         areas = area_values(shape)
-        assert areas[0] == 0 and areas[-1] == shape[0]*shape[1] + 1 and (np.diff(areas) > 0).all() and areas.dtype == np.int64
+        assert (
+            areas[0] == 0
+            and areas[-1] == shape[0] * shape[1] + 1
+            and (np.diff(areas) > 0).all()
+            and areas.dtype == np.int64
+        )
 
 
 # classifiers
 
+
 def slow_f1(score, label, thresh):
     tp = sum(1 for s, y in zip(score, label) if s >= thresh and y)
     wrong = sum(1 for s, y in zip(score, label) if (s >= thresh) != bool(y))
-    return 2*tp/(2*tp + wrong) if tp + wrong else float("nan")
+    return 2 * tp / (2 * tp + wrong) if tp + wrong else float("nan")
 
 
 def test_the_best_f1_is_the_best_of_all_cuts():
     rng = np.random.default_rng(3)
     for _ in range(500):
         n = int(rng.integers(1, 25))
-        score = rng.integers(0, 256, n).astype(np.uint8) if rng.random() < .4 else rng.choice([0, .1, .2, .2001, .5, 1.], n) if rng.random() < .5 else rng.random(n)
-        label = rng.random(n) < .4
+        score = (
+            rng.integers(0, 256, n).astype(np.uint8)
+            if rng.random() < 0.4
+            else rng.choice([0, 0.1, 0.2, 0.2001, 0.5, 1.0], n)
+            if rng.random() < 0.5
+            else rng.random(n)
+        )
+        label = rng.random(n) < 0.4
         label[rng.integers(n)] = True
         thresh, f1 = best_f1(score, label)
         cuts = np.unique(score)
         every = [slow_f1(score, label, t) for t in cuts]
-        assert f1 == pytest.approx(max(every), abs=1e-15) and f1 == pytest.approx(slow_f1(score, label, thresh), abs=1e-15) and f1_at(score, label, thresh) == f1
+        assert (
+            f1 == pytest.approx(max(every), abs=1e-15)
+            and f1 == pytest.approx(slow_f1(score, label, thresh), abs=1e-15)
+            and f1_at(score, label, thresh) == f1
+        )
         gaps = np.diff(np.concatenate([[0], cuts.astype(float)]))
         widest = max(gap for gap, one in zip(gaps, every) if one >= max(every) - 1e-15)
         high = cuts[cuts >= thresh].min()
         assert high - max([0, *cuts[cuts < thresh].tolist()]) == pytest.approx(widest)  # it lies in the widest gap
         assert isinstance(thresh, int if score.dtype.kind == "u" else float)
-        assert (high + (high - widest))/2 == pytest.approx(thresh, abs=.5 if score.dtype.kind == "u" else 1e-12)
+        assert (high + (high - widest)) / 2 == pytest.approx(thresh, abs=0.5 if score.dtype.kind == "u" else 1e-12)
 
 
 def test_f1_of_nothing():
-    assert np.isnan(f1_at([.1, .2], [0, 0], .5)) and f1_at([.1, .9], [0, 0], .5) == 0 and f1_at([.1, .2], [0, 1], .5) == 0
-    for score, label, word in (([.1, .2], [0, 0], "none of 2 images"), ([.1], [1, 0], "shape"), ([np.nan, 1], [1, 0], "at least 0"), ([-.1, 1], [1, 0], "at least 0"), ([[.1]], [[1]], "shape"), ([True], [1], "at least 0")):
-        with pytest.raises(ValueError, match=word): best_f1(score, label)
+    assert (
+        np.isnan(f1_at([0.1, 0.2], [0, 0], 0.5))
+        and f1_at([0.1, 0.9], [0, 0], 0.5) == 0
+        and f1_at([0.1, 0.2], [0, 1], 0.5) == 0
+    )
+    for score, label, word in (
+        ([0.1, 0.2], [0, 0], "none of 2 images"),
+        ([0.1], [1, 0], "shape"),
+        ([np.nan, 1], [1, 0], "at least 0"),
+        ([-0.1, 1], [1, 0], "at least 0"),
+        ([[0.1]], [[1]], "shape"),
+        ([True], [1], "at least 0"),
+    ):
+        with pytest.raises(ValueError, match=word):
+            best_f1(score, label)
 
 
 def test_intervals_are_of_resampled_images():
     rng = np.random.default_rng(4)
-    label = rng.random(60) < .1
-    score = np.clip(np.where(label, .6, .3) + rng.normal(0, .2, 60), 0, 1)
+    label = rng.random(60) < 0.1
+    score = np.clip(np.where(label, 0.6, 0.3) + rng.normal(0, 0.2, 60), 0, 1)
     thresh, f1 = f1_intervals(score, label, np.random.default_rng(5), n_boot=200)
-    assert (thresh.value, f1.value) == best_f1(score, label) and thresh.low <= thresh.value <= thresh.high and f1.low <= f1.value <= f1.high
+    assert (
+        (thresh.value, f1.value) == best_f1(score, label)
+        and thresh.low <= thresh.value <= thresh.high
+        and f1.low <= f1.value <= f1.high
+    )
     drawn, found = np.random.default_rng(5), []
     while len(found) < 200:
         i = drawn.integers(60, size=60)
-        if label[i].any(): found.append((best_f1(score[i], label[i])[0], slow_f1(score[i], label[i], thresh.value)))
-    assert np.allclose(np.quantile(found, [.025, .975], axis=0), [[thresh.low, f1.low], [thresh.high, f1.high]])
-    with pytest.raises(ValueError, match="default_rng"): f1_intervals(score, label, 5)
+        if label[i].any():
+            found.append((best_f1(score[i], label[i])[0], slow_f1(score[i], label[i], thresh.value)))
+    assert np.allclose(np.quantile(found, [0.025, 0.975], axis=0), [[thresh.low, f1.low], [thresh.high, f1.high]])
+    with pytest.raises(ValueError, match="default_rng"):
+        f1_intervals(score, label, 5)
 
 
 def test_fold_to_fold():
     rng = np.random.default_rng(6)
-    label, fold = rng.random(80) < .3, rng.permutation(np.arange(80) % 4)
+    label, fold = rng.random(80) < 0.3, rng.permutation(np.arange(80) % 4)
     label[fold == 2] = False
-    score = np.clip(np.where(label, .6, .35) + rng.normal(0, .2, 80), 0, 1)
+    score = np.clip(np.where(label, 0.6, 0.35) + rng.normal(0, 0.2, 80), 0, 1)
     table, said = f1_folds(score, label, fold), np.zeros(80, bool)
     for k in range(4):
         mine, row = fold == k, table.loc[k]
         assert row.others == best_f1(score[~mine], label[~mine])[0] and row.present == label[mine].sum()
         said[mine] = score[mine] >= row.others
-        if k == 2: assert np.isnan(row.own) and np.isnan(row.own_f1)
-        else: assert (row.own, row.own_f1) == best_f1(score[mine], label[mine]) and row.others_f1 == pytest.approx(slow_f1(score[mine], label[mine], row.others)) and row.own_f1 >= row.others_f1
-    assert nested_f1(score, label, fold) == pytest.approx(slow_f1(said.astype(int), label, 1)) and nested_f1(score, label, fold) <= best_f1(score, label)[1]
-    with pytest.raises(ValueError, match="none of 60"): f1_folds(score, label & (fold == 1), fold)
-    whole = f1_table(np.stack([score, 1 - score], 1), np.stack([label, ~label], 1), fold, np.random.default_rng(1), n_boot=20)
-    assert list(whole.index) == ["class 1", "class 2", "mean"] and whole.nested["mean"] == pytest.approx(whole.nested[:2].mean()) and whole.present["class 1"] == label.sum()
-    assert whole.half["class 1"] == slow_f1(score, label, .5) and whole.nested["class 1"] == nested_f1(score, label, fold)
-    levels = np.rint(255*score).astype(np.uint8)
-    assert f1_table(levels[:, None], label[:, None], fold, np.random.default_rng(1), n_boot=20).half["class 1"] == slow_f1(levels, label, 128)
+        if k == 2:
+            assert np.isnan(row.own) and np.isnan(row.own_f1)
+        else:
+            assert (
+                (row.own, row.own_f1) == best_f1(score[mine], label[mine])
+                and row.others_f1 == pytest.approx(slow_f1(score[mine], label[mine], row.others))
+                and row.own_f1 >= row.others_f1
+            )
+    assert (
+        nested_f1(score, label, fold) == pytest.approx(slow_f1(said.astype(int), label, 1))
+        and nested_f1(score, label, fold) <= best_f1(score, label)[1]
+    )
+    with pytest.raises(ValueError, match="none of 60"):
+        f1_folds(score, label & (fold == 1), fold)
+    whole = f1_table(
+        np.stack([score, 1 - score], 1), np.stack([label, ~label], 1), fold, np.random.default_rng(1), n_boot=20
+    )
+    assert (
+        list(whole.index) == ["class 1", "class 2", "mean"]
+        and whole.nested["mean"] == pytest.approx(whole.nested[:2].mean())
+        and whole.present["class 1"] == label.sum()
+    )
+    assert whole.half["class 1"] == slow_f1(score, label, 0.5) and whole.nested["class 1"] == nested_f1(
+        score, label, fold
+    )
+    levels = np.rint(255 * score).astype(np.uint8)
+    assert f1_table(levels[:, None], label[:, None], fold, np.random.default_rng(1), n_boot=20).half[
+        "class 1"
+    ] == slow_f1(levels, label, 128)
 
 
 # scores from a file
 
+
 def test_scores_come_back_as_levels(tmp_path):
     rng = np.random.default_rng(7)
     ids, p = [f"{i}.jpg" for i in range(30)], rng.random((30, 3))
-    path = tmp_path/"scores.csv"
-    for columns in (["image_id", "class_3", "class_1", "class_2"], ["3", "1", "2", "ImageId"], ["ImageId", "note", "3", "1", "2"]):
+    path = tmp_path / "scores.csv"
+    for columns in (
+        ["image_id", "class_3", "class_1", "class_2"],
+        ["3", "1", "2", "ImageId"],
+        ["ImageId", "note", "3", "1", "2"],
+    ):
         order = rng.permutation(30)
-        frame = pd.DataFrame({**{c: p[:, int(c[-1]) - 1] for c in columns if c[-1].isdigit()}, **{c: ids for c in columns if "mage" in c}, "note": "x"})[columns]
+        frame = pd.DataFrame(
+            {
+                **{c: p[:, int(c[-1]) - 1] for c in columns if c[-1].isdigit()},
+                **{c: ids for c in columns if "mage" in c},
+                "note": "x",
+            }
+        )[columns]
         frame.iloc[order].to_csv(path, index=False)
         asked = rng.permutation(30)[:11]
         found = read_scores(path, [ids[i] for i in asked], 3)
-        assert found.dtype == np.uint8 and np.array_equal(found, np.rint(255*p[asked]).astype(np.uint8))
+        assert found.dtype == np.uint8 and np.array_equal(found, np.rint(255 * p[asked]).astype(np.uint8))
     assert read_scores(path, [], 3).shape == (0, 3)
 
 
-@pytest.mark.parametrize("text, word", [
-    ("", "empty file"), ("image_id,1\na,.5\n", "needs 1, 2 with any one prefix"), ("name,1,2\na,.5,.5\n", "needs image_id or ImageId once"), ("image_id,ImageId,1,2\na,a,.5,.5\n", "needs image_id or ImageId once"),
-    ("image_id,1,1,2\na,0,0,0\n", "no name twice"), ("image_id,1,2,3\na,0,0,0\n", "3 columns begin with '', where there are 2 classes"), ("image_id,a1,a2,b1,b2\na,0,0,0,0\n", "begin with 'a' or 'b': say which by the prefix"),
-    ("image_id,1,2\na,0,0\na,0,0\n", "row 3: 'a' has a row before"), ("image_id,1,2\na,0,0\nb,0\n", "row 3: 2 values for 3 columns"), ("image_id,1,2\na,0,0\nb,0,1.01\n", "row 3, column 2: '1.01' is not a probability"),
-    ("image_id,1,2\na,,0\n", "row 2, column 1: '' is not"), ("image_id,1,2\na,nan,0\n", "row 2, column 1: 'nan'"), ("image_id,1,2\na,-1e-9,0\n", "row 2, column 1"), ("image_id,1,2\nb,0,0\n", "no row for 1 of 1 images, 'a'"),
-    ("image_id,0,1,2\na,0,0,0\n", "3 columns begin"), ("image_id,1,2\na,200,3\n", "'200' is not a probability"),
-])
+@pytest.mark.parametrize(
+    "text, word",
+    [
+        ("", "empty file"),
+        ("image_id,1\na,.5\n", "needs 1, 2 with any one prefix"),
+        ("name,1,2\na,.5,.5\n", "needs image_id or ImageId once"),
+        ("image_id,ImageId,1,2\na,a,.5,.5\n", "needs image_id or ImageId once"),
+        ("image_id,1,1,2\na,0,0,0\n", "no name twice"),
+        ("image_id,1,2,3\na,0,0,0\n", "3 columns begin with '', where there are 2 classes"),
+        ("image_id,a1,a2,b1,b2\na,0,0,0,0\n", "begin with 'a' or 'b': say which by the prefix"),
+        ("image_id,1,2\na,0,0\na,0,0\n", "row 3: 'a' has a row before"),
+        ("image_id,1,2\na,0,0\nb,0\n", "row 3: 2 values for 3 columns"),
+        ("image_id,1,2\na,0,0\nb,0,1.01\n", "row 3, column 2: '1.01' is not a probability"),
+        ("image_id,1,2\na,,0\n", "row 2, column 1: '' is not"),
+        ("image_id,1,2\na,nan,0\n", "row 2, column 1: 'nan'"),
+        ("image_id,1,2\na,-1e-9,0\n", "row 2, column 1"),
+        ("image_id,1,2\nb,0,0\n", "no row for 1 of 1 images, 'a'"),
+        ("image_id,0,1,2\na,0,0,0\n", "3 columns begin"),
+        ("image_id,1,2\na,200,3\n", "'200' is not a probability"),
+    ],
+)
 def test_a_file_of_scores_that_is_wrong_is_told_by_row(tmp_path, text, word):
-    (tmp_path/"scores.csv").write_text(text)
-    with pytest.raises(ValueError, match=f"scores.csv.*{word}"): read_scores(tmp_path/"scores.csv", ["a"], 2)
+    (tmp_path / "scores.csv").write_text(text)
+    with pytest.raises(ValueError, match=f"scores.csv.*{word}"):
+        read_scores(tmp_path / "scores.csv", ["a"], 2)
 
 
 def test_no_file_of_scores(tmp_path):
-    with pytest.raises(ValueError, match="scores.csv: no such file"): read_scores(tmp_path/"scores.csv", ["a"], 2)
-    (tmp_path/"scores.csv").write_text("image_id,a1,a2,b1,b2\na,0,0,1,1\n")
-    assert read_scores(tmp_path/"scores.csv", ["a"], 2, "b").tolist() == [[255, 255]]
-    with pytest.raises(ValueError, match="needs c1, c2"): read_scores(tmp_path/"scores.csv", ["a"], 2, "c")
+    with pytest.raises(ValueError, match="scores.csv: no such file"):
+        read_scores(tmp_path / "scores.csv", ["a"], 2)
+    (tmp_path / "scores.csv").write_text("image_id,a1,a2,b1,b2\na,0,0,1,1\n")
+    assert read_scores(tmp_path / "scores.csv", ["a"], 2, "b").tolist() == [[255, 255]]
+    with pytest.raises(ValueError, match="needs c1, c2"):
+        read_scores(tmp_path / "scores.csv", ["a"], 2, "c")
 
 
 @pytest.mark.real
 def test_real_classifiers():
-    path = real_data("severstal-classifier")/"validation_probabilities.csv"
+    path = real_data("severstal-classifier") / "validation_probabilities.csv"
     frame = pd.read_csv(path)
     levels = read_scores(path, frame.ImageId, 4, "effnetb2_")
-    assert levels.shape == (1672, 4) and np.array_equal(levels, np.rint(255*frame[[f"effnetb2_{k}" for k in range(1, 5)]].to_numpy()))
+    assert levels.shape == (1672, 4) and np.array_equal(
+        levels, np.rint(255 * frame[[f"effnetb2_{k}" for k in range(1, 5)]].to_numpy())
+    )
     for c in range(4):
-        score, label = frame[f"resnet50_{c+1}"].to_numpy(), frame[f"label_{c+1}"].to_numpy() > 0
+        score, label = frame[f"resnet50_{c + 1}"].to_numpy(), frame[f"label_{c + 1}"].to_numpy() > 0
         said = score >= np.unique(score)[:, None]
-        assert best_f1(score, label)[1] == (2*(said & label).sum(1)/(said.sum(1) + label.sum())).max()
+        assert best_f1(score, label)[1] == (2 * (said & label).sum(1) / (said.sum(1) + label.sum())).max()

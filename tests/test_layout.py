@@ -1,4 +1,5 @@
 """The house rules that no notebook can check of itself: sources, import order, light imports, no open merge."""
+
 import ast
 import json
 import re
@@ -66,7 +67,9 @@ def test_imports_point_down(name):
     assert not above, f"{name} ({NUMBER[name]:02}) imports {above}, which stand at or above it"
     if NUMBER[name] // 10 in (0, 1, 3, 4):
         assert "torch" not in others, f"{name} is on the numpy side and imports torch"
-    assert not others & {"fastcore", "nbdev", "pytest", "hypothesis", "pycocotools"}, f"{name} needs a tool of development at run time"
+    assert not others & {"fastcore", "nbdev", "pytest", "hypothesis", "pycocotools"}, (
+        f"{name} needs a tool of development at run time"
+    )
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -79,7 +82,11 @@ def test_public_names_are_documented():
     bare = []
     for name, path in MODULES.items():
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
-            if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_") and not ast.get_docstring(node):
+            if (
+                isinstance(node, (ast.FunctionDef, ast.ClassDef))
+                and not node.name.startswith("_")
+                and not ast.get_docstring(node)
+            ):
                 bare.append(f"{name}.{node.name}")
     assert not bare, f"no docstring: {bare}"
 
@@ -90,7 +97,9 @@ def test_no_open_merge():
 
 def test_open_merge_is_found(tmp_path):
     (tmp_path / "nbs").mkdir()
-    (tmp_path / "nbs/a.ipynb").write_text('{\n "cells": [\n<<<<<<< HEAD\n  {}\n=======\n  {"a": 1}\n>>>>>>> other\n ]\n}')
+    (tmp_path / "nbs/a.ipynb").write_text(
+        '{\n "cells": [\n<<<<<<< HEAD\n  {}\n=======\n  {"a": 1}\n>>>>>>> other\n ]\n}'
+    )
     (tmp_path / "nbs/b.ipynb").write_text('{"cells": [')
     assert len(list(open_merges(tmp_path))) == 2
 
@@ -107,13 +116,22 @@ def test_no_saved_widget_state_and_no_error():
 def test_live_views_and_bars_are_taken_out_and_pictures_stay():
     outputs = [
         {"output_type": "display_data", "data": {LIVE: {}, "text/plain": "bar"}, "metadata": {}},
-        {"output_type": "execute_result", "data": {LIVE: {}, "image/jpeg": "abc", "text/plain": "Tuner"}, "metadata": {}},
+        {
+            "output_type": "execute_result",
+            "data": {LIVE: {}, "image/jpeg": "abc", "text/plain": "Tuner"},
+            "metadata": {},
+        },
         {"output_type": "stream", "name": "stderr", "text": "50%"},
         {"output_type": "stream", "name": "stdout", "text": "said"},
     ]
-    text = json.dumps({"cells": [{"cell_type": "code", "source": "x", "outputs": outputs}], "metadata": {"widgets": {}}})
+    text = json.dumps(
+        {"cells": [{"cell_type": "code", "source": "x", "outputs": outputs}], "metadata": {"widgets": {}}}
+    )
     nb = json.loads(without_live_views(text))
-    assert nb["cells"][0]["outputs"] == [{**outputs[1], "data": {"image/jpeg": "abc", "text/plain": "Tuner"}}, outputs[3]] and not nb["metadata"]
+    assert (
+        nb["cells"][0]["outputs"] == [{**outputs[1], "data": {"image/jpeg": "abc", "text/plain": "Tuner"}}, outputs[3]]
+        and not nb["metadata"]
+    )
 
 
 @pytest.mark.parametrize("heavy", ["torch", "matplotlib", "ipywidgets"])

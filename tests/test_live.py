@@ -1,4 +1,5 @@
 """What widgets are made of, in JupyterLab, Notebook 7 and Voilà, with real keys and a real mouse."""
+
 import json
 import os
 import re
@@ -63,7 +64,9 @@ def frame_of(nb):
 
 def seen(nb, alt):
     "Whether a layer can be seen: its element is shown and holds a picture."
-    return nb.page.locator(f".steel-frame img[alt='{alt}']").evaluate("i => i.style.display !== 'none' && i.style.visibility !== 'hidden' && i.naturalWidth > 0")
+    return nb.page.locator(f".steel-frame img[alt='{alt}']").evaluate(
+        "i => i.style.display !== 'none' && i.style.visibility !== 'hidden' && i.naturalWidth > 0"
+    )
 
 
 # --- a strip in layers
@@ -79,7 +82,11 @@ def test_layers_are_switched_by_box_and_by_digit(nb):
     nb.until("view.shown == ('image',)")
     frame.press("2")
     nb.until("view.shown == ('image', 'labels')")
-    assert seen(nb, "labels") and nb.page.get_by_label("labels").is_checked() and not nb.page.get_by_label("difference").is_checked()
+    assert (
+        seen(nb, "labels")
+        and nb.page.get_by_label("labels").is_checked()
+        and not nb.page.get_by_label("difference").is_checked()
+    )
     frame.press("4")  # there is no fourth
     nb.run("view.shown = ('difference',)")
     nb.page.wait_for_function("document.querySelector('.steel-frame img[alt=image]').style.display === 'none'")
@@ -99,7 +106,9 @@ def test_keys_and_wheel_zoom(nb):
     nb.page.mouse.wheel(0, -100)
     nb.until("view.zoom == 1.25")
     left, top = nb.value("[view.left, view.top]")
-    assert left + 0.8 / 1.25 == pytest.approx(0.8, abs=0.01) and top + 0.5 / 1.25 == pytest.approx(0.5, abs=0.01)  # what is under the pointer stays there
+    assert left + 0.8 / 1.25 == pytest.approx(0.8, abs=0.01) and top + 0.5 / 1.25 == pytest.approx(
+        0.5, abs=0.01
+    )  # what is under the pointer stays there
     for _ in range(20):
         nb.page.mouse.wheel(0, -100)
     nb.until("view.zoom == 16")
@@ -124,7 +133,12 @@ def test_dragging_pans_no_further_than_the_picture(nb):
     nb.page.wait_for_function("document.querySelector('.steel-stack').style.transform.startsWith('scale(4)')")
     box = frame.bounding_box()
     x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
-    drag = lambda dx: (nb.page.mouse.move(x, y), nb.page.mouse.down(), nb.page.mouse.move(x + dx, y, steps=5), nb.page.mouse.up())
+    drag = lambda dx: (
+        nb.page.mouse.move(x, y),
+        nb.page.mouse.down(),
+        nb.page.mouse.move(x + dx, y, steps=5),
+        nb.page.mouse.up(),
+    )
     drag(-200)
     nb.until(f"abs(view.left - (.3 + 200/{box['width']}/4)) < .01")
     assert nb.value("view.top") == pytest.approx(0.3, abs=0.01)
@@ -156,12 +170,16 @@ def test_a_layer_changes_in_place_and_is_never_blank(nb):
       each();
     }""")
     nb.run("import time\nfor layer in layers:\n    view.show({'difference': layer}); time.sleep(.03)")
-    last = nb.page.evaluate("() => new Promise(f => setTimeout(f, 300)).then(() => [steelImg === document.querySelector('.steel-frame img[alt=difference]'), steelSeen.blank, steelSeen.sources])")
+    last = nb.page.evaluate(
+        "() => new Promise(f => setTimeout(f, 300)).then(() => [steelImg === document.querySelector('.steel-frame img[alt=difference]'), steelSeen.blank, steelSeen.sources])"
+    )
     nb.page.evaluate("window.steelImg = null")
     same, blank, sources = last
     assert same and blank == 0 and sources >= 10
     nb.run("view.show({'difference': None})")
-    nb.page.wait_for_function("document.querySelector('.steel-frame img[alt=difference]').style.visibility === 'hidden'")
+    nb.page.wait_for_function(
+        "document.querySelector('.steel-frame img[alt=difference]').style.visibility === 'hidden'"
+    )
     nb.run("view.show({'difference': layers[5]})")
     nb.page.wait_for_function("document.querySelector('.steel-frame img[alt=difference]').style.visibility === ''")
 
@@ -172,15 +190,21 @@ def test_a_layer_changes_in_place_and_is_never_blank(nb):
 def test_fifty_thumbnails_and_a_choice(nb):
     cells = nb.page.locator(".steel-gallery button")
     assert cells.count() == 50
-    nb.page.wait_for_function("[...document.querySelectorAll('.steel-gallery img')].every(i => i.complete && i.naturalWidth)")
+    nb.page.wait_for_function(
+        "[...document.querySelectorAll('.steel-gallery img')].every(i => i.complete && i.naturalWidth)"
+    )
     assert nb.page.locator(".steel-gallery .steel-mark").count() == 8
     cells.nth(17).click()
     nb.until("page.chosen == 17")
     assert nb.page.locator(".steel-chosen").all_inner_texts() == ["strip 17"]
     nb.run("page.chosen = 3; page.mark([k == 3 for k in range(50)])")
-    nb.page.wait_for_function("document.querySelector('.steel-chosen').innerText.includes('strip 3') && document.querySelectorAll('.steel-mark').length === 1")
+    nb.page.wait_for_function(
+        "document.querySelector('.steel-chosen').innerText.includes('strip 3') && document.querySelectorAll('.steel-mark').length === 1"
+    )
     nb.run("page.show(thumbs[:2], ['a', 'b'])")
-    nb.page.wait_for_function("document.querySelectorAll('.steel-gallery button').length === 2 && !document.querySelector('.steel-chosen')")
+    nb.page.wait_for_function(
+        "document.querySelectorAll('.steel-gallery button').length === 2 && !document.querySelector('.steel-chosen')"
+    )
     nb.run("page.show(thumbs, [f'strip {k}' for k in range(50)])")
     nb.page.wait_for_function("document.querySelectorAll('.steel-gallery button').length === 50")
 
@@ -210,7 +234,9 @@ def test_a_click_says_where_it_was(nb):
     for x, y in [(0.25, 0.5), (0.9, 0.1), (0.02, 0.97)]:
         img.click(position={"x": x * box["width"], "y": y * box["height"]})
         nb.until(f"np.allclose(marked.clicked, ({x}, {y}), atol=.01)")
-    dot = nb.page.locator(".steel-marked i").first.bounding_box()  # a marker lies where it says, and a click goes through it
+    dot = nb.page.locator(
+        ".steel-marked i"
+    ).first.bounding_box()  # a marker lies where it says, and a click goes through it
     assert (dot["x"] + dot["width"] / 2 - box["x"]) / box["width"] == pytest.approx(0.5, abs=0.01)
     assert (dot["y"] + dot["height"] / 2 - box["y"]) / box["height"] == pytest.approx(0.2, abs=0.01)
     img.click(position={"x": 0.5 * box["width"], "y": 0.2 * box["height"]})
@@ -220,10 +246,14 @@ def test_a_click_says_where_it_was(nb):
 def test_markers_move_and_the_picture_stays(nb):
     source = "document.querySelector('.steel-marked img').src"
     before = nb.page.evaluate(source)
-    nb.run("sent = []\nreal = marked.comm.send\nmarked.comm.send = lambda data=None, *a, **k: (sent.append(sorted(data.get('state', {}))), real(data, *a, **k))")
+    nb.run(
+        "sent = []\nreal = marked.comm.send\nmarked.comm.send = lambda data=None, *a, **k: (sent.append(sorted(data.get('state', {}))), real(data, *a, **k))"
+    )
     for k in range(10):
         nb.run(f"marked.marks = (dot({k / 10}, .5),)")
-    nb.page.wait_for_function("document.querySelectorAll('.steel-marked i').length === 1 && document.querySelector('.steel-marked i').style.left === '90%'")
+    nb.page.wait_for_function(
+        "document.querySelectorAll('.steel-marked i').length === 1 && document.querySelector('.steel-marked i').style.left === '90%'"
+    )
     assert nb.page.evaluate(source) == before
     sent = nb.value("sent")
     nb.run("del marked.comm.send")
@@ -253,38 +283,57 @@ def test_stepping_and_numbers(nb):
     number = nb.page.get_by_role("spinbutton", name="Number")
     number.fill("100"), number.press("Enter")
     nb.until("picker.image_id == '0099.png'")
-    nb.page.wait_for_function("[...document.querySelectorAll('button')].some(b => b.innerText.includes('Next') && b.disabled)")
+    nb.page.wait_for_function(
+        "[...document.querySelectorAll('button')].some(b => b.innerText.includes('Next') && b.disabled)"
+    )
 
 
 # --- what is true of all
 
 
 def test_it_fits_a_screen_of_1280(nb):
-    wide = nb.page.evaluate("[...document.querySelectorAll('.jp-OutputArea-output')].map(o => o.scrollWidth - o.clientWidth)")
+    wide = nb.page.evaluate(
+        "[...document.querySelectorAll('.jp-OutputArea-output')].map(o => o.scrollWidth - o.clientWidth)"
+    )
     assert max(wide) <= 1
-    edges = nb.page.evaluate("[...document.querySelectorAll('.steel-frame, .steel-gallery, .steel-marked, .steel-tools, .widget-text')].map(e => e.getBoundingClientRect().right)")
+    edges = nb.page.evaluate(
+        "[...document.querySelectorAll('.steel-frame, .steel-gallery, .steel-marked, .steel-tools, .widget-text')].map(e => e.getBoundingClientRect().right)"
+    )
     assert len(edges) >= 5 and max(edges) <= 1280
 
 
 def test_text_stays_text(lab):
     hostile = [*HOSTILE, "<script>alert(3)</script>", "</span><iframe src='javascript:alert(4)'>"]
-    nb = lab.open([PARTS, f"hostile = {hostile!r}",
-        "view = StripView(strip.image.shape, hostile[:6], title=hostile[0])\nview.show({hostile[0]: strip.image})\nview",
-        "page = Gallery(3)\npage.show([to_png(strip.image)]*len(hostile), hostile, [True]*len(hostile))\npage",
-        "marked = MarkedPicture(picture=to_png(strip.image), title=hostile[0], marks=tuple({'x': .5, 'y': .5, 'name': t, 'colour': 'red', 'shape': 'dot'} for t in hostile))\nmarked",
-        "picker = Picker(hostile, note=hostile[0])\npicker.ids = tuple(hostile)\npicker"])
-    tags = nb.page.evaluate("[...document.querySelectorAll('.jp-OutputArea-output *')].map(e => e.tagName.toLowerCase())")
+    nb = lab.open(
+        [
+            PARTS,
+            f"hostile = {hostile!r}",
+            "view = StripView(strip.image.shape, hostile[:6], title=hostile[0])\nview.show({hostile[0]: strip.image})\nview",
+            "page = Gallery(3)\npage.show([to_png(strip.image)]*len(hostile), hostile, [True]*len(hostile))\npage",
+            "marked = MarkedPicture(picture=to_png(strip.image), title=hostile[0], marks=tuple({'x': .5, 'y': .5, 'name': t, 'colour': 'red', 'shape': 'dot'} for t in hostile))\nmarked",
+            "picker = Picker(hostile, note=hostile[0])\npicker.ids = tuple(hostile)\npicker",
+        ]
+    )
+    tags = nb.page.evaluate(
+        "[...document.querySelectorAll('.jp-OutputArea-output *')].map(e => e.tagName.toLowerCase())"
+    )
     assert {"button", "img", "label"} <= set(tags) and not set(tags) & {"script", "iframe", "svg", "object", "embed"}
     assert nb.page.locator(".steel-gallery span").all_text_contents() == hostile
     assert nb.page.locator(".steel-frame").get_attribute("aria-label") == hostile[0]
     for k, text in enumerate(hostile):
         nb.run(f"picker.go({k})")
-        nb.page.wait_for_function("text => [...document.querySelectorAll('.widget-text input')].some(i => i.value === text)", arg=text)
+        nb.page.wait_for_function(
+            "text => [...document.querySelectorAll('.widget-text input')].some(i => i.value === text)", arg=text
+        )
         nb.page.get_by_label("Image id").fill(text + "<i>?"), nb.page.get_by_label("Image id").press("Enter")
         nb.page.get_by_text("no image").wait_for()
-    own = nb.page.evaluate("[...document.querySelectorAll('.jp-OutputArea-output *')].filter(e => [...e.attributes].some(a => a.name.startsWith('on')) || (e.tagName === 'IMG' && e.getAttribute('src') === 'x')).map(e => e.outerHTML)")
+    own = nb.page.evaluate(
+        "[...document.querySelectorAll('.jp-OutputArea-output *')].filter(e => [...e.attributes].some(a => a.name.startsWith('on')) || (e.tagName === 'IMG' && e.getAttribute('src') === 'x')).map(e => e.outerHTML)"
+    )
     assert not own, own
-    wide = nb.page.evaluate("[...document.querySelectorAll('.jp-OutputArea-output')].map(o => o.scrollWidth - o.clientWidth)")
+    wide = nb.page.evaluate(
+        "[...document.querySelectorAll('.jp-OutputArea-output')].map(o => o.scrollWidth - o.clientWidth)"
+    )
     assert max(wide) <= 1, wide  # a name of 180 letters pushes nothing aside
     nb.fine()  # an alert would be an error
 
@@ -298,7 +347,9 @@ def test_a_saved_notebook_holds_no_widget_state(lab):
     nb.close()
     lab.opened.remove(nb)
     again = lab.look(nb.path, run=False)
-    again.page.get_by_text("Error displaying widget").or_(again.page.get_by_text("Loading widget")).or_(again.page.get_by_text("StripView(")).first.wait_for()
+    again.page.get_by_text("Error displaying widget").or_(again.page.get_by_text("Loading widget")).or_(
+        again.page.get_by_text("StripView(")
+    ).first.wait_for()
     again.menu("docmanager:save")
     assert "widgets" not in json.loads(nb.path.read_text(encoding="utf-8"))["metadata"]
     again.run_all()
@@ -310,11 +361,15 @@ def test_a_saved_notebook_holds_no_widget_state(lab):
 def test_the_same_parts_elsewhere(request, front):
     end: FrontEnd = request.getfixturevalue(front)
     nb = end.open([PARTS, VIEW, PICKER])
-    nb.page.wait_for_function("[...document.querySelectorAll('.steel-frame img')].length === 3 && [...document.querySelectorAll('.steel-frame img')].every(i => i.naturalWidth)")
+    nb.page.wait_for_function(
+        "[...document.querySelectorAll('.steel-frame img')].length === 3 && [...document.querySelectorAll('.steel-frame img')].every(i => i.naturalWidth)"
+    )
     nb.page.locator(".steel-frame").press("2")
     nb.page.wait_for_function("document.querySelector('.steel-frame img[alt=labels]').style.display === 'none'")
     nb.page.get_by_role("button", name="Next").click()
-    nb.page.wait_for_function("[...document.querySelectorAll('.widget-text input')].some(i => i.value === '0004.png')")  # there and back through the kernel
+    nb.page.wait_for_function(
+        "[...document.querySelectorAll('.widget-text input')].some(i => i.value === '0004.png')"
+    )  # there and back through the kernel
     nb.fine()
 
 
@@ -324,7 +379,11 @@ def test_the_same_parts_elsewhere(request, front):
 def app(voila, name, **environ):
     "A copy of the app's notebook, with these variables set in its first cell."
     cells = json.loads((ROOT / "nbs/app.ipynb").read_text(encoding="utf-8"))
-    first = {**cells["cells"][-1], "id": "first", "source": f"import os\nos.environ.pop('STEEL_SEG_RUN', None)\nos.environ.update({environ!r})"}
+    first = {
+        **cells["cells"][-1],
+        "id": "first",
+        "source": f"import os\nos.environ.pop('STEEL_SEG_RUN', None)\nos.environ.update({environ!r})",
+    }
     path = voila.server.root / name
     path.write_text(json.dumps({**cells, "cells": [first, *cells["cells"]]}), encoding="utf-8")
     return voila.look(path)
@@ -333,8 +392,11 @@ def app(voila, name, **environ):
 def test_the_app_shows_something_without_a_run(voila):
     nb = app(voila, "made_up.ipynb")
     image = ".steel-tuner .steel-frame img[alt='difference']"
-    nb.page.wait_for_function(f"document.querySelector(\"{image}\")?.naturalWidth > 0")
-    assert "All of this is made up" in nb.page.locator("body").inner_text() and "from steel_seg" not in nb.page.locator("body").inner_text()
+    nb.page.wait_for_function(f'document.querySelector("{image}")?.naturalWidth > 0')
+    assert (
+        "All of this is made up" in nb.page.locator("body").inner_text()
+        and "from steel_seg" not in nb.page.locator("body").inner_text()
+    )
     nb.slider("Threshold").focus()
     found = [nb.latency("ArrowRight", ".steel-tuner .steel-scores", image) for _ in range(5)]
     assert any(f["text"] for f in found) and any(f["image"] for f in found)
@@ -359,19 +421,27 @@ def test_the_app_shows_a_run_or_says_what_is_wrong_with_it(voila, tmp_path):
 
 def test_icons_of_buttons_are_there_without_a_network():
     style = (ROOT / "nbs/voila/templates/steel/index.html.j2").read_text(encoding="utf-8")
-    used = {icon for path in (ROOT / "steel_seg").glob("*.py") for icon in re.findall(r'icon="([\w-]+)"', path.read_text(encoding="utf-8"))}
+    used = {
+        icon
+        for path in (ROOT / "steel_seg").glob("*.py")
+        for icon in re.findall(r'icon="([\w-]+)"', path.read_text(encoding="utf-8"))
+    }
     assert used and not {icon for icon in used if f".fa-{icon}::before" not in style}
 
 
 def test_latency_and_drags_are_measured(lab):
     "The harness itself: what is slow is measured as slow, and a drag ends where the keys end."
-    nb = lab.open(["""
+    nb = lab.open(
+        [
+            """
 import time
 from ipywidgets import HTML, SelectionSlider, VBox
 slow, said = SelectionSlider(options=range(100), value=50, description="Slow"), HTML()
 said.add_class("said")
 slow.observe(lambda change: (time.sleep(.15), setattr(said, "value", f"<b>{change.new}</b>")), "value")
-VBox([slow, said])"""])
+VBox([slow, said])"""
+        ]
+    )
     nb.slider("Slow").focus()
     assert nb.latency("ArrowRight", ".said")["text"] > 150
     assert nb.latency("q", ".said", within=200) == {"text": None, "image": None}
@@ -389,19 +459,33 @@ def test_without_a_browser_tests_skip_but_not_in_ci(tmp_path):
     env = {**os.environ, "PATH": str(tmp_path), "PLAYWRIGHT_BROWSERS_PATH": str(tmp_path)}
     for name in ("CI", "STEEL_SEG_BROWSER"):
         env.pop(name, None)
-    run = lambda **more: subprocess.run([sys.executable, "-m", "pytest", "-q", "-rsE", "-p", "no:cacheprovider", str(tmp_path)], env={**env, **more}, capture_output=True, text=True, cwd=tmp_path)
+    run = lambda **more: subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-rsE", "-p", "no:cacheprovider", str(tmp_path)],
+        env={**env, **more},
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
     skipped, failed = run(), run(CI="1")
-    assert skipped.returncode == 0 and "1 skipped" in skipped.stdout and "STEEL_SEG_BROWSER" in skipped.stdout, skipped.stdout
-    assert failed.returncode == 1 and "1 error" in failed.stdout and "no Chromium or Chrome" in failed.stdout, failed.stdout
+    assert skipped.returncode == 0 and "1 skipped" in skipped.stdout and "STEEL_SEG_BROWSER" in skipped.stdout, (
+        skipped.stdout
+    )
+    assert failed.returncode == 1 and "1 error" in failed.stdout and "no Chromium or Chrome" in failed.stdout, (
+        failed.stdout
+    )
 
 
 def test_errors_and_fetches_are_noticed(lab):
     "The harness itself: what it is there to find, it finds."
     nb = lab.open(["1"])
-    nb.page.evaluate("console.error('so it is'); fetch('http://steel.example/x').catch(() => 0); setTimeout(() => { throw new Error('thrown') }); alert('hey')")
+    nb.page.evaluate(
+        "console.error('so it is'); fetch('http://steel.example/x').catch(() => 0); setTimeout(() => { throw new Error('thrown') }); alert('hey')"
+    )
     nb.page.wait_for_timeout(100)
     text = " ".join(nb.errors)
-    assert all(word in text for word in ("so it is", "thrown", "alert: hey")) and nb.fetched == ["http://steel.example/x"]
+    assert all(word in text for word in ("so it is", "thrown", "alert: hey")) and nb.fetched == [
+        "http://steel.example/x"
+    ]
     with pytest.raises(AssertionError):
         nb.fine()
     with pytest.raises(RuntimeError, match="ZeroDivisionError"):

@@ -1,4 +1,5 @@
 """The widgets whole, in JupyterLab and Notebook 7: what keys and mouse do to the page, to the kernel and to files."""
+
 import csv
 import html
 import json
@@ -8,7 +9,6 @@ import shutil
 import time
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 from made import HOSTILE
@@ -19,7 +19,11 @@ from steel_seg.data import read_folder
 from steel_seg.post import Rule, read_rules
 from steel_seg.tune import level_text
 
-SCORES, IMAGE, SURFACE = ".steel-tuner .steel-scores", ".steel-tuner .steel-frame img[alt='difference']", ".steel-tuner .steel-marked img"
+SCORES, IMAGE, SURFACE = (
+    ".steel-tuner .steel-scores",
+    ".steel-tuner .steel-frame img[alt='difference']",
+    ".steel-tuner .steel-marked img",
+)
 TUNER = """
 import numpy as np
 from steel_seg.predicted import pair_dice
@@ -143,7 +147,9 @@ def saved(nb, cells):
 @pytest.fixture
 def start(tuner):
     "The tuner as it was opened."
-    tuner.run("tuner.channel = 0\ntuner.channel, tuner.subset, tuner.over, tuner.rules, tuner.kept = None, 'all', 'min_area', first, first\ntuner.settle()\ntuner.picker.go(0)")
+    tuner.run(
+        "tuner.channel = 0\ntuner.channel, tuner.subset, tuner.over, tuner.rules, tuner.kept = None, 'all', 'min_area', first, first\ntuner.settle()\ntuner.picker.go(0)"
+    )
     for label, value in (("Threshold", level_text(128)), ("Minimum area", "0 px")):
         readout(tuner, label).get_by_text(value, exact=True).wait_for()
     tuner.page.get_by_text("The same as the kept rule on every image.").wait_for()
@@ -159,22 +165,30 @@ def test_nested_scores_come_by_themselves(tuner):
     last = f"[...document.querySelectorAll('{SCORES} tr:not(:first-child) td:last-child')].map(e => e.textContent)"
     tuner.page.wait_for_function(f"{last}.length === 5 && {last}.every(t => /^0\\.\\d{{4}}$/.test(t))")
     nested = tuner.value("tuner.rule.facts['nested']['plateau']")
-    assert tuner.page.evaluate(last) == [f"{nested[row]:.4f}" for row in ("all", "class 1", "class 2", "class 3", "class 4")]
+    assert tuner.page.evaluate(last) == [
+        f"{nested[row]:.4f}" for row in ("all", "class 1", "class 2", "class 3", "class 4")
+    ]
     tuner.page.get_by_text("expected on fresh images").wait_for()
 
 
 def test_a_key_moves_score_and_picture(start):
     nb = start
-    nb.page.evaluate("""image => {
+    nb.page.evaluate(
+        """image => {
       const img = document.querySelector(image), seen = window.steelSeen = { img, blank: 0, sources: 0 };
       const look = () => { if (!img.isConnected || !img.complete || !img.naturalWidth || getComputedStyle(img).visibility === "hidden" || getComputedStyle(img).display === "none") seen.blank++ };
       new MutationObserver(all => { seen.sources += all.filter(m => m.attributeName === "src").length; look() }).observe(img.parentNode, { subtree: true, attributes: true, childList: true });
       const each = () => { look(); if (seen.img) requestAnimationFrame(each) };
       each();
-    }""", IMAGE)
+    }""",
+        IMAGE,
+    )
     nb.slider("Threshold").focus()
     found = [nb.latency("ArrowLeft", SCORES, IMAGE) for _ in range(6)]
-    same, blank, sources = nb.page.evaluate("image => { const s = steelSeen, same = s.img === document.querySelector(image); s.img = null; return [same, s.blank, s.sources] }", IMAGE)
+    same, blank, sources = nb.page.evaluate(
+        "image => { const s = steelSeen, same = s.img === document.querySelector(image); s.img = null; return [same, s.blank, s.sources] }",
+        IMAGE,
+    )
     assert all(f["text"] for f in found), found
     assert sum(f["image"] is not None for f in found) >= 3, found
     assert same and blank == 0 and sources >= 3
@@ -188,7 +202,9 @@ def test_a_hundred_quick_keys_settle_on_the_last(start):
     assert drag["changes"] > 1
     nb.until("[r.thresh for r in tuner.rules] == [168]*4")
     assert readout(nb, "Threshold").inner_text() == level_text(168)
-    nb.run("fresh = Tuner(tuner.predicted, rules=first)\nfresh.rules = tuner.rules\nfresh.image_id = tuner.image_id\nfresh.settle()")
+    nb.run(
+        "fresh = Tuner(tuner.predicted, rules=first)\nfresh.rules = tuner.rules\nfresh.image_id = tuner.image_id\nfresh.settle()"
+    )
     expected = plain(nb.value("fresh.scores.value"))
     assert "Against the kept rule" in expected
     nb.page.wait_for_function(f"expected => document.querySelector('{SCORES}').textContent === expected", arg=expected)
@@ -203,12 +219,16 @@ def test_menus_and_boxes(start):
     menu = nb.page.get_by_label("Class", exact=True)
     menu.press("ArrowDown"), menu.press("ArrowDown")
     nb.until("tuner.channel == 1")
-    nb.page.wait_for_function(f"[...document.querySelectorAll('{SCORES} tr')].filter(r => r.cells[0].style.fontWeight === 'bold').map(r => r.cells[0].textContent).join() === 'class 2'")
+    nb.page.wait_for_function(
+        f"[...document.querySelectorAll('{SCORES} tr')].filter(r => r.cells[0].style.fontWeight === 'bold').map(r => r.cells[0].textContent).join() === 'class 2'"
+    )
     nb.page.get_by_label("Fill holes").click()
     nb.until("[r.fill_holes for r in tuner.rules] == [False, True, False, False]")
     nb.page.get_by_label("Gate", exact=True).select_option("highest pixel")
     nb.until("(tuner.rules[1].gate_by, tuner.rules[1].gate, tuner.rules[0].gate) == ('peak', 128, 0)")
-    nb.page.wait_for_function("![...document.querySelectorAll('.widget-slider')].find(s => s.textContent.includes('Gate at')).querySelector('.noUi-target').hasAttribute('disabled')")
+    nb.page.wait_for_function(
+        "![...document.querySelectorAll('.widget-slider')].find(s => s.textContent.includes('Gate at')).querySelector('.noUi-target').hasAttribute('disabled')"
+    )
     assert readout(nb, "Gate at").inner_text() == level_text(128)
     nb.slider("Gate at").press("ArrowRight")
     nb.until("tuner.rules[1].gate == 129")
@@ -216,7 +236,10 @@ def test_menus_and_boxes(start):
     nb.until("tuner.subset == 'with a defect'")
     n = nb.value("int((tuner.predicted.curves.truth > 0).any(1).sum())")
     assert 0 < n < 8
-    nb.page.wait_for_function(f"n => document.querySelector('{SCORES} tr:nth-child(3) td:nth-child(6)').textContent.endsWith(` of ${{n}}`)", arg=n)
+    nb.page.wait_for_function(
+        f"n => document.querySelector('{SCORES} tr:nth-child(3) td:nth-child(6)').textContent.endsWith(` of ${{n}}`)",
+        arg=n,
+    )
     nb.page.get_by_text(f"of {n}", exact=True).wait_for()  # images to step through
     picture = nb.page.evaluate(f"document.querySelector('{SURFACE}').src")
     nb.page.get_by_label("Surface over").select_option("smallest component")
@@ -253,16 +276,28 @@ def test_best_undo_keep_and_swap(start):
 def test_a_click_on_the_surface_goes_there_and_sends_a_marker_alone(start):
     nb = start
     source = nb.page.evaluate(f"document.querySelector('{SURFACE}').src")
-    nb.run("sent, real = [], tuner.surface.comm.send\ntuner.surface.comm.send = lambda data=None, *a, **k: (sent.extend((data or {}).get('state', ())), real(data, *a, **k))")
+    nb.run(
+        "sent, real = [], tuner.surface.comm.send\ntuner.surface.comm.send = lambda data=None, *a, **k: (sent.extend((data or {}).get('state', ())), real(data, *a, **k))"
+    )
     box = nb.page.locator(SURFACE).bounding_box()
     for x, y in (0.35, 0.3), (0.6, 0.6):
         nb.page.locator(SURFACE).click(position={"x": x * box["width"], "y": y * box["height"]})
         nb.until(f"np.allclose(tuner.surface.clicked, ({x}, {y}), atol=.005)")
-        nb.until("{(r.thresh, r.min_area) for r in tuner.rules} == {tuner.surface.drawn.rule_at(*tuner.surface.clicked)}")
-        thresh, area, px, py = nb.value("(tuner.rules[0].thresh, tuner.rules[0].min_area, *tuner.surface.drawn.place(tuner.rules[0].thresh, tuner.rules[0].min_area))")
+        nb.until(
+            "{(r.thresh, r.min_area) for r in tuner.rules} == {tuner.surface.drawn.rule_at(*tuner.surface.clicked)}"
+        )
+        thresh, area, px, py = nb.value(
+            "(tuner.rules[0].thresh, tuner.rules[0].min_area, *tuner.surface.drawn.place(tuner.rules[0].thresh, tuner.rules[0].min_area))"
+        )
         assert abs(px - x) < 0.01 and abs(py - y) < 0.01
-        nb.page.wait_for_function(f"at => [...document.querySelectorAll('.steel-tuner .steel-marked i')].filter(i => i.title.endsWith(', now') && Math.abs(parseFloat(i.style.left) - at[0]) < .01 && Math.abs(parseFloat(i.style.top) - at[1]) < .01).length === 4", arg=[100 * px, 100 * py])
-        assert readout(nb, "Threshold").inner_text() == level_text(thresh) and readout(nb, "Minimum area").inner_text() == f"{area:,} px"
+        nb.page.wait_for_function(
+            "at => [...document.querySelectorAll('.steel-tuner .steel-marked i')].filter(i => i.title.endsWith(', now') && Math.abs(parseFloat(i.style.left) - at[0]) < .01 && Math.abs(parseFloat(i.style.top) - at[1]) < .01).length === 4",
+            arg=[100 * px, 100 * py],
+        )
+        assert (
+            readout(nb, "Threshold").inner_text() == level_text(thresh)
+            and readout(nb, "Minimum area").inner_text() == f"{area:,} px"
+        )
     nb.run("tuner.settle(); del tuner.surface.comm.send")
     assert set(nb.value("sent")) <= {"marks", "clicked"} and "marks" in nb.value("sent")
     assert nb.page.evaluate(f"document.querySelector('{SURFACE}').src") == source
@@ -281,7 +316,9 @@ def test_images_that_a_move_changed_and_ids_that_are_typed(start):
     for wanted in ids:
         before = nb.page.evaluate(f'document.querySelector("{IMAGE}").src')
         nb.page.get_by_role("button", name="Next changed").click()
-        nb.page.wait_for_function("id => [...document.querySelectorAll('.widget-text input')].some(i => i.value === id)", arg=wanted)
+        nb.page.wait_for_function(
+            "id => [...document.querySelectorAll('.widget-text input')].some(i => i.value === id)", arg=wanted
+        )
         nb.page.wait_for_function(f'was => document.querySelector("{IMAGE}").src !== was', arg=before)
         nb.page.locator(".steel-tuner").get_by_text(f"{wanted} · ").wait_for()
     field.fill("0005.png"), field.press("Enter")
@@ -314,10 +351,17 @@ def test_keys_on_controls_are_not_jupyterlabs(start):
     "Elsewhere in a notebook a inserts a cell, d d deletes one, x cuts, z undoes, m makes text of it, arrows go to another."
     nb = start
     before = nb.page.evaluate("jupyterapp.shell.currentWidget.content.activeCell.id")
-    for where in nb.slider("Threshold"), nb.page.get_by_role("button", name="Best"), nb.page.get_by_label("Fill holes"), nb.page.get_by_label("Class", exact=True):
+    for where in (
+        nb.slider("Threshold"),
+        nb.page.get_by_role("button", name="Best"),
+        nb.page.get_by_label("Fill holes"),
+        nb.page.get_by_label("Class", exact=True),
+    ):
         for key in ("a", "b", "d", "d", "x", "z", "m", "ArrowDown", "ArrowUp"):
             where.press(key)
-    assert cells_of(nb) == 1 and nb.page.evaluate("[jupyterapp.shell.currentWidget.content.activeCell.id, jupyterapp.shell.currentWidget.content.activeCell.model.type]") == [before, "code"]
+    assert cells_of(nb) == 1 and nb.page.evaluate(
+        "[jupyterapp.shell.currentWidget.content.activeCell.id, jupyterapp.shell.currentWidget.content.activeCell.model.type]"
+    ) == [before, "code"]
     nb.page.evaluate("jupyterapp.shell.currentWidget.context.model.dirty = true")
     nb.slider("Threshold").press("Control+s")  # JupyterLab's, wherever it is pressed
     nb.page.wait_for_function("!jupyterapp.shell.currentWidget.context.model.dirty")
@@ -336,14 +380,20 @@ def cells_of(nb):
 
 def test_thumbnails_appear_and_one_is_shown_large(others):
     nb, here = others, cell(others, 0)
-    nb.page.wait_for_function("(all => all.length === 8 && all.every(i => i.naturalWidth && i.style.visibility === ''))([...document.querySelectorAll('.jp-CodeCell')[0].querySelectorAll('.steel-gallery img')])")
+    nb.page.wait_for_function(
+        "(all => all.length === 8 && all.every(i => i.naturalWidth && i.style.visibility === ''))([...document.querySelectorAll('.jp-CodeCell')[0].querySelectorAll('.steel-gallery img')])"
+    )
     image = here.locator(".steel-frame img[alt='image']")
     before, wanted = image.get_attribute("src"), nb.value("browser.ids[2]")
     here.locator(".steel-gallery button").nth(2).click()
     nb.until(f"browser.image_id == {wanted!r}")
     here.get_by_text(f"{wanted} · mean Dice").wait_for()
-    nb.page.wait_for_function("was => document.querySelectorAll('.jp-CodeCell')[0].querySelector('.steel-frame img').src !== was", arg=before)
-    assert here.locator(".steel-chosen").all_inner_texts() == [f"{nb.value('float(browser.table.dice[browser.ids[2]])'):.3f} · {wanted}"]
+    nb.page.wait_for_function(
+        "was => document.querySelectorAll('.jp-CodeCell')[0].querySelector('.steel-frame img').src !== was", arg=before
+    )
+    assert here.locator(".steel-chosen").all_inner_texts() == [
+        f"{nb.value('float(browser.table.dice[browser.ids[2]])'):.3f} · {wanted}"
+    ]
 
 
 def test_keys_of_the_browser_are_not_jupyterlabs(others, run):
@@ -359,12 +409,24 @@ def test_keys_of_the_browser_are_not_jupyterlabs(others, run):
     assert here.locator(".steel-gallery .steel-mark").all_inner_texts()[0].endswith(ids[1])
     assert read_queue(run["queue"]).image_id.tolist() == [ids[1]]
     frame = here.locator(".steel-frame")
-    for key in ("n", "x", "a", "b", "d", "d", "z", "m", "y"):  # n is ours; the rest would cut, insert, delete, undo, turn into text
+    for key in (
+        "n",
+        "x",
+        "a",
+        "b",
+        "d",
+        "d",
+        "z",
+        "m",
+        "y",
+    ):  # n is ours; the rest would cut, insert, delete, undo, turn into text
         frame.press(key)
     nb.until(f"browser.image_id == {ids[2]!r}")
     for key in ("a", "b", "d", "d", "x", "z", "m", "y"):
         here.locator(".steel-gallery").press(key)
-    assert cells_of(nb) == before and page.evaluate("jupyterapp.shell.currentWidget.content.widgets.every(w => w.model.type === 'code')")
+    assert cells_of(nb) == before and page.evaluate(
+        "jupyterapp.shell.currentWidget.content.widgets.every(w => w.model.type === 'code')"
+    )
     here.locator(".steel-gallery").press("p")
     nb.until(f"browser.image_id == {ids[1]!r}")
     here.locator(".steel-gallery").press("f")
@@ -373,7 +435,12 @@ def test_keys_of_the_browser_are_not_jupyterlabs(others, run):
 
 def test_layers_are_switched_by_digits(others):
     nb, here = others, cell(others, 0)
-    frame, seen = here.locator(".steel-frame"), lambda: here.locator(".steel-frame img").evaluate_all("all => all.filter(i => i.style.display !== 'none').map(i => i.alt)")
+    frame, seen = (
+        here.locator(".steel-frame"),
+        lambda: here.locator(".steel-frame img").evaluate_all(
+            "all => all.filter(i => i.style.display !== 'none').map(i => i.alt)"
+        ),
+    )
     assert seen() == ["image", "difference"]
     frame.press("2"), frame.press("5")
     nb.until("browser.parts.large.view.shown == ('image', 'labels')")
@@ -392,30 +459,39 @@ def test_menus_change_the_list(others):
     folder = read_folder(nb.value("str(browser.folder.root)"), n_classes=4)
     wanted = {i for i, area in zip(folder.images.image_id, folder.truth_area()) if area[1]}
     assert 0 < len(wanted) < 8
-    nb.page.wait_for_function(f"document.querySelectorAll('.jp-CodeCell')[0].querySelectorAll('.steel-gallery button').length === {len(wanted)}")
+    nb.page.wait_for_function(
+        f"document.querySelectorAll('.jp-CodeCell')[0].querySelectorAll('.steel-gallery button').length === {len(wanted)}"
+    )
     assert {c.split(" · ")[1] for c in captions()} == wanted
     here.get_by_label("Order").select_option("highest first")
     nb.until("not browser.rising")
     here.get_by_text(f"of {len(wanted)}", exact=True).wait_for()
-    nb.page.wait_for_function("(all => all.every((x, i) => !i || x <= all[i - 1]))([...document.querySelectorAll('.jp-CodeCell')[0].querySelectorAll('.steel-gallery span')].map(s => parseFloat(s.textContent)))")
+    nb.page.wait_for_function(
+        "(all => all.every((x, i) => !i || x <= all[i - 1]))([...document.querySelectorAll('.jp-CodeCell')[0].querySelectorAll('.steel-gallery span')].map(s => parseFloat(s.textContent)))"
+    )
     here.get_by_label("Thumbnails show").select_option("labels")
     nb.until("browser.paint == 'labels' and all(browser.parts.pages.gallery.pictures)")
     here.get_by_label("Order").select_option("lowest first")
     here.get_by_label("Show", exact=True).select_option("all")
-    nb.page.wait_for_function("wanted => [...document.querySelectorAll('.jp-CodeCell')[0].querySelectorAll('.steel-gallery span')].map(s => s.textContent).join() === wanted", arg=",".join(everything))
+    nb.page.wait_for_function(
+        "wanted => [...document.querySelectorAll('.jp-CodeCell')[0].querySelectorAll('.steel-gallery span')].map(s => s.textContent).join() === wanted",
+        arg=",".join(everything),
+    )
 
 
 def test_a_reason_lands_in_the_file(others, run):
     nb, here = others, cell(others, 0)
     reason = here.get_by_label("Reason")
-    for text in ("label too loose", "=<img src=x onerror=alert(1)>, \"so\" & more"):
+    for text in ("label too loose", '=<img src=x onerror=alert(1)>, "so" & more'):
         reason.fill(text), reason.press("Enter")
         nb.until(f"browser.parts.box.reason == {text!r}")
         here.get_by_label("Concerns").select_option("class 3")
         here.get_by_role("button", name=re.compile("Flag$")).click()
         here.get_by_text(f"flagged: {text} (class 3)").wait_for()
         queue = read_queue(run["queue"])
-        assert queue[["image_id", "class_id", "reason"]].to_numpy().tolist() == [[nb.value("browser.image_id"), "3", text]]
+        assert queue[["image_id", "class_id", "reason"]].to_numpy().tolist() == [
+            [nb.value("browser.image_id"), "3", text]
+        ]
     here.get_by_role("button", name="Take flag off").click()
     nb.until("browser.flags == ()")
     assert len(read_queue(run["queue"])) == 0
@@ -430,8 +506,12 @@ def test_every_view_of_a_folder_opens_by_its_button(others):
     for name in ("Sizes", "Places", "Classes"):
         show(name)
         nb.until(f"data.view == {name.lower()!r}")
-        nb.page.wait_for_function("(all => all.length === 1 && all[0].naturalWidth > 500)([...document.querySelectorAll('.jp-CodeCell')[1].querySelectorAll('.widget-image')])")
-        assert nb.page.evaluate("fetch(document.querySelectorAll('.jp-CodeCell')[1].querySelector('.widget-image').src).then(r => r.arrayBuffer()).then(b => b.byteLength)") == nb.value(f"len(data.part({name.lower()!r}).value)")
+        nb.page.wait_for_function(
+            "(all => all.length === 1 && all[0].naturalWidth > 500)([...document.querySelectorAll('.jp-CodeCell')[1].querySelectorAll('.widget-image')])"
+        )
+        assert nb.page.evaluate(
+            "fetch(document.querySelectorAll('.jp-CodeCell')[1].querySelector('.widget-image').src).then(r => r.arrayBuffer()).then(b => b.byteLength)"
+        ) == nb.value(f"len(data.part({name.lower()!r}).value)")
     show("Images")
     here.locator(".steel-gallery button").nth(8).wait_for()
     here.locator(".steel-gallery button").nth(4).click()
@@ -451,8 +531,13 @@ def test_every_view_of_a_folder_opens_by_its_button(others):
     show("Near-duplicates")
     here.get_by_role("button", name="Look for near-duplicates").click()
     here.get_by_text("1 pair in 1 groups of 2 images").wait_for()
-    nb.page.wait_for_function("(all => all.length === 2 && all.every(i => i.naturalWidth))([...document.querySelectorAll('.jp-CodeCell')[1].querySelectorAll('.steel-frame img[alt=image]')])")
-    assert set(nb.value("[one.image_id for one in data.part('near-duplicates').large]")) == {"0000.png", "twin of 0000.png"}
+    nb.page.wait_for_function(
+        "(all => all.length === 2 && all.every(i => i.naturalWidth))([...document.querySelectorAll('.jp-CodeCell')[1].querySelectorAll('.steel-frame img[alt=image]')])"
+    )
+    assert set(nb.value("[one.image_id for one in data.part('near-duplicates').large]")) == {
+        "0000.png",
+        "twin of 0000.png",
+    }
 
 
 # --- what augmentation does
@@ -468,8 +553,12 @@ def test_next_epochs_are_other_pictures(others):
     before, large = nb.page.evaluate(PICTURES), here.locator(".steel-frame img[alt='image']").get_attribute("src")
     here.get_by_role("button", name="Next epochs").click()
     here.get_by_text("epochs 7 to 13").wait_for()
-    nb.page.wait_for_function("was => document.querySelectorAll('.jp-CodeCell')[2].querySelector('.steel-frame img').src !== was", arg=large)
-    nb.page.wait_for_function("(all => all.length === 8 && all[1].startsWith('epoch 7: ') && all[7].startsWith('epoch 13: '))([...document.querySelectorAll('.jp-CodeCell')[2].querySelectorAll('.steel-gallery span')].map(s => s.textContent))")
+    nb.page.wait_for_function(
+        "was => document.querySelectorAll('.jp-CodeCell')[2].querySelector('.steel-frame img').src !== was", arg=large
+    )
+    nb.page.wait_for_function(
+        "(all => all.length === 8 && all[1].startsWith('epoch 7: ') && all[7].startsWith('epoch 13: '))([...document.querySelectorAll('.jp-CodeCell')[2].querySelectorAll('.steel-gallery span')].map(s => s.textContent))"
+    )
     end = time.monotonic() + 30
     while (after := nb.page.evaluate(PICTURES))[1:] == before[1:]:
         assert time.monotonic() < end
@@ -497,8 +586,19 @@ def test_the_monitor_follows_the_files(lab, others, run):
         "What a training writes at such a moment: the history first."
         rows = pd.read_csv(folder / "history.csv")
         while len(rows) < done:
-            rows.loc[len(rows)] = {**rows.iloc[-1], "epoch": len(rows) + 1, "score": 0.7 + 0.01 * len(rows), "loss": loss}
-        news = {**json.loads((folder / "progress.json").read_text()), "epoch": min(done + 1, 6), "step": step, "doing": doing, "loss": loss}
+            rows.loc[len(rows)] = {
+                **rows.iloc[-1],
+                "epoch": len(rows) + 1,
+                "score": 0.7 + 0.01 * len(rows),
+                "loss": loss,
+            }
+        news = {
+            **json.loads((folder / "progress.json").read_text()),
+            "epoch": min(done + 1, 6),
+            "step": step,
+            "doing": doing,
+            "loss": loss,
+        }
         for name, text in ("history.csv", rows.to_csv(index=False)), ("progress.json", json.dumps(news)):
             (folder / "new").write_text(text)
             os.replace(folder / "new", folder / name)
@@ -509,8 +609,13 @@ def test_the_monitor_follows_the_files(lab, others, run):
     write(3, 0, "training", 0.1234)
     here.get_by_text("9 of 12 epochs").wait_for()
     here.locator("td", has_text="0.1234").wait_for()
-    nb.page.wait_for_function(f"was => {curves}.src !== was && {curves}.naturalWidth > 900 && {curves} === steelCurves", arg=source)
-    assert nb.value("monitor.progress.folds[1].best") == pytest.approx(0.72) and "best so far 0.7200 in epoch 3" in here.inner_text()
+    nb.page.wait_for_function(
+        f"was => {curves}.src !== was && {curves}.naturalWidth > 900 && {curves} === steelCurves", arg=source
+    )
+    assert (
+        nb.value("monitor.progress.folds[1].best") == pytest.approx(0.72)
+        and "best so far 0.7200 in epoch 3" in here.inner_text()
+    )
     source = nb.page.evaluate(f"{curves}.src")
     (folder / "last").mkdir()
     (folder / "last/steel_seg.json").write_text("{}")
@@ -530,7 +635,10 @@ def test_the_others_fit(others):
     nb = others
     for view in nb.value("data.views"):
         nb.run(f"data.view = {view!r}")
-        nb.page.wait_for_function("view => [...document.querySelectorAll('.jp-CodeCell')[1].querySelectorAll('.widget-toggle-button.mod-active')].map(b => b.textContent.trim().toLowerCase()).join() === view", arg=view)
+        nb.page.wait_for_function(
+            "view => [...document.querySelectorAll('.jp-CodeCell')[1].querySelectorAll('.widget-toggle-button.mod-active')].map(b => b.textContent.trim().toLowerCase()).join() === view",
+            arg=view,
+        )
         fits(nb)
 
 
@@ -552,12 +660,24 @@ def test_hostile_names_stay_text(others, hostile):
     where[0].get_by_role("button", name="Save rule").click()
     where[0].get_by_text(f"saved as {hostile['run']}/rule.json").wait_for()
     for view in ("images", "near-duplicates", "faults"):
-        nb.run(f"bad_data.view = {view!r}\nif {view!r} == 'near-duplicates': bad_data.part('near-duplicates').look_for()")
+        nb.run(
+            f"bad_data.view = {view!r}\nif {view!r} == 'near-duplicates': bad_data.part('near-duplicates').look_for()"
+        )
         if view != "faults":
             where[2].locator(".steel-frame img[alt=image]").first.wait_for()
-        tags = nb.page.evaluate("[...document.querySelectorAll('.jp-OutputArea-output *')].map(e => e.tagName.toLowerCase())")
-        assert {"button", "img", "label", "td"} <= set(tags) and not set(tags) & {"script", "iframe", "object", "embed", "svg"}
-        own = nb.page.evaluate("[...document.querySelectorAll('.jp-OutputArea-output *')].filter(e => [...e.attributes].some(a => a.name.startsWith('on')) || (e.tagName === 'IMG' && e.getAttribute('src') === 'x') || (e.tagName === 'B' && e.closest('.steel-gallery, .steel-table, .steel-frame'))).map(e => e.outerHTML)")
+        tags = nb.page.evaluate(
+            "[...document.querySelectorAll('.jp-OutputArea-output *')].map(e => e.tagName.toLowerCase())"
+        )
+        assert {"button", "img", "label", "td"} <= set(tags) and not set(tags) & {
+            "script",
+            "iframe",
+            "object",
+            "embed",
+            "svg",
+        }
+        own = nb.page.evaluate(
+            "[...document.querySelectorAll('.jp-OutputArea-output *')].filter(e => [...e.attributes].some(a => a.name.startsWith('on')) || (e.tagName === 'IMG' && e.getAttribute('src') === 'x') || (e.tagName === 'B' && e.closest('.steel-gallery, .steel-table, .steel-frame'))).map(e => e.outerHTML)"
+        )
         assert not own, own
         fits(nb)
     nb.fine()  # an alert would be an error
@@ -583,7 +703,9 @@ def test_tuner_and_browser_in_notebook_7(notebook7, tmp_path):
     assert all(f["text"] for f in found) and any(f["image"] for f in found)
     nb.until("tuner.rules[0].thresh == 124")
     gallery = nb.page.locator(".steel-gallery")
-    nb.page.wait_for_function("(all => all.length === 8 && all.every(i => i.naturalWidth))([...document.querySelectorAll('.steel-gallery img')])")
+    nb.page.wait_for_function(
+        "(all => all.length === 8 && all.every(i => i.naturalWidth))([...document.querySelectorAll('.steel-gallery img')])"
+    )
     gallery.locator("button").nth(3).click()
     nb.page.keyboard.press("n"), nb.page.keyboard.press("f")
     nb.until("[f.image_id for f in browser.flags] == [browser.ids[4]]")

@@ -1,4 +1,5 @@
 """The monitor: what it says about a run is what the run's files say, whatever they hold, and what a real training did, killed and all."""
+
 import asyncio
 import io
 import json
@@ -14,44 +15,92 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from PIL import Image
-from made import HOSTILE, make_run, only_our_tags, parts
 from ipywidgets import HTML
+from made import HOSTILE, make_run, only_our_tags, parts
+from PIL import Image
 
 from steel_seg.data import read_folder
 from steel_seg.folds import make_folds, write_folds
-from steel_seg.monitor import Monitor, Progress, class_columns, example_line, example_thumb, latest_table, progress_lines, read_examples, read_progress, table_html
+from steel_seg.monitor import (
+    Monitor,
+    Progress,
+    class_columns,
+    example_line,
+    example_thumb,
+    latest_table,
+    progress_lines,
+    read_examples,
+    read_progress,
+    table_html,
+)
 from steel_seg.store import ProbStore
 from steel_seg.synth import make_folder
 
 CLASSES, EPOCHS = 4, 6
 
 
-def make_training(run, shape=(64, 400), classes=CLASSES, ids=None, n=8, done=(6, 2), doing="training", old=False, **news):
+def make_training(
+    run, shape=(64, 400), classes=CLASSES, ids=None, n=8, done=(6, 2), doing="training", old=False, **news
+):
     "A run's data and files as training leaves them, with numbers that can be told from one another."
     make_run(run, n=n, shape=shape, classes=classes, ids=ids)
     folder, store = read_folder(run / "data", n_classes=classes), ProbStore.open(run / "oof")
     folds = make_folds(folder, len(done), 0)
     write_folds(run / "folds.csv", folds)
-    config = {"config": {"epochs": EPOCHS, "folds": len(done)}, "data": folder.sha256, "classes": classes, "shape": folder.shape}
+    config = {
+        "config": {"epochs": EPOCHS, "folds": len(done)},
+        "data": folder.sha256,
+        "classes": classes,
+        "shape": folder.shape,
+    }
     (run / "config.json").write_text(json.dumps(config))
     fold = folds.set_index("image_id").fold[folder.images.image_id].to_numpy()
     for k, e in enumerate(done):
         where = run / f"fold_{k}"
         where.mkdir()
         nothing = folder.truth_area()[fold == k] == 0
-        rows = [dict(fold=k, epoch=i + 1, step=9 * i + 9, lr=1e-3, loss=1 / (i + 1), val_loss=2 / (i + 1), score=0.5 + 0.1 * k + 0.01 * (i if i != 4 else 40), seconds=90.0) for i in range(e)]
+        rows = [
+            dict(
+                fold=k,
+                epoch=i + 1,
+                step=9 * i + 9,
+                lr=1e-3,
+                loss=1 / (i + 1),
+                val_loss=2 / (i + 1),
+                score=0.5 + 0.1 * k + 0.01 * (i if i != 4 else 40),
+                seconds=90.0,
+            )
+            for i in range(e)
+        ]
         if not old:
             for i, row in enumerate(rows):
-                row.update(present=0.1 * k + 0.01 * i, empty=0.9, **{f"score_{c + 1}": 0.1 * c + 0.01 * i for c in range(classes)})
-            told = dict(fold=k, epochs=EPOCHS, steps=9, epoch=min(e + 1, EPOCHS), step=3, loss=0.25, seconds=30.0, doing="finished" if e == EPOCHS else doing)
+                row.update(
+                    present=0.1 * k + 0.01 * i,
+                    empty=0.9,
+                    **{f"score_{c + 1}": 0.1 * c + 0.01 * i for c in range(classes)},
+                )
+            told = dict(
+                fold=k,
+                epochs=EPOCHS,
+                steps=9,
+                epoch=min(e + 1, EPOCHS),
+                step=3,
+                loss=0.25,
+                seconds=30.0,
+                doing="finished" if e == EPOCHS else doing,
+            )
             told.update(all_empty=nothing.mean(), all_empty_by_class=nothing.mean(0).tolist(), **news)
             (where / "progress.json").write_text(json.dumps(told))
         if rows:
             pd.DataFrame(rows).to_csv(where / "history.csv", index=False)
         if rows and not old:
             mine = folder.images.image_id[fold == k].tolist()[:4]
-            np.savez_compressed(where / "examples.npz", image_ids=np.array(mine), levels=np.stack([store.read(i) for i in mine]), epoch=e)
+            np.savez_compressed(
+                where / "examples.npz",
+                image_ids=np.array(mine),
+                levels=np.stack([store.read(i) for i in mine]),
+                epoch=e,
+            )
         if e == EPOCHS:
             (where / "last").mkdir()
             (where / "last/steel_seg.json").write_text("{}")
@@ -93,7 +142,9 @@ def test_epochs_are_those_of_all_stages(run):
     made["config"].update(epochs=20, stages=[{"epochs": 4, "crop": "32x32"}, {"epochs": 2, "lr": 1e-4}])
     path.write_text(json.dumps(made))
     first, second = read_progress(run).folds
-    assert (first.state, first.epochs, second.epochs) == ("finished", 6, 6) and second.part == pytest.approx((2 + 3 / 9) / 6)
+    assert (first.state, first.epochs, second.epochs) == ("finished", 6, 6) and second.part == pytest.approx(
+        (2 + 3 / 9) / 6
+    )
     made["config"]["stages"] = [{"crop": "32x32"}, {"epochs": 2}]  # the first takes the configuration's own
     path.write_text(json.dumps(made))
     assert read_progress(run).folds[1].epochs == 22
@@ -112,33 +163,70 @@ def test_a_fold_that_stopped_early_is_finished(run):
     (where / "last/steel_seg.json").write_text("{}")
     progress = read_progress(run)
     assert progress.finished and progress.folds[1].part == 1
-    assert progress_lines(progress)[0].endswith("finished") and "fold 1: finished, 2 epochs of 6: stopped early" in progress_lines(progress)[2]
+    assert (
+        progress_lines(progress)[0].endswith("finished")
+        and "fold 1: finished, 2 epochs of 6: stopped early" in progress_lines(progress)[2]
+    )
 
 
 def test_numbers_are_those_of_the_files(whole):
     p = read_progress(whole)
     first, second = p.folds
-    assert (first.state, first.done, first.best_epoch, first.part) == ("finished", 6, 5, 1) and first.best == pytest.approx(0.9)
-    assert (second.state, second.done, second.epoch, second.step, second.steps, second.loss) == ("training", 2, 3, 3, 9, 0.25)
+    assert (first.state, first.done, first.best_epoch, first.part) == (
+        "finished",
+        6,
+        5,
+        1,
+    ) and first.best == pytest.approx(0.9)
+    assert (second.state, second.done, second.epoch, second.step, second.steps, second.loss) == (
+        "training",
+        2,
+        3,
+        3,
+        9,
+        0.25,
+    )
     assert second.part == pytest.approx((2 + 3 / 9) / 6)
     assert second.left == pytest.approx(3 * 90 + 60)  # three epochs of 90 s, and of this one 60 s or 6 steps of 10 s
     table = latest_table(p)
     assert table.index.tolist() == ["fold 0, last epoch", "fold 1, last epoch", "nothing predicted"]
     assert table.loc["fold 0, last epoch"].to_dict() == pytest.approx(
-        {"epoch": 6, "loss": 1 / 6, "validation loss": 2 / 6, "score": 0.55, "class 1": 0.05, "class 2": 0.15, "class 3": 0.25, "class 4": 0.35, "with a defect": 0.05, "without one": 0.9, "seconds": 90})
-    folder, folds = read_folder(whole / "data", n_classes=CLASSES), pd.read_csv(whole / "folds.csv").set_index("image_id").fold
+        {
+            "epoch": 6,
+            "loss": 1 / 6,
+            "validation loss": 2 / 6,
+            "score": 0.55,
+            "class 1": 0.05,
+            "class 2": 0.15,
+            "class 3": 0.25,
+            "class 4": 0.35,
+            "with a defect": 0.05,
+            "without one": 0.9,
+            "seconds": 90,
+        }
+    )
+    folder, folds = (
+        read_folder(whole / "data", n_classes=CLASSES),
+        pd.read_csv(whole / "folds.csv").set_index("image_id").fold,
+    )
     nothing = folder.truth_area() == 0
     for k in (0, 1):
         alone = latest_table(p, k).loc["nothing predicted"]
         mine = nothing[folds[folder.images.image_id].to_numpy() == k]
-        assert alone["score"] == pytest.approx(mine.mean()) and alone["class 3"] == pytest.approx(mine[:, 2].mean()) and (alone["with a defect"], alone["without one"]) == (0, 1)
+        assert (
+            alone["score"] == pytest.approx(mine.mean())
+            and alone["class 3"] == pytest.approx(mine[:, 2].mean())
+            and (alone["with a defect"], alone["without one"]) == (0, 1)
+        )
     assert latest_table(p, 0).score["fold 0, best epoch"] == pytest.approx(0.9)
 
 
 def test_news_from_before_the_last_epoch_ended(run):
     "History is written at an epoch's end, news once a second: what they said of an epoch that is over is no longer true."
     path = run / "fold_1/progress.json"
-    path.write_text(json.dumps(dict(json.loads(path.read_text()), epoch=2, step=9, doing="scoring", batch=1, batches=3)))
+    path.write_text(
+        json.dumps(dict(json.loads(path.read_text()), epoch=2, step=9, doing="scoring", batch=1, batches=3))
+    )
     f = read_progress(run).folds[1]
     assert (f.state, f.epoch, f.step) == ("starting", 3, 0) and f.left == pytest.approx(4 * 90)
     assert "begins epoch 3 of 6, step 0 of 9" in progress_lines(read_progress(run))[2]
@@ -146,19 +234,37 @@ def test_news_from_before_the_last_epoch_ended(run):
 
 def test_time_left_without_an_epoch_goes_by_the_steps(run):
     (run / "fold_1/history.csv").unlink()
-    (run / "fold_1/progress.json").write_text(json.dumps(dict(json.loads((run / "fold_1/progress.json").read_text()), epoch=1)))
+    (run / "fold_1/progress.json").write_text(
+        json.dumps(dict(json.loads((run / "fold_1/progress.json").read_text()), epoch=1))
+    )
     assert read_progress(run).folds[1].left == pytest.approx(5 * 90 + 60)
 
 
-@pytest.mark.parametrize("doing, age, dead, expected", [
-    ("training", 5, False, "training"), ("scoring", 5, False, "scoring"), ("starting", 5, False, "starting"), ("training", 99, False, "training"), ("training", 101, False, "silent"),
-    ("stopped", 5, False, "stopped"), ("training", 5, True, "stopped"), ("scoring", 9999, True, "stopped"), ("finished", 5, False, "stopped"), ("<b>", 5, False, "silent")])
+@pytest.mark.parametrize(
+    "doing, age, dead, expected",
+    [
+        ("training", 5, False, "training"),
+        ("scoring", 5, False, "scoring"),
+        ("starting", 5, False, "starting"),
+        ("training", 99, False, "training"),
+        ("training", 101, False, "silent"),
+        ("stopped", 5, False, "stopped"),
+        ("training", 5, True, "stopped"),
+        ("scoring", 9999, True, "stopped"),
+        ("finished", 5, False, "stopped"),
+        ("<b>", 5, False, "silent"),
+    ],
+)
 def test_stopped_is_told_from_silent(run, doing, age, dead, expected):
     "A step takes 10 s here, so that 100 s without news are nothing unusual."
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     pids = os.readlink("/proc/self/ns/pid") if Path("/proc/self/ns/pid").exists() else ""
     path = run / "fold_1/progress.json"
-    path.write_text(json.dumps(dict(json.loads(path.read_text()), doing=doing, pid=child.pid, host=socket.gethostname(), pids=pids, why="")))
+    path.write_text(
+        json.dumps(
+            dict(json.loads(path.read_text()), doing=doing, pid=child.pid, host=socket.gethostname(), pids=pids, why="")
+        )
+    )
     if dead:
         child.kill()
         if age < 1000:
@@ -169,7 +275,11 @@ def test_stopped_is_told_from_silent(run, doing, age, dead, expected):
     child.kill(), child.wait(), child.stdin.close()
     assert f.state == expected and f.age == pytest.approx(age, abs=0.01)
     line = progress_lines(Progress(run, "", (f,), pd.DataFrame()))[1]
-    assert ("its process is gone" in line) == dead and ("no news for" in line) == (expected == "silent") and ("train again" in line) == (expected == "stopped")
+    assert (
+        ("its process is gone" in line) == dead
+        and ("no news for" in line) == (expected == "silent")
+        and ("train again" in line) == (expected == "stopped")
+    )
 
 
 FILES = ["config.json", "folds.csv", "fold_1/history.csv", "fold_1/progress.json", "fold_1/examples.npz", "history.csv"]
@@ -179,18 +289,33 @@ def test_torn_and_strange_files_are_not_there_yet(run):
     "Every file in turn cut off at some place, empty, of another kind, or a folder: the rest can be read and put into words all the same."
     shutil.copy(run / "fold_1/history.csv", run / "history.csv")
     rng = np.random.default_rng(0)
-    strange = [b"", b"\0" * 50, b"[]", b"{}", b'"x"', b"fold,epoch\n<b>,1\n", b"\xff\xfe", b"PK\3\4", b"fold,epoch,lr,loss,val_loss,score\n1,1,x,x,x,x\n",
-               b'{"doing": 5, "epoch": "x", "step": NaN, "steps": -1, "loss": [], "all_empty_by_class": [{}], "pid": 1e99}']
+    strange = [
+        b"",
+        b"\0" * 50,
+        b"[]",
+        b"{}",
+        b'"x"',
+        b"fold,epoch\n<b>,1\n",
+        b"\xff\xfe",
+        b"PK\3\4",
+        b"fold,epoch,lr,loss,val_loss,score\n1,1,x,x,x,x\n",
+        b'{"doing": 5, "epoch": "x", "step": NaN, "steps": -1, "loss": [], "all_empty_by_class": [{}], "pid": 1e99}',
+    ]
     for name in FILES:
         raw = (run / name).read_bytes()
         for data in (*[raw[: int(n)] for n in rng.integers(0, len(raw), 4)], raw[:-1], *strange):
             (run / name).write_bytes(data)
             p = read_progress(run)
             assert progress_lines(p) and (p.note or len(latest_table(p)) >= 1)
-            assert not p.folds or [read_examples(run, k, CLASSES, (64, 400)) is None for k in (0, 1)] == [False, name.endswith("npz")]
+            assert not p.folds or [read_examples(run, k, CLASSES, (64, 400)) is None for k in (0, 1)] == [
+                False,
+                name.endswith("npz"),
+            ]
         (run / name).unlink()
         (run / name).mkdir()
-        assert progress_lines(read_progress(run)) and (name != "fold_1/examples.npz" or read_examples(run, 1, CLASSES, (64, 400)) is None)
+        assert progress_lines(read_progress(run)) and (
+            name != "fold_1/examples.npz" or read_examples(run, 1, CLASSES, (64, 400)) is None
+        )
         (run / name).rmdir()
         (run / name).write_bytes(raw)
     assert read_progress(run).folds[1].done == 2
@@ -212,6 +337,7 @@ def test_monitor_follows_through_torn_files(run):
 
 def test_no_pickle_is_opened(run):
     "An object array would have to be unpickled, and unpickling runs what is in it."
+
     class Trap:
         def __reduce__(self):
             return (Path.touch, (run / "sprung",))
@@ -253,7 +379,16 @@ def test_run_that_is_not_there_is_waited_for(whole, tmp_path):
 # --- the widget
 
 
-@pytest.mark.parametrize("case", [dict(), dict(shape=(200, 200), classes=3), dict(n=2, done=(1, 0)), dict(done=(0, 0), doing="starting"), dict(ids=HOSTILE, n=6, doing="stopped", why="ValueError: <img src=x onerror=alert(1)>")])
+@pytest.mark.parametrize(
+    "case",
+    [
+        dict(),
+        dict(shape=(200, 200), classes=3),
+        dict(n=2, done=(1, 0)),
+        dict(done=(0, 0), doing="starting"),
+        dict(ids=HOSTILE, n=6, doing="stopped", why="ValueError: <img src=x onerror=alert(1)>"),
+    ],
+)
 def test_all_is_shown_and_nothing_slips_through(tmp_path, case):
     run = tmp_path / ("<b>run</b>" if "ids" in case else "run")
     folder = make_training(run, **case)
@@ -281,7 +416,13 @@ def test_layers_are_those_of_the_levels(whole):
             panel._later.now(always=False)
             levels, truth = store.read(i), panel.all[i][3]
             levels, truth = (levels, truth) if c is None else (levels[c : c + 1], truth[c : c + 1])
-            alpha = {name: np.array(Image.open(io.BytesIO(getattr(panel.view, f"layer{panel.view.names.index(name)}"))).convert("RGBA"))[..., 3] > 0 for name in ("labels", "probability", "difference")}
+            alpha = {
+                name: np.array(
+                    Image.open(io.BytesIO(getattr(panel.view, f"layer{panel.view.names.index(name)}"))).convert("RGBA")
+                )[..., 3]
+                > 0
+                for name in ("labels", "probability", "difference")
+            }
             assert (alpha["labels"] == truth.any(0)).all() and (alpha["probability"] == (levels.max(0) >= 60)).all()
             assert (alpha["difference"] == (truth.any(0) | (levels >= 128).any(0))).all()
     panel.page.chosen = 1
@@ -298,7 +439,10 @@ def test_example_in_words():
     truth, levels = np.zeros((2, 3, 4, 4), np.uint8)
     truth[0, :2], truth[1, :1] = 1, 1
     levels[0, :2, :2], levels[2, 3] = 128, 255
-    assert example_line("i", 1, 7, levels, truth) == "i · fold 1 after epoch 7 · mean Dice 0.222 at level 128 · class 1: Dice 0.667 · class 2: missed, 4 px · class 3: false, 4 px"
+    assert (
+        example_line("i", 1, 7, levels, truth)
+        == "i · fold 1 after epoch 7 · mean Dice 0.222 at level 128 · class 1: Dice 0.667 · class 2: missed, 4 px · class 3: false, 4 px"
+    )
     assert example_line("i", 1, 7, levels, None) == "i · fold 1 after epoch 7 · highest level 255 of 255"
     assert example_line("i", 1, 7, 0 * levels, 0 * truth).endswith("clean, and nothing predicted")
     assert example_thumb(levels, None, None, 8).shape == (8, 8, 3)
@@ -377,8 +521,15 @@ def test_a_look_that_fails_is_told_and_the_next_one_comes(whole, monkeypatch):
 
 
 def test_what_does_not_fit_is_refused(whole, tmp_path):
-    other = read_folder(make_folder(tmp_path / "other", n_train=4, n_test=0, shape=(64, 400), seed=1), n_classes=CLASSES)
-    for args, message in [((whole / "config.json",), "is a file: give the folder of a run"), ((whole, tmp_path / "no"), "no such data folder"), ((whole, other), "trains on other data than"), ((whole, tmp_path), "no such file|train.csv")]:
+    other = read_folder(
+        make_folder(tmp_path / "other", n_train=4, n_test=0, shape=(64, 400), seed=1), n_classes=CLASSES
+    )
+    for args, message in [
+        ((whole / "config.json",), "is a file: give the folder of a run"),
+        ((whole, tmp_path / "no"), "no such data folder"),
+        ((whole, other), "trains on other data than"),
+        ((whole, tmp_path), "no such file|train.csv"),
+    ]:
         with pytest.raises(ValueError, match=message):
             Monitor(*args)
     with pytest.raises(ValueError, match="no fold 2; give one of 0 to 1, or None for all"):
@@ -418,17 +569,40 @@ def test_a_real_training_is_followed_killed_and_followed_again(tmp_path):
     data, run = make_folder(tmp_path / "mill", n_train=24, n_test=0, shape=(64, 128), seed=2), tmp_path / "run"
     monitor = Monitor(run, data)
     assert "no such folder yet" in said(monitor)
-    train = lambda how: subprocess.Popen([sys.executable, "-c", TRAIN, str(run), str(data), how], env={**os.environ, "OMP_NUM_THREADS": "1"})
+    train = lambda how: subprocess.Popen(
+        [sys.executable, "-c", TRAIN, str(run), str(data), how], env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
     fold = lambda: monitor.progress.folds[0]
     child = train("hold")
-    until(monitor, lambda: monitor.progress.folds and (fold().state, fold().done, fold().epoch, fold().step) == ("training", 1, 2, 2) and monitor.examples.all)
+    until(
+        monitor,
+        lambda: (
+            monitor.progress.folds
+            and (fold().state, fold().done, fold().epoch, fold().step) == ("training", 1, 2, 2)
+            and monitor.examples.all
+        ),
+    )
     before = {i: levels.tobytes() for i, (_, levels, *_) in monitor.examples.all.items()}
-    assert fold().left > 0 and len(fold().all_empty) == 5 and "best so far" in said(monitor) and monitor.progress.folds[1].state == "waiting"
-    assert class_columns(monitor.progress.history, 4).keys() == {"score_1", "score_2", "score_3", "score_4", "present", "empty"}
+    assert (
+        fold().left > 0
+        and len(fold().all_empty) == 5
+        and "best so far" in said(monitor)
+        and monitor.progress.folds[1].state == "waiting"
+    )
+    assert class_columns(monitor.progress.history, 4).keys() == {
+        "score_1",
+        "score_2",
+        "score_3",
+        "score_4",
+        "present",
+        "empty",
+    }
     child.send_signal(signal.SIGKILL)
     child.wait()
     monitor.refresh()
-    assert fold().state == "stopped" and "its process is gone" in said(monitor) and "train again to go on" in said(monitor)
+    assert (
+        fold().state == "stopped" and "its process is gone" in said(monitor) and "train again to go on" in said(monitor)
+    )
     child = train("through")
     until(monitor, lambda: fold().state != "stopped")
     until(monitor, lambda: fold().state == "finished")

@@ -1,4 +1,5 @@
 """The whole chain as a user runs it, on small folders: every stage's file is there, agrees with the others, and a second run finds it done."""
+
 import json
 
 import numpy as np
@@ -61,7 +62,7 @@ def test_chain(capsys, monkeypatch, tmp_path, made, layout):
         assert found["submission_score"] == pytest.approx(found["optimistic"]["value"], abs=1e-12)
 
     page = (run / "report.html").read_text()
-    assert "<img" in page and "src=\"http" not in page and f"{found['nested']['value']:.4f}" in page
+    assert "<img" in page and 'src="http' not in page and f"{found['nested']['value']:.4f}" in page
 
 
 def test_second_run_finds_its_work_done(capsys, monkeypatch, tmp_path, made):
@@ -87,7 +88,19 @@ def test_other_data_is_refused(capsys, monkeypatch, tmp_path, made):
 def test_commands_one_by_one(capsys, tmp_path, made):
     "The five commands of the README, with a configuration file and an option that overrides it."
     data, run, config = made["today"], tmp_path / "run", tmp_path / "config.json"
-    config.write_text(json.dumps({"arch": "fpn", "encoder": "tu-test_resnet.r160_in1k", "encoder_weights": None, "epochs": 9, "folds": 2, "batch_size": 5, "num_workers": 0}))
+    config.write_text(
+        json.dumps(
+            {
+                "arch": "fpn",
+                "encoder": "tu-test_resnet.r160_in1k",
+                "encoder_weights": None,
+                "epochs": 9,
+                "folds": 2,
+                "batch_size": 5,
+                "num_workers": 0,
+            }
+        )
+    )
     narrow = json.dumps({"decoder_pyramid_channels": 32, "decoder_segmentation_channels": 32})
     where = ["--data", str(data), "--run", str(run)]
     assert cli.main(["train", *where, "--config", str(config), "--epochs", "1", "--decoder", narrow, "--json"]) == 0
@@ -104,5 +117,8 @@ def test_same_seed_same_decision(capsys, monkeypatch, tmp_path, made):
     a, _ = demo(capsys, monkeypatch, made["2019"], tmp_path / "a")
     b, _ = demo(capsys, monkeypatch, made["2019"], tmp_path / "b")
     assert a["nested"] == b["nested"] and a["submission_score"] == b["submission_score"]
-    levels = [np.stack([ProbStore.open(tmp_path / r / "oof").read(i) for i in ProbStore.open(tmp_path / r / "oof").image_ids]) for r in "ab"]
+    levels = [
+        np.stack([ProbStore.open(tmp_path / r / "oof").read(i) for i in ProbStore.open(tmp_path / r / "oof").image_ids])
+        for r in "ab"
+    ]
     np.testing.assert_array_equal(*levels)

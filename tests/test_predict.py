@@ -1,4 +1,5 @@
 """Prediction: nobody is predicted by a model that saw him, a store is never a mixture, and stopping changes no level."""
+
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -8,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
+from steel_seg.config import TrainConfig
 from steel_seg.curves import curves_of
 from steel_seg.data import read_folder
 from steel_seg.folds import read_folds, write_folds
@@ -15,11 +17,20 @@ from steel_seg.model import load_model
 from steel_seg.predict import _levels, count_oof, predict_oof, predict_probs, predict_test
 from steel_seg.store import ProbStore, to_level
 from steel_seg.synth import make_folder
-from steel_seg.config import TrainConfig
 from steel_seg.train import train_fold, train_run
 
 # 36×70: no multiple of the encoder's 8, so that padding takes part.
-TINY = TrainConfig(arch="unet", encoder="tu-test_resnet.r160_in1k", encoder_weights=None, encoder_depth=3, epochs=2, batch_size=4, lr=1e-2, folds=3, num_workers=0)
+TINY = TrainConfig(
+    arch="unet",
+    encoder="tu-test_resnet.r160_in1k",
+    encoder_weights=None,
+    encoder_depth=3,
+    epochs=2,
+    batch_size=4,
+    lr=1e-2,
+    folds=3,
+    num_workers=0,
+)
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -27,7 +38,9 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return read_folder(make_folder(tmp_path_factory.mktemp("data") / "strips", n_train=30, n_test=7, shape=(36, 70), seed=8))
+    return read_folder(
+        make_folder(tmp_path_factory.mktemp("data") / "strips", n_train=30, n_test=7, shape=(36, 70), seed=8)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -58,14 +71,19 @@ def stored(probs, floor=13):
 
 # ---- one batch
 
+
 @pytest.mark.parametrize("tta, axes", [("hflip", (3,)), ("flips", (2,)), ("flips", (3,)), ("flips", (2, 3))])
 def test_flipped_image_gives_flipped_probabilities(trained, folder, tta, axes):
     model = load_model(trained / "fold_0/best")
     images = batch(folder, folder.images.image_id[:4])
     probs = predict_probs(model, images, tta)
     assert probs.shape == (4, 4, 36, 70) and probs.dtype == torch.float32
-    np.testing.assert_allclose(predict_probs(model, images.flip(axes), tta).numpy(), probs.flip(axes).numpy(), rtol=0, atol=1e-6)
-    assert (predict_probs(model, images.flip(axes), "none") - predict_probs(model, images, "none").flip(axes)).abs().max() > 1e-3
+    np.testing.assert_allclose(
+        predict_probs(model, images.flip(axes), tta).numpy(), probs.flip(axes).numpy(), rtol=0, atol=1e-6
+    )
+    assert (
+        predict_probs(model, images.flip(axes), "none") - predict_probs(model, images, "none").flip(axes)
+    ).abs().max() > 1e-3
 
 
 def test_tta_is_the_mean_of_probabilities(trained, folder):
@@ -74,7 +92,9 @@ def test_tta_is_the_mean_of_probabilities(trained, folder):
     with torch.inference_mode():
         all_four = [model(images.flip(a)).sigmoid().flip(a) for a in ((), (3,), (2,), (2, 3))]
     for tta, terms in (("none", all_four[:1]), ("hflip", all_four[:2]), ("flips", all_four)):
-        np.testing.assert_allclose(predict_probs(model, images, tta).numpy(), torch.stack(terms).mean(0).numpy(), rtol=0, atol=1e-6)
+        np.testing.assert_allclose(
+            predict_probs(model, images, tta).numpy(), torch.stack(terms).mean(0).numpy(), rtol=0, atol=1e-6
+        )
 
 
 def test_mode_is_left_and_not_used(trained, folder):
@@ -89,6 +109,7 @@ def test_mode_is_left_and_not_used(trained, folder):
 
 # ---- out of fold
 
+
 def test_every_image_by_the_model_that_has_not_seen_it(run, folder):
     store = predict_oof(run, folder, progress=False, batch_size=4)
     assert store.finished().all() and store.image_ids == tuple(folder.images.image_id)
@@ -100,8 +121,8 @@ def test_every_image_by_the_model_that_has_not_seen_it(run, folder):
         models = [best(run, j) for j in range(3)]
         assert not set(models[k].meta["train_ids"]) & set(ids)
         for i in range(0, len(ids), 4):
-            by_model = [stored(predict_probs(m, batch(folder, ids[i:i+4]))) for m in models]
-            for n, image_id in enumerate(ids[i:i+4]):
+            by_model = [stored(predict_probs(m, batch(folder, ids[i : i + 4]))) for m in models]
+            for n, image_id in enumerate(ids[i : i + 4]):
                 assert np.array_equal(store.read(image_id), by_model[k][n])
                 differs += not np.array_equal(by_model[k - 1][n], by_model[k][n])
     assert differs > 20  # the three models can be told apart
@@ -112,7 +133,10 @@ def test_leak_is_refused(run, folder):
     folds = read_folds(run / "folds.csv", folder.images.image_id)
     row = folds.index[folds.fold == 2][3]
     write_folds(run / "folds.csv", folds.assign(fold=folds.fold.where(folds.index != row, 1)))
-    with pytest.raises(ValueError, match=rf"fold_1/best was trained on {folds.image_id[row]}, which folds.csv puts into fold 1 \(1 such image"):
+    with pytest.raises(
+        ValueError,
+        match=rf"fold_1/best was trained on {folds.image_id[row]}, which folds.csv puts into fold 1 \(1 such image",
+    ):
         predict_oof(run, folder, progress=False)
     assert not (run / "oof").exists()
 
@@ -138,6 +162,7 @@ def stop_after(monkeypatch, n):
             raise Stop
         n -= 1
         write(store, *args)
+
     monkeypatch.setattr(ProbStore, "write", stopping)
 
 
@@ -178,7 +203,10 @@ def test_unreadable_image_is_named(run, folder, tmp_path):
 
 def test_levels_are_made_on_the_device_as_to_level_makes_them():
     halves = np.arange(511, dtype=np.float32) / 510
-    near = np.concatenate([np.nextafter(halves, x, dtype=np.float32) for x in (-1, 2)] + [halves, np.random.default_rng(0).random(9000, np.float32)])
+    near = np.concatenate(
+        [np.nextafter(halves, x, dtype=np.float32) for x in (-1, 2)]
+        + [halves, np.random.default_rng(0).random(9000, np.float32)]
+    )
     near = near[(near >= 0) & (near <= 1)].reshape(1, 1, 1, -1)
     assert np.array_equal(_levels(torch.from_numpy(near)).numpy(), to_level(near))
     for bad in (np.nan, -1e-3, 1.001):
@@ -202,6 +230,7 @@ def test_many_hands_keep_what_one_keeps(trained, folder, tmp_path, monkeypatch):
 
 # ---- test images
 
+
 def test_mean_of_the_folds_before_rounding(run, folder):
     store = predict_test(run, folder, progress=False, batch_size=3)
     ids = folder.test.image_id.tolist()
@@ -209,17 +238,18 @@ def test_mean_of_the_folds_before_rounding(run, folder):
     models = [best(run, k) for k in range(3)]
     rounded_first = 0
     for i in range(0, 7, 3):
-        probs = [predict_probs(m, batch(folder, ids[i:i+3])) for m in models]
+        probs = [predict_probs(m, batch(folder, ids[i : i + 3])) for m in models]
         mean = (probs[0] + probs[1] + probs[2]) / 3
-        found = np.stack([store.read(j) for j in ids[i:i+3]]).astype(int)
+        found = np.stack([store.read(j) for j in ids[i : i + 3]]).astype(int)
         levels = mean.numpy() * 255
-        close = np.abs(found - levels) <= .5 + 1e-3
+        close = np.abs(found - levels) <= 0.5 + 1e-3
         assert (close | (levels < 13) & (found == 0)).all()
         rounded_first += (np.rint(np.mean([to_level(p.numpy()) for p in probs], 0)) != to_level(mean.numpy())).sum()
     assert rounded_first > 0  # rounding first would have shown
 
 
 # ---- refused
+
 
 def test_other_models_data_or_tta_are_refused(run, folder, tmp_path):
     predict_oof(run, folder, progress=False)

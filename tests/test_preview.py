@@ -1,4 +1,5 @@
 """The preview of a training's augmentation: the very pixels of its dataset, and masks that follow."""
+
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -18,12 +19,15 @@ from steel_seg.preview import AugmentPreview, transform_of, versions, what_happe
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    return {name: read_folder(make_run(tmp_path_factory.mktemp("mill") / "run", **case) / "data") for name, case in CASES.items()}
+    return {
+        name: read_folder(make_run(tmp_path_factory.mktemp("mill") / "run", **case) / "data")
+        for name, case in CASES.items()
+    }
 
 
 def test_versions_are_what_training_sees(folders):
-    from steel_seg.dataset import StripDataset
     from steel_seg.config import TrainConfig
+    from steel_seg.dataset import StripDataset
 
     folder, config = folders["strips"], TrainConfig(hflip=0.4, vflip=0.6, brightness=0.7, limit=0.3, seed=11)
     dataset = StripDataset(folder, train_transform(0.4, 0.6, 0.7, 0.3), seed=11)
@@ -40,10 +44,16 @@ def test_words_say_what_happened(folders):
     folder = folders["strips"]
     image = folder.image(folder.images.image_id[0])
     seen = set()
-    for (new, mask), epoch in zip(versions(folder, train_transform(0.5, 0.5, 0.5, 0.2), folder.images.image_id[0], 3, range(40)), range(40)):
+    for (new, mask), epoch in zip(
+        versions(folder, train_transform(0.5, 0.5, 0.5, 0.2), folder.images.image_id[0], 3, range(40)), range(40)
+    ):
         says = what_happened(image, new)
-        flip = {"left-right": np.s_[:, ::-1], "upside down": np.s_[::-1], "turned by 180°": np.s_[::-1, ::-1]}.get(says.split(";")[0], np.s_[:])
-        assert np.array_equal(mask, folder.mask(folder.images.image_id[0])[(slice(None), *(flip if isinstance(flip, tuple) else (flip,)))])
+        flip = {"left-right": np.s_[:, ::-1], "upside down": np.s_[::-1], "turned by 180°": np.s_[::-1, ::-1]}.get(
+            says.split(";")[0], np.s_[:]
+        )
+        assert np.array_equal(
+            mask, folder.mask(folder.images.image_id[0])[(slice(None), *(flip if isinstance(flip, tuple) else (flip,)))]
+        )
         assert ("light" in says) != np.array_equal(new, image[flip])
         seen.add(says.split(";")[0].split(" ")[0])
     assert seen == {"left-right", "upside", "turned", "as", "mean"}
@@ -80,7 +90,9 @@ def test_large_view_shows_the_chosen_version(folders):
 
 
 def test_the_button_goes_on_and_the_same_epoch_comes_back(folders):
-    preview = AugmentPreview(folders["strips"], SimpleNamespace(hflip=0.5, vflip=0.5, brightness=1, limit=0.3), seed=4, count=3)
+    preview = AugmentPreview(
+        folders["strips"], SimpleNamespace(hflip=0.5, vflip=0.5, brightness=1, limit=0.3), seed=4, count=3
+    )
     first = preview.versions
     preview.redraw.click()
     assert preview.epoch == 3 and not all(np.array_equal(a[0], b[0]) for a, b in zip(first[1:], preview.versions[1:]))
@@ -94,7 +106,9 @@ def test_each_epoch_is_shown_as_its_stage_sees_it(folders):
     from steel_seg.dataset import StripDataset
 
     folder = folders["strips"]
-    config = TrainConfig(seed=3, stages=[{"crop": "32x64", "blackout": 1, "epochs": 2}, {"crop": "16x32", "epochs": 1}, {"epochs": 4}])
+    config = TrainConfig(
+        seed=3, stages=[{"crop": "32x64", "blackout": 1, "epochs": 2}, {"crop": "16x32", "epochs": 1}, {"epochs": 4}]
+    )
     preview = AugmentPreview(folder, config)
     assert "stage 1 from epoch 0, stage 2 from epoch 2, stage 3 from epoch 3" in preview.says.value
     row = folder.images.image_id.tolist().index(preview.image_id)
@@ -109,10 +123,16 @@ def test_each_epoch_is_shown_as_its_stage_sees_it(folders):
 
 def test_other_pipelines(folders):
     preview = AugmentPreview(folders["strips"], A.Compose([A.RandomCrop(32, 64)]))
-    assert {x[0].shape for x in preview.versions[1:]} == {(32, 64)} and tuple(preview.large.view.size) == (64, 32) and preview.picture().data
+    assert (
+        {x[0].shape for x in preview.versions[1:]} == {(32, 64)}
+        and tuple(preview.large.view.size) == (64, 32)
+        and preview.picture().data
+    )
     with pytest.raises(ValueError, match="lacks vflip, brightness, limit"):
         AugmentPreview(folders["strips"], SimpleNamespace(hflip=1))
-    assert "must return" in AugmentPreview(folders["strips"], A.Compose([A.ToFloat()])).says.value  # said where the picture would be
+    assert (
+        "must return" in AugmentPreview(folders["strips"], A.Compose([A.ToFloat()])).says.value
+    )  # said where the picture would be
     image = folders["strips"].image(folders["strips"].images.image_id[0])
     out, _ = augment(transform_of(), image, folders["strips"].mask(folders["strips"].images.image_id[0]), 0)
     assert out.shape == image.shape
@@ -120,7 +140,12 @@ def test_other_pipelines(folders):
 
 def test_bad_input_is_refused(folders):
     preview = AugmentPreview(folders["no defect"])
-    for name, value, says in [("show", "class 9", "show 'class 9'"), ("image_id", "x", "no train image 'x'"), ("epoch", -1, "count from 0"), ("chosen", 8, "1 to 7 are its epochs")]:
+    for name, value, says in [
+        ("show", "class 9", "show 'class 9'"),
+        ("image_id", "x", "no train image 'x'"),
+        ("epoch", -1, "count from 0"),
+        ("chosen", 8, "1 to 7 are its epochs"),
+    ]:
         with pytest.raises(ValueError, match=says):
             setattr(preview, name, value)
     with pytest.raises(ValueError, match="count 0"):

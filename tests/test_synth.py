@@ -1,4 +1,5 @@
 """Synthetic folders: same seed same bytes, the competition's frequencies and areas, labels that fit, and what is refused."""
+
 import hashlib
 
 import cv2
@@ -8,7 +9,17 @@ import pytest
 from conftest import real_data
 
 from steel_seg.rle import rle_decode
-from steel_seg.synth import AREAS, CLASS_SETS, COPY_EVERY, _draw_area, _draw_classes, _name, _source, make_folder, make_strip
+from steel_seg.synth import (
+    AREAS,
+    CLASS_SETS,
+    COPY_EVERY,
+    _draw_area,
+    _draw_classes,
+    _name,
+    _source,
+    make_folder,
+    make_strip,
+)
 
 SMALL = (48, 64)
 
@@ -58,8 +69,12 @@ def test_both_layouts_describe_the_same_masks(tmp_path):
         truth, rows = table(folder, "test_truth.csv")
         sample, sample_rows = table(folder, "sample_submission.csv")
         assert rows == sample_rows == 4 * 3 and set(sample.values()) == {"1 1"} and set(truth) <= set(sample)
-        assert (folder / "test_truth.csv").read_text().split("\n")[0] == (folder / "sample_submission.csv").read_text().split("\n")[0]
-    assert [p.read_bytes() for p in sorted((today / "train_images").iterdir())] == [p.read_bytes() for p in sorted((old / "train_images").iterdir())]
+        assert (folder / "test_truth.csv").read_text().split("\n")[0] == (
+            folder / "sample_submission.csv"
+        ).read_text().split("\n")[0]
+    assert [p.read_bytes() for p in sorted((today / "train_images").iterdir())] == [
+        p.read_bytes() for p in sorted((old / "train_images").iterdir())
+    ]
 
 
 def test_rows_decode_to_the_strip_of_that_image(tmp_path):
@@ -98,9 +113,17 @@ def test_files_are_grey_jpegs_as_the_competitions(tmp_path):
         assert image.shape == (64, 100, 3)
         assert (image[..., 0] == image[..., 1]).all() and (image[..., 0] == image[..., 2]).all()
         data = path.read_bytes()
-        at = data.index(b"\xff\xdb") + 5  # the first quantisation table: libjpeg's at quality 90 begins 3, 2, 2, 3, 2, 2, 3, 3 in zigzag order
-        assert list(data[at:at + 8]) == [3, 2, 2, 3, 2, 2, 3, 3]
-    assert sorted(p.name for p in folder.iterdir()) == ["sample_submission.csv", "test_images", "test_truth.csv", "train.csv", "train_images"]
+        at = (
+            data.index(b"\xff\xdb") + 5
+        )  # the first quantisation table: libjpeg's at quality 90 begins 3, 2, 2, 3, 2, 2, 3, 3 in zigzag order
+        assert list(data[at : at + 8]) == [3, 2, 2, 3, 2, 2, 3, 3]
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "sample_submission.csv",
+        "test_images",
+        "test_truth.csv",
+        "train.csv",
+        "train_images",
+    ]
 
 
 def test_names_do_not_collide():
@@ -125,10 +148,10 @@ def test_labels_are_loose_and_hold_most_of_the_damage():
     for k in range(4):
         strips = [make_strip(np.random.default_rng([k, i]), (64, 400), [k]) for i in range(40)]
         held = np.array([(s.labels & s.defects).sum() / s.defects.sum() for s in strips])
-        assert held.mean() > .93 and np.quantile(held, .1) > .75
+        assert held.mean() > 0.93 and np.quantile(held, 0.1) > 0.75
         assert held.min() < 1, "not one label cuts across its defect"
         filled = np.median([(s.labels & s.defects)[k].sum() / s.labels[k].sum() for s in strips])
-        assert filled < .9, "labels fit as no annotator's would"
+        assert filled < 0.9, "labels fit as no annotator's would"
 
 
 @pytest.mark.parametrize("shape, n", [(SMALL, 80), ((64, 400), 60), ((128, 800), 25)])
@@ -136,7 +159,7 @@ def test_areas_are_the_competitions_share_of_a_strip(shape, n):
     full = 256 * 1600 / (shape[0] * shape[1])
     for k in range(4):
         area = [make_strip(np.random.default_rng([3, k, i]), shape, [k]).labels[k].sum() * full for i in range(n)]
-        assert .5 < np.median(area) / AREAS[k][4] < 2, (k, np.median(area))
+        assert 0.5 < np.median(area) / AREAS[k][4] < 2, (k, np.median(area))
 
 
 def test_damage_can_be_seen():
@@ -148,7 +171,8 @@ def test_damage_can_be_seen():
             image, hurt = s.image.astype(float), s.defects[k] > 0
             near = cv2.dilate(hurt.astype(np.uint8), np.ones((9, 9))) > 0
             plain = near & ~hurt & (image > 3)
-            if plain.sum() < 8: continue
+            if plain.sum() < 8:
+                continue
             seen.append(abs(image[hurt] - image[plain].mean()).mean() / (image[plain].std() + 1))
         assert np.median(seen) > 1.5, (k, np.median(seen))
 
@@ -162,20 +186,33 @@ def test_a_blank_class_is_not_planted_by_chance():
 
 def test_some_strips_are_narrower_than_the_view():
     bars = [(make_strip(np.random.default_rng(i), SMALL, ()).image.max(0) <= 2).mean() for i in range(150)]
-    assert .03 < np.mean(np.array(bars) > .02) < .25
+    assert 0.03 < np.mean(np.array(bars) > 0.02) < 0.25
 
 
-@pytest.mark.parametrize("arguments, message", [
-    ({"shape": (31, 64)}, "31×64 pixels cannot be drawn"), ({"shape": (64.5, 64)}, "64.5×64 pixels cannot be drawn"),
-    ({"classes": [0, 4]}, "channel 4 is not one of"), ({"classes": ["1"]}, "channel '1' is not one of"), ({"classes": [-1]}, "channel -1 is not one of")])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"shape": (31, 64)}, "31×64 pixels cannot be drawn"),
+        ({"shape": (64.5, 64)}, "64.5×64 pixels cannot be drawn"),
+        ({"classes": [0, 4]}, "channel 4 is not one of"),
+        ({"classes": ["1"]}, "channel '1' is not one of"),
+        ({"classes": [-1]}, "channel -1 is not one of"),
+    ],
+)
 def test_make_strip_refuses(arguments, message):
     with pytest.raises(ValueError, match=message):
         make_strip(np.random.default_rng(0), **arguments)
 
 
-@pytest.mark.parametrize("arguments, message", [
-    ({"layout": "2020"}, "layout '2020' is not known"), ({"n_train": -1}, "must not be negative"), ({"seed": -1}, "must not be negative"),
-    ({"shape": (8, 8)}, "8×8 pixels cannot be drawn")])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"layout": "2020"}, "layout '2020' is not known"),
+        ({"n_train": -1}, "must not be negative"),
+        ({"seed": -1}, "must not be negative"),
+        ({"shape": (8, 8)}, "8×8 pixels cannot be drawn"),
+    ],
+)
 def test_make_folder_refuses_and_leaves_nothing(tmp_path, arguments, message):
     with pytest.raises(ValueError, match=message):
         make_folder(tmp_path / "a", **{"n_train": 1, "n_test": 0, **arguments})
@@ -200,16 +237,18 @@ def test_frequencies_and_areas_are_the_competitions():
     assert counts == CLASS_SETS
     rng, n = np.random.default_rng(0), 8000
     drawn = [_draw_classes(rng) for _ in range(n)]
-    assert abs(np.mean([d == () for d in drawn]) - (real.sum(1) == 0).mean()) < .02
+    assert abs(np.mean([d == () for d in drawn]) - (real.sum(1) == 0).mean()) < 0.02
     for k in range(4):
-        assert abs(np.mean([k in d for d in drawn]) - real[:, k].mean()) < .02
+        assert abs(np.mean([k in d for d in drawn]) - real[:, k].mean()) < 0.02
         area = t[f"area_c{k + 1}"][real[:, k] == 1]
-        assert np.allclose(np.quantile(area, (0, .02, .1, .25, .5, .75, .9, .98, 1)), AREAS[k], rtol=.01, atol=1)
+        assert np.allclose(
+            np.quantile(area, (0, 0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.98, 1)), AREAS[k], rtol=0.01, atol=1
+        )
         asked = [_draw_area(rng, k, (256, 1600)) for _ in range(2000)]
-        assert abs(np.median(np.log(asked)) - np.median(np.log(area))) < .15
+        assert abs(np.median(np.log(asked)) - np.median(np.log(area))) < 0.15
         got = [make_strip(rng, (64, 400), [k]).labels[k].sum() * 16 for _ in range(120)]
-        assert abs(np.median(np.log(got)) - np.median(np.log(area))) < .35, "drawn labels miss the area asked for"
-        assert .6 < np.std(np.log(got)) / np.std(np.log(area)) < 1.5
+        assert abs(np.median(np.log(got)) - np.median(np.log(area))) < 0.35, "drawn labels miss the area asked for"
+        assert 0.6 < np.std(np.log(got)) / np.std(np.log(area)) < 1.5
 
 
 @pytest.mark.real
@@ -222,7 +261,12 @@ def test_strips_are_as_bright_and_as_rough_as_real_ones():
         "Level; relative to it: contrast, grain, and how alike the grain of two neighbours is."
         g = image[:, image.mean(0) > 6].astype(np.float32)
         fine = g - cv2.GaussianBlur(g, (0, 0), 2)
-        return g.mean(), g.std() / g.mean(), np.median(abs(fine)) / g.mean(), (fine[:, 1:] * fine[:, :-1]).mean() / (fine**2).mean()
+        return (
+            g.mean(),
+            g.std() / g.mean(),
+            np.median(abs(fine)) / g.mean(),
+            (fine[:, 1:] * fine[:, :-1]).mean() / (fine**2).mean(),
+        )
 
     a, b = (np.median([look(i) for i in images], 0) for images in (real, made))
-    assert (abs(b / a - 1) < .35).all(), (a, b)
+    assert (abs(b / a - 1) < 0.35).all(), (a, b)

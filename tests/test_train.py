@@ -1,4 +1,5 @@
 """Training: the loop does what a plain one does, a kill loses nothing, and a wrong or damaged state is refused."""
+
 import hashlib
 import json
 import math
@@ -17,22 +18,35 @@ import torch
 from accelerate import Accelerator
 
 from steel_seg.augment import train_transform
+from steel_seg.config import TrainConfig
 from steel_seg.data import read_folder
 from steel_seg.dataset import StripDataset, epoch_batches, make_loader
 from steel_seg.folds import make_folds, write_folds
 from steel_seg.loss import build_loss
 from steel_seg.metric import dice, mask_counts
 from steel_seg.model import build_model, load_model
-from steel_seg.synth import make_folder
-from steel_seg.config import TrainConfig
 from steel_seg.optim import rate_at
 from steel_seg.state import load_state, save_state
+from steel_seg.synth import make_folder
 from steel_seg.train import evaluate, read_config, start_run, step_seed, train_fold, train_run
 
 # 20 training images a fold: 5 batches, so the last of 3 steps has one batch where the others have two. FPN has dropout.
 THIN = {"decoder_pyramid_channels": 32, "decoder_segmentation_channels": 32}
-TINY = TrainConfig(arch="fpn", encoder="tu-test_resnet.r160_in1k", encoder_weights=None, encoder_depth=4, decoder=THIN, epochs=3, batch_size=4,
-                   accumulate=2, lr=1e-2, folds=2, num_workers=0, save_every=1, brightness=.5)
+TINY = TrainConfig(
+    arch="fpn",
+    encoder="tu-test_resnet.r160_in1k",
+    encoder_weights=None,
+    encoder_depth=4,
+    decoder=THIN,
+    epochs=3,
+    batch_size=4,
+    accumulate=2,
+    lr=1e-2,
+    folds=2,
+    num_workers=0,
+    save_every=1,
+    brightness=0.5,
+)
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -40,7 +54,9 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return read_folder(make_folder(tmp_path_factory.mktemp("data") / "strips", n_train=40, n_test=3, shape=(32, 64), seed=5))
+    return read_folder(
+        make_folder(tmp_path_factory.mktemp("data") / "strips", n_train=40, n_test=3, shape=(32, 64), seed=5)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -67,24 +83,50 @@ def assert_same(a, b):
 
 # ---- configuration
 
+
 def test_config_round_trip():
     assert TrainConfig.from_json(TINY.to_json()) == TINY
     assert TrainConfig.from_json("{}") == TrainConfig()
     thin = replace(TINY, decoder={"decoder_channels": [16, 8, 8]})
-    assert TrainConfig.from_json(thin.to_json()) == thin == replace(TINY, decoder='{"decoder_channels": [16, 8, 8]}') == replace(TINY, decoder={"decoder_channels": (16, 8, 8)})
+    assert (
+        TrainConfig.from_json(thin.to_json())
+        == thin
+        == replace(TINY, decoder='{"decoder_channels": [16, 8, 8]}')
+        == replace(TINY, decoder={"decoder_channels": (16, 8, 8)})
+    )
     assert TrainConfig(lr=1) == TrainConfig(lr=1.0) and isinstance(TrainConfig(lr=1).lr, float)
 
 
-@pytest.mark.parametrize("wrong, says", [
-    (dict(arch="deeplab"), "arch='deeplab' is not one of unet"), (dict(loss="jaccard"), "jaccard"), (dict(precision="fp8"), "precision='fp8'"),
-    (dict(encoder=""), "encoder is empty"), (dict(encoder_weights=3), "encoder_weights=3 is of type int"), (dict(in_channels=2), "in_channels=2"),
-    (dict(encoder_depth=6), "encoder_depth=6 is not in 1 to 5"), (dict(epochs=0), "epochs=0 is not 1 or more"), (dict(epochs=True), "epochs=True is of type bool"),
-    (dict(batch_size="8"), "batch_size='8' is of type str"), (dict(lr=-1e-3), "lr=-0.001 is not above 0"), (dict(lr=math.inf), "lr=inf is not a finite number"),
-    (dict(weight_decay=-1), "weight_decay=-1.0"), (dict(warmup=1.5), "warmup=1.5 is not in 0 to 1"), (dict(folds=1), "folds=1"), (dict(seed=-1), "seed=-1"),
-    (dict(num_workers=-1), "num_workers=-1"), (dict(accumulate=0), "accumulate=0"), (dict(hflip=2), "hflip=2.0"), (dict(clip=-1), "clip=-1.0"),
-    (dict(save_every=-5), "save_every=-5"), (dict(lr=None), "lr=None is of type NoneType"),
-    (dict(decoder=[16]), "decoder=[16] is of type list"), (dict(decoder="{"), "decoder is not valid JSON"), (dict(decoder={"x": {1}}), "cannot be written as JSON"),
-])
+@pytest.mark.parametrize(
+    "wrong, says",
+    [
+        (dict(arch="deeplab"), "arch='deeplab' is not one of unet"),
+        (dict(loss="jaccard"), "jaccard"),
+        (dict(precision="fp8"), "precision='fp8'"),
+        (dict(encoder=""), "encoder is empty"),
+        (dict(encoder_weights=3), "encoder_weights=3 is of type int"),
+        (dict(in_channels=2), "in_channels=2"),
+        (dict(encoder_depth=6), "encoder_depth=6 is not in 1 to 5"),
+        (dict(epochs=0), "epochs=0 is not 1 or more"),
+        (dict(epochs=True), "epochs=True is of type bool"),
+        (dict(batch_size="8"), "batch_size='8' is of type str"),
+        (dict(lr=-1e-3), "lr=-0.001 is not above 0"),
+        (dict(lr=math.inf), "lr=inf is not a finite number"),
+        (dict(weight_decay=-1), "weight_decay=-1.0"),
+        (dict(warmup=1.5), "warmup=1.5 is not in 0 to 1"),
+        (dict(folds=1), "folds=1"),
+        (dict(seed=-1), "seed=-1"),
+        (dict(num_workers=-1), "num_workers=-1"),
+        (dict(accumulate=0), "accumulate=0"),
+        (dict(hflip=2), "hflip=2.0"),
+        (dict(clip=-1), "clip=-1.0"),
+        (dict(save_every=-5), "save_every=-5"),
+        (dict(lr=None), "lr=None is of type NoneType"),
+        (dict(decoder=[16]), "decoder=[16] is of type list"),
+        (dict(decoder="{"), "decoder is not valid JSON"),
+        (dict(decoder={"x": {1}}), "cannot be written as JSON"),
+    ],
+)
 def test_config_refuses(wrong, says):
     with pytest.raises(ValueError) as e:
         TrainConfig(**wrong)
@@ -92,7 +134,9 @@ def test_config_refuses(wrong, says):
 
 
 def test_config_names_unknown_keys():
-    with pytest.raises(ValueError, match="unknown in the configuration: batchsize, learning_rate. Known: arch, encoder,"):
+    with pytest.raises(
+        ValueError, match="unknown in the configuration: batchsize, learning_rate. Known: arch, encoder,"
+    ):
         TrainConfig.from_json('{"learning_rate": 1, "epochs": 2, "batchsize": 3}')
     with pytest.raises(ValueError, match="not valid JSON"):
         TrainConfig.from_json("{epochs: 2}")
@@ -101,13 +145,13 @@ def test_config_names_unknown_keys():
 
 
 @pytest.mark.parametrize("total", [1, 2, 7, 100])
-@pytest.mark.parametrize("warmup", [0., .05, .5, 1.])
+@pytest.mark.parametrize("warmup", [0.0, 0.05, 0.5, 1.0])
 def test_rate_rises_then_falls(total, warmup):
-    config = TrainConfig(lr=3., warmup=warmup)
+    config = TrainConfig(lr=3.0, warmup=warmup)
     rates = [rate_at(s, total, config.lr, warmup=config.warmup) for s in range(total)]
     top = int(np.argmax(rates))
-    assert all(0 < r <= 3. for r in rates)
-    assert rates[:top + 1] == sorted(rates[:top + 1]) and rates[top:] == sorted(rates[top:], reverse=True)
+    assert all(0 < r <= 3.0 for r in rates)
+    assert rates[: top + 1] == sorted(rates[: top + 1]) and rates[top:] == sorted(rates[top:], reverse=True)
     assert top in (round(warmup * total), total - 1)
     if warmup == 0:
         np.testing.assert_allclose(rates, [1.5 * (1 + math.cos(math.pi * s / total)) for s in range(total)])
@@ -115,18 +159,23 @@ def test_rate_rises_then_falls(total, warmup):
 
 # ---- the loop
 
+
 def test_loop_is_the_plain_loop(calm, folder):
     "An oracle that shares no line with the loop: torch alone, all batches of a step in one backward pass."
     config, facts = read_config(calm)
     ids = folder.images.image_id.to_numpy()
     fold = pd.read_csv(calm / "folds.csv").set_index("image_id").fold[ids].to_numpy()
     torch.manual_seed(step_seed(config.seed, "weights", 0))
-    net = build_model("fpn", config.encoder, 4, encoder_depth=4, **THIN, mean=facts["mean"], std=facts["std"]).to(memory_format=torch.channels_last)
+    net = build_model("fpn", config.encoder, 4, encoder_depth=4, **THIN, mean=facts["mean"], std=facts["std"]).to(
+        memory_format=torch.channels_last
+    )
     decayed = {True: [], False: []}
     for p in net.parameters():
         decayed[p.ndim > 1].append(p)
-    opt = torch.optim.AdamW([dict(params=decayed[True], weight_decay=config.weight_decay), dict(params=decayed[False], weight_decay=0)])
-    data, loss_of = StripDataset(folder, train_transform(.5, .5, .5, .1), config.seed), build_loss("bce_dice")
+    opt = torch.optim.AdamW(
+        [dict(params=decayed[True], weight_decay=config.weight_decay), dict(params=decayed[False], weight_decay=0)]
+    )
+    data, loss_of = StripDataset(folder, train_transform(0.5, 0.5, 0.5, 0.1), config.seed), build_loss("bce_dice")
     for epoch in range(3):
         batches = epoch_batches(np.flatnonzero(fold), 4, config.seed, epoch)
         assert len(batches) == 5
@@ -137,7 +186,9 @@ def test_loop_is_the_plain_loop(calm, folder):
             torch.manual_seed(step_seed(config.seed, epoch, step, 0))
             for batch in several:
                 items = [data[i] for i in batch]
-                loss = loss_of(net(torch.stack([x["image"] for x in items])), torch.stack([x["mask"] for x in items])) / len(several)
+                loss = loss_of(
+                    net(torch.stack([x["image"] for x in items])), torch.stack([x["mask"] for x in items])
+                ) / len(several)
                 loss.backward()
             torch.nn.utils.clip_grad_norm_(net.parameters(), config.clip)
             opt.step()
@@ -147,9 +198,25 @@ def test_loop_is_the_plain_loop(calm, folder):
 
 def test_loss_falls_and_models_know_their_images(calm, folder):
     history = pd.read_csv(calm / "fold_0/history.csv")
-    assert list(history.columns) == ["fold", "epoch", "step", "lr", "loss", "val_loss", "score", "seconds", "present", "empty", "score_1", "score_2", "score_3", "score_4", "stage"]
+    assert list(history.columns) == [
+        "fold",
+        "epoch",
+        "step",
+        "lr",
+        "loss",
+        "val_loss",
+        "score",
+        "seconds",
+        "present",
+        "empty",
+        "score_1",
+        "score_2",
+        "score_3",
+        "score_4",
+        "stage",
+    ]
     assert history.epoch.tolist() == [1, 2, 3] and history.step.tolist() == [3, 6, 9]
-    assert history.loss.iloc[-1] < .8 * history.loss.iloc[0]
+    assert history.loss.iloc[-1] < 0.8 * history.loss.iloc[0]
     folds = pd.read_csv(calm / "folds.csv")
     top = history.loc[history.score.idxmax()]
     for name, row in (("best", top), ("last", history.iloc[-1])):
@@ -201,7 +268,10 @@ def test_precisions_follow_each_other(folder, tmp_path):
     for precision in ("bf16", "no"):
         config = replace(TINY, precision=precision, epochs=1)
         history = train_run(tmp_path / precision, folder, config, only=0, progress=False)
-        assert history.loss.notna().all() and load_model(tmp_path / precision / "fold_0/best").meta["precision"] == precision
+        assert (
+            history.loss.notna().all()
+            and load_model(tmp_path / precision / "fold_0/best").meta["precision"] == precision
+        )
     assert weights(tmp_path / "bf16") != weights(tmp_path / "no")
 
 
@@ -215,6 +285,7 @@ def test_loss_that_is_no_number_stops(folder, tmp_path):
 
 # ---- killed and resumed
 
+
 class Stop(Exception):
     pass
 
@@ -225,12 +296,18 @@ def test_stopped_and_resumed(calm, folder, tmp_path, save_every):
     run = tmp_path / "run"
     start_run(run, replace(TINY, save_every=save_every), folder)
     for place in ((0, 1), (2, 1)):
+
         def stop(*now):
             if now == place:
                 raise Stop
+
         with pytest.raises(Stop):
             train_fold(run, folder, 0, progress=False, on_step=stop)
-        at = load_state(run / "fold_0/state.safetensors")[1] if (run / "fold_0/state.safetensors").exists() else {"epoch": 0, "step": 0}
+        at = (
+            load_state(run / "fold_0/state.safetensors")[1]
+            if (run / "fold_0/state.safetensors").exists()
+            else {"epoch": 0, "step": 0}
+        )
         assert (at["epoch"], at["step"]) == (place[0], {0: 0, 1: 2, 2: 2}[save_every])
     train_fold(run, folder, 0, progress=False)
     assert_same(calm, run)
@@ -250,6 +327,7 @@ def _die_at(n, run, folder):
         def inner(*args, **kwargs):
             event()
             return f(*args, **kwargs)
+
         return inner
 
     os.fsync, os.replace, Path.rename = counted(os.fsync), counted(os.replace), counted(Path.rename)
@@ -320,10 +398,11 @@ def test_finished_fold_is_skipped_and_mended(calm, folder, tmp_path, capsys):
 
 # ---- refused
 
+
 def test_every_flipped_bit_is_noticed(tmp_path):
     "One bit of every byte of a small state, and every shorter file; what is accepted must be what was saved."
-    tensors = {"model.w": torch.tensor([1., -2.]), "optimizer.0.step": torch.tensor(3.), "best.n": torch.tensor(5)}
-    f = save_state(tmp_path / "state.safetensors", tensors, {"epoch": 1, "loss": .25})
+    tensors = {"model.w": torch.tensor([1.0, -2.0]), "optimizer.0.step": torch.tensor(3.0), "best.n": torch.tensor(5)}
+    f = save_state(tmp_path / "state.safetensors", tensors, {"epoch": 1, "loss": 0.25})
     raw, accepted = f.read_bytes(), 0
     for i, bit in enumerate(np.random.default_rng(0).integers(0, 8, len(raw))):
         flipped = bytearray(raw)
@@ -335,7 +414,7 @@ def test_every_flipped_bit_is_noticed(tmp_path):
             assert "state.safetensors is damaged" in str(e) and "train this fold anew" in str(e)
         else:
             accepted += 1
-            assert facts == {"epoch": 1, "loss": .25} and found.keys() == tensors.keys()
+            assert facts == {"epoch": 1, "loss": 0.25} and found.keys() == tensors.keys()
             assert all(torch.equal(t, found[k]) for k, t in tensors.items())
     assert accepted < len(raw) // 20  # a blank in the header may become another
     for n in range(0, len(raw), 3):
@@ -351,7 +430,9 @@ def test_damaged_state_stops_training(calm, folder, tmp_path):
     raw = bytearray(state.read_bytes())
     raw[-5000] ^= 64
     state.write_bytes(raw)
-    with pytest.raises(ValueError, match="state.safetensors is damaged .*remove the folder .*fold_0 to train this fold anew"):
+    with pytest.raises(
+        ValueError, match="state.safetensors is damaged .*remove the folder .*fold_0 to train this fold anew"
+    ):
         train_fold(run, folder, 0, progress=False)
     state.unlink()
     with pytest.raises(ValueError, match="has best/ and no state.safetensors"):
@@ -364,7 +445,9 @@ def test_damaged_state_stops_training(calm, folder, tmp_path):
 def test_other_plan_is_refused(calm, folder, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(calm, run)
-    with pytest.raises(ValueError, match="epochs is 3 there, 4 now; hflip is 0.5 there, 0.0 now. Use another run folder"):
+    with pytest.raises(
+        ValueError, match="epochs is 3 there, 4 now; hflip is 0.5 there, 0.0 now. Use another run folder"
+    ):
         start_run(run, replace(TINY, epochs=4, hflip=0), folder)
     start_run(run, replace(TINY, num_workers=1, save_every=0), folder)  # how, not what
     assert read_config(run)[0].num_workers == 1
@@ -392,6 +475,7 @@ def test_other_data_is_refused(calm, folder, tmp_path):
 
 # ---- for those who watch
 
+
 def test_examples_are_what_the_last_net_says(calm, folder):
     with np.load(calm / "fold_0/examples.npz", allow_pickle=False) as f:
         ids, levels, epoch = f["image_ids"].tolist(), f["levels"], int(f["epoch"])
@@ -401,7 +485,10 @@ def test_examples_are_what_the_last_net_says(calm, folder):
     with torch.inference_mode():
         prob = torch.cat([model(torch.from_numpy(folder.image(i))[None, None]) for i in ids]).sigmoid().numpy()
     expected = np.rint(prob * 255)
-    assert np.abs(levels - np.where(expected < 13, 0, expected)).max() <= 1 + 12 * ((expected == 13) | (expected == 12)).any()
+    assert (
+        np.abs(levels - np.where(expected < 13, 0, expected)).max()
+        <= 1 + 12 * ((expected == 13) | (expected == 12)).any()
+    )
     shown = {c for i in ids for c in np.flatnonzero(folder.mask(i).any((1, 2)))}
     assert shown == set(folder.masks.channel[folder.masks.image_id.map(folds) == 0])
 
@@ -420,10 +507,21 @@ def test_progress_is_told_and_so_is_the_end(calm, folder, tmp_path):
         train_fold(run, folder, 0, progress=False, on_step=on_step)
     assert told[0]["doing"] in ("starting", "training") and told[0]["pid"] == os.getpid()
     end = read()
-    assert (end["doing"], end["why"], end["epoch"], end["step"], end["epochs"], end["steps"]) == ("stopped", "Stop: out of\ncoffee", 2, 2, 3, 3)
+    assert (end["doing"], end["why"], end["epoch"], end["step"], end["epochs"], end["steps"]) == (
+        "stopped",
+        "Stop: out of\ncoffee",
+        2,
+        2,
+        3,
+        3,
+    )
     assert end["images"] == 20 and end["seconds"] > 0
-    area = folder.truth_area()[pd.read_csv(run / "folds.csv").set_index("image_id").fold[folder.images.image_id].to_numpy() == 0]
-    assert end["all_empty"] == pytest.approx((area == 0).mean()) and end["all_empty_by_class"] == pytest.approx((area == 0).mean(0).tolist())
+    area = folder.truth_area()[
+        pd.read_csv(run / "folds.csv").set_index("image_id").fold[folder.images.image_id].to_numpy() == 0
+    ]
+    assert end["all_empty"] == pytest.approx((area == 0).mean()) and end["all_empty_by_class"] == pytest.approx(
+        (area == 0).mean(0).tolist()
+    )
     train_fold(run, folder, 0, progress=False)
     assert read()["doing"] == "finished" and read()["step"] == 3 and "why" not in read()
     assert_same(calm, run)
@@ -434,14 +532,21 @@ def test_progress_is_told_and_so_is_the_end(calm, folder, tmp_path):
 
 def test_news_come_once_a_second(calm, folder, tmp_path, monkeypatch):
     "Steps of .3 s by the clock that is asked: of all the news of a fold, every fourth is written; loss and examples as in the calm run."
-    clock, written, replace_ = [0.], [], os.replace
-    monkeypatch.setattr("steel_seg.train.time.monotonic", lambda: clock.__setitem__(0, clock[0] + .3) or clock[0])
-    monkeypatch.setattr(os, "replace", lambda a, b: (written.append(clock[0]) if str(b).endswith("progress.json") else None, replace_(a, b)))
+    clock, written, replace_ = [0.0], [], os.replace
+    monkeypatch.setattr("steel_seg.train.time.monotonic", lambda: clock.__setitem__(0, clock[0] + 0.3) or clock[0])
+    monkeypatch.setattr(
+        os,
+        "replace",
+        lambda a, b: (written.append(clock[0]) if str(b).endswith("progress.json") else None, replace_(a, b)),
+    )
     run = tmp_path / "run"
     train_run(run, folder, TINY, only=0, progress=False)
     assert 4 <= len(written) < 12 and min(np.diff(written)[:-1]) >= 1  # the end is told at once
     assert_same(calm, run)
-    assert np.load(run / "fold_0/examples.npz")["levels"].tobytes() == np.load(calm / "fold_0/examples.npz")["levels"].tobytes()
+    assert (
+        np.load(run / "fold_0/examples.npz")["levels"].tobytes()
+        == np.load(calm / "fold_0/examples.npz")["levels"].tobytes()
+    )
 
 
 def test_training_goes_on_where_news_cannot_be_written(calm, folder, tmp_path):
@@ -458,7 +563,9 @@ def test_run_of_before_goes_on(calm, folder, tmp_path):
     run = tmp_path / "run"
     start_run(run, TINY, folder)
     with pytest.raises(Stop):
-        train_fold(run, folder, 0, progress=False, on_step=lambda *now: (_ for _ in ()).throw(Stop) if now == (1, 1) else None)
+        train_fold(
+            run, folder, 0, progress=False, on_step=lambda *now: (_ for _ in ()).throw(Stop) if now == (1, 1) else None
+        )
     state = run / "fold_0/state.safetensors"
     tensors, at = load_state(state)
     more = ["present", "empty", "score_1", "score_2", "score_3", "score_4"]
@@ -469,14 +576,24 @@ def test_run_of_before_goes_on(calm, folder, tmp_path):
     for name in ("progress.json", "examples.npz", "history.csv"):
         (run / "fold_0" / name).unlink()
     history = train_fold(run, folder, 0, progress=False)
-    assert history[more].isna().all(axis=1).tolist() == [True, False, False] and history.notna().drop(columns=more).all(axis=None)
+    assert history[more].isna().all(axis=1).tolist() == [True, False, False] and history.notna().drop(columns=more).all(
+        axis=None
+    )
     assert weights(run) == weights(calm)
 
 
 # ---- several processes
 
+
 def _rank(rank, port, run, folder):
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), ACCELERATE_USE_CPU="true")
+    os.environ.update(
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE="2",
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+        ACCELERATE_USE_CPU="true",
+    )
     torch.set_num_threads(1)
     train_run(run, folder, replace(TINY, batch_size=2, epochs=2), only=0, progress=False)
     torch.distributed.destroy_process_group()
@@ -496,7 +613,9 @@ def test_two_processes_train_one_fold(folder, processes, tmp_path):
         assert p.exitcode == 0
     history = pd.read_csv(run / "history.csv")
     fold = pd.read_csv(run / "folds.csv").fold.to_numpy()
-    loader = make_loader(StripDataset(folder), epoch_batches(np.flatnonzero(fold == 0), 2, 0, 0, shuffle=False, drop_last=False))
+    loader = make_loader(
+        StripDataset(folder), epoch_batches(np.flatnonzero(fold == 0), 2, 0, 0, shuffle=False, drop_last=False)
+    )
     found = evaluate(load_model(run / "fold_0/last"), loader, build_loss("bce_dice"), Accelerator())
     assert history.val_loss.iloc[-1] == pytest.approx(found.pop("val_loss"), rel=1e-4)
     for name, value in found.items():

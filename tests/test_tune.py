@@ -1,4 +1,5 @@
 """The tuner without a browser: what it shows is checked against masks made one by one and against the choosers it calls."""
+
 import asyncio
 import json
 
@@ -13,7 +14,17 @@ from steel_seg.folds import write_folds
 from steel_seg.post import Rule, apply_rules, read_rules
 from steel_seg.score import dice_at
 from steel_seg.store import ProbStore
-from steel_seg.tune import Tuner, area_steps, change_rules, draw_surface, save_rules, score_changes, scores_html, subset_names, surface_of, verdict
+from steel_seg.tune import (
+    Tuner,
+    area_steps,
+    change_rules,
+    draw_surface,
+    score_changes,
+    scores_html,
+    subset_names,
+    surface_of,
+    verdict,
+)
 
 
 @pytest.fixture
@@ -56,8 +67,13 @@ def test_score_is_that_of_masks_made_one_by_one(runs, name):
         assert table.change["all"] == pytest.approx(now.mean() - start.mean(), abs=1e-12)
         for c, row in enumerate(table.index[1:]):
             assert table.score[row] == pytest.approx(now[:, c].mean(), abs=1e-12)
-            assert (table.gained[row], table.lost[row]) == ((now[:, c] > start[:, c] + 1e-12).sum(), (now[:, c] < start[:, c] - 1e-12).sum())
-        assert table.present["all"] == pytest.approx(now[truth].mean() if truth.any() else np.nan, abs=1e-12, nan_ok=True)
+            assert (table.gained[row], table.lost[row]) == (
+                (now[:, c] > start[:, c] + 1e-12).sum(),
+                (now[:, c] < start[:, c] - 1e-12).sum(),
+            )
+        assert table.present["all"] == pytest.approx(
+            now[truth].mean() if truth.any() else np.nan, abs=1e-12, nan_ok=True
+        )
         assert f"{now.mean():.4f}" in tuner.scores.value
 
 
@@ -68,10 +84,14 @@ def test_intervals_are_those_of_the_mean():
     table = score_changes(now, kept, rng.integers(0, 2, (300, 3)), rows)
     for name, d in [("all", now[rows].mean(1)), ("class 2", now[rows, 1])]:
         wide = 1.959963984540054 * d.std() / np.sqrt(len(d))
-        assert [table.at[name, k] for k in ("low", "high")] == pytest.approx([d.mean() - wide, d.mean() + wide], abs=1e-9)
+        assert [table.at[name, k] for k in ("low", "high")] == pytest.approx(
+            [d.mean() - wide, d.mean() + wide], abs=1e-9
+        )
     moved = (now - kept)[rows].mean(1)
     wide = 1.959963984540054 * moved.std() / np.sqrt(len(moved))
-    assert [table.at["all", k] for k in ("change_low", "change_high")] == pytest.approx([moved.mean() - wide, moved.mean() + wide], abs=1e-9)
+    assert [table.at["all", k] for k in ("change_low", "change_high")] == pytest.approx(
+        [moved.mean() - wide, moved.mean() + wide], abs=1e-9
+    )
 
 
 def test_a_change_is_called_by_its_interval():
@@ -109,7 +129,10 @@ def test_painted_pixels_are_those_of_truth_and_prediction(runs, name):
             assert np.array_equal(painted["probability"], (data.store.read(i)[some] >= data.store.floor).any(0))
             assert np.array_equal(pixels(tuner.view.strip.layer0), np.repeat(data.folder.image(i)[..., None], 3, 2))
             if channel is not None:
-                assert f"{(truth & pred).sum():,} hit, {(truth & ~pred).sum():,} missed, {(pred & ~truth).sum():,} false" in tuner.view.strip.caption
+                assert (
+                    f"{(truth & pred).sum():,} hit, {(truth & ~pred).sum():,} missed, {(pred & ~truth).sum():,} false"
+                    in tuner.view.strip.caption
+                )
 
 
 def layer(strip, name):
@@ -139,7 +162,12 @@ def test_a_move_reads_no_file_and_keeps_the_other_classes(runs, monkeypatch):
 def test_undo_goes_back_step_by_step(runs):
     tuner = Tuner(runs["strips"])
     steps = [tuner.rules]
-    for field, values in [("thresh", (100, 90, 80)), ("min_area", (50, 60)), ("fill_holes", (True,)), ("thresh", (70,))]:
+    for field, values in [
+        ("thresh", (100, 90, 80)),
+        ("min_area", (50, 60)),
+        ("fill_holes", (True,)),
+        ("thresh", (70,)),
+    ]:
         for value in values:
             tuner.move(field, value)
         steps.append(tuner.rules)
@@ -185,7 +213,9 @@ def test_kept_rules_are_what_changes_are_counted_against(runs):
     tuner.move("thresh", 150)
     high = tuner.rules
     change = tuner.table.change["all"]
-    assert change == pytest.approx(slow_scores(tuner.predicted, high).mean() - slow_scores(tuner.predicted, low).mean(), abs=1e-12)
+    assert change == pytest.approx(
+        slow_scores(tuner.predicted, high).mean() - slow_scores(tuner.predicted, low).mean(), abs=1e-12
+    )
     tuner.swap.click()
     assert (tuner.rules, tuner.kept) == (low, high) and tuner.table.change["all"] == pytest.approx(-change, abs=1e-12)
 
@@ -239,12 +269,26 @@ def test_random_images_are_those_of_the_seed(runs):
 def test_parts_of_the_images_are_scored_by_themselves(run):
     tuner = Tuner(run)
     names, truth = subset_names(tuner.predicted.curves.truth, tuner.predicted.fold), truth_of(tuner)
-    assert names == ["all", "fold 0", "fold 1", "fold 2", "with a defect", "clean", "class 1", "class 2", "class 3", "class 4"] == list(tuner.part.options)
+    assert (
+        names
+        == ["all", "fold 0", "fold 1", "fold 2", "with a defect", "clean", "class 1", "class 2", "class 3", "class 4"]
+        == list(tuner.part.options)
+    )
     tuner.move("thresh", 70)
-    now, rows = slow_scores(tuner.predicted, tuner.rules), {"fold 1": np.arange(9) % 3 == 1, "clean": ~truth.any(1), "class 3": truth[:, 2], "with a defect": truth.any(1)}
+    now, rows = (
+        slow_scores(tuner.predicted, tuner.rules),
+        {
+            "fold 1": np.arange(9) % 3 == 1,
+            "clean": ~truth.any(1),
+            "class 3": truth[:, 2],
+            "with a defect": truth.any(1),
+        },
+    )
     for name, mine in rows.items():
         tuner.part.value = name
-        assert tuner.table.score["all"] == pytest.approx(now[mine].mean(), abs=1e-12) and set(tuner.picker.ids) == set(np.array(tuner.predicted.store.image_ids)[mine])
+        assert tuner.table.score["all"] == pytest.approx(now[mine].mean(), abs=1e-12) and set(tuner.picker.ids) == set(
+            np.array(tuner.predicted.store.image_ids)[mine]
+        )
         tuner.choose("best")
         assert tuner.rules == choose_rules(tuner.predicted.curves.take(mine), "best", tuner.rules)
         tuner.take_back()
@@ -270,13 +314,17 @@ def test_nested_scores_are_of_the_kind_of_rule_that_is_set(run):
         tuner.settle()
         curves, fold = tuner.predicted.curves, tuner.predicted.fold
         for how in ("best", "plateau"):
-            np.testing.assert_array_equal(tuner.expect.nested[how][0], nested_dice(curves, fold, how=how, template=tuner.rules))
+            np.testing.assert_array_equal(
+                tuner.expect.nested[how][0], nested_dice(curves, fold, how=how, template=tuner.rules)
+            )
             assert f"{how}: {tuner.expect.nested[how][0].mean():.4f}" in tuner.expect.value
         assert f"{tuner.expect.nested['plateau'][0][:, 1].mean():.4f}" in tuner.scores.value
         before = tuner.expect.nested
         tuner.move("thresh", tuner.rules[0].thresh - 1)  # a threshold changes nothing about the kind
         assert tuner.expect.nested is before
-    assert tuner.rule.facts["nested"]["plateau"]["class 2"] == pytest.approx(tuner.expect.nested["plateau"][0][:, 1].mean())
+    assert tuner.rule.facts["nested"]["plateau"]["class 2"] == pytest.approx(
+        tuner.expect.nested["plateau"][0][:, 1].mean()
+    )
 
 
 def test_without_folds_no_nested_score_is_claimed(runs):
@@ -301,9 +349,14 @@ def test_what_takes_long_waits_for_the_hand_and_runs_beside_it(run):
         return tuner
 
     tuner = asyncio.run(by_hand())
-    np.testing.assert_array_equal(tuner.expect.nested["best"][0], nested_dice(tuner.predicted.curves, tuner.predicted.fold, how="best", template=Rule(fill_holes=True)))
+    np.testing.assert_array_equal(
+        tuner.expect.nested["best"][0],
+        nested_dice(tuner.predicted.curves, tuner.predicted.fold, how="best", template=Rule(fill_holes=True)),
+    )
     scores = slow_scores(tuner.predicted, tuner.rules).mean(1)
-    assert list(tuner.picker.ids) == sorted(tuner.picker.ids, key=lambda i: scores[tuner.predicted.store.image_ids.index(i)])
+    assert list(tuner.picker.ids) == sorted(
+        tuner.picker.ids, key=lambda i: scores[tuner.predicted.store.image_ids.index(i)]
+    )
 
 
 # --- the surface
@@ -334,7 +387,9 @@ def test_places_on_the_surface_and_back(runs):
     peaked[30:40, 50:60] = 1
     drawn = draw_surface(peaked, levels, sizes)
     shown = pixels(drawn.png)
-    at = lambda t, a: shown[tuple(int(f * n) for f, n in zip(reversed(drawn.place(levels[t], sizes[a])), shown.shape[:2]))].sum()
+    at = lambda t, a: shown[
+        tuple(int(f * n) for f, n in zip(reversed(drawn.place(levels[t], sizes[a])), shown.shape[:2]))
+    ].sum()
     assert at(35, 55) > at(20, 55) + 100 and at(35, 55) > at(35, 40) + 100
 
 
@@ -342,7 +397,9 @@ def test_a_click_on_the_surface_goes_there(runs):
     tuner = Tuner(runs["strips"])
     tuner.channel = 2
     tuner.surface.clicked = tuner.surface.drawn.place(101, tuner.surface.drawn.sizes[40])
-    assert (tuner.rule[2].thresh, tuner.rule[2].min_area) == (101, tuner.surface.drawn.sizes[40]) and tuner.rules[0] == Rule()
+    assert (tuner.rule[2].thresh, tuner.rule[2].min_area) == (101, tuner.surface.drawn.sizes[40]) and tuner.rules[
+        0
+    ] == Rule()
     x, y = tuner.surface.drawn.place(101, tuner.surface.drawn.sizes[40])
     assert any(m["shape"] == "dot" and (m["x"], m["y"]) == (x, y) for m in tuner.surface.marks)
     before = tuner.rules
@@ -351,7 +408,9 @@ def test_a_click_on_the_surface_goes_there(runs):
     tuner.over = "min_component"
     tuner.surface.clicked = tuner.surface.drawn.place(60, tuner.surface.drawn.sizes[-1])
     assert tuner.rule[2].min_component == 64 * 400
-    np.testing.assert_allclose(tuner.table.score["class 3"], slow_scores(tuner.predicted, tuner.rules)[:, 2].mean(), atol=1e-12)
+    np.testing.assert_allclose(
+        tuner.table.score["class 3"], slow_scores(tuner.predicted, tuner.rules)[:, 2].mean(), atol=1e-12
+    )
 
 
 # --- controls
@@ -362,10 +421,23 @@ def test_rules_from_code_move_the_controls(runs):
     tuner.channel = 0
     tuner.rules = (Rule(77, 743, True, 31), Rule(200, 64 * 400 + 1, gate=210), Rule(gate=140, gate_by="core"), Rule())
     s = tuner.sliders
-    assert (s.thresh.value, s.min_area.label, s.min_component.label, s.fill_holes.value, s.gate_by.value, s.gate.label) == (77, "743 px", "31 px", True, "", "off")
+    assert (
+        s.thresh.value,
+        s.min_area.label,
+        s.min_component.label,
+        s.fill_holes.value,
+        s.gate_by.value,
+        s.gate.label,
+    ) == (77, "743 px", "31 px", True, "", "off")
     assert s.thresh.label == "77 (.30)"
     tuner.channel = 1
-    assert (s.thresh.value, s.min_area.label, s.fill_holes.value, s.gate_by.value, s.gate.value) == (200, "never", False, "peak", 210)
+    assert (s.thresh.value, s.min_area.label, s.fill_holes.value, s.gate_by.value, s.gate.value) == (
+        200,
+        "never",
+        False,
+        "peak",
+        210,
+    )
     s.thresh.value = 190
     assert tuner.rules[1] == Rule(190, 64 * 400 + 1, gate=210)
     s.gate_by.value = ""
@@ -381,7 +453,9 @@ def test_rules_from_code_move_the_controls(runs):
 def test_gates_that_need_a_classifier_are_offered_with_its_scores(run, tmp_path):
     ids = ProbStore.open(run / "oof").image_ids
     p = np.random.default_rng(0).random((len(ids), 4))
-    pd.DataFrame(p, columns=[f"p_{k}" for k in range(1, 5)]).assign(image_id=ids).to_csv(tmp_path / "scores.csv", index=False)
+    pd.DataFrame(p, columns=[f"p_{k}" for k in range(1, 5)]).assign(image_id=ids).to_csv(
+        tmp_path / "scores.csv", index=False
+    )
     assert {v for _, v in Tuner(run).sliders.gate_by.options} == {"", "peak", "core"}
     tuner = Tuner(run, scores=tmp_path / "scores.csv")
     assert {v for _, v in tuner.sliders.gate_by.options} == {"", "peak", "core", "score", "sum", "product", "area"}
@@ -392,19 +466,29 @@ def test_gates_that_need_a_classifier_are_offered_with_its_scores(run, tmp_path)
             tuner.sliders.gate.value = gate
         d = np.array([[slow_pair(tuner, i, c, levels[n, c]) for c in range(4)] for n, i in enumerate(ids)])
         assert tuner.table.score["all"] == pytest.approx(d.mean(), abs=1e-12), by
-        assert tuner.view.masks[0].sum() == apply_rules(tuner.predicted.store.read(tuner.image_id), tuner.rules, levels[ids.index(tuner.image_id)])[0].sum()
+        assert (
+            tuner.view.masks[0].sum()
+            == apply_rules(tuner.predicted.store.read(tuner.image_id), tuner.rules, levels[ids.index(tuner.image_id)])[
+                0
+            ].sum()
+        )
 
 
 def slow_pair(tuner, image_id, c, score):
     from steel_seg.post import apply_rule
 
-    return slow_dice(apply_rule(tuner.predicted.store.read(image_id)[c], tuner.rules[c], int(score)), tuner.predicted.folder.mask(image_id)[c])
+    return slow_dice(
+        apply_rule(tuner.predicted.store.read(image_id)[c], tuner.rules[c], int(score)),
+        tuner.predicted.folder.mask(image_id)[c],
+    )
 
 
 def test_a_large_run_is_counted_when_asked(run, monkeypatch):
     monkeypatch.setattr(tune, "_QUICK", 0)
     tuner = Tuner(run)
-    assert tuner.sliders.min_component.disabled and tuner.sliders.fill_holes.disabled and not tuner.sliders.thresh.disabled
+    assert (
+        tuner.sliders.min_component.disabled and tuner.sliders.fill_holes.disabled and not tuner.sliders.thresh.disabled
+    )
     with pytest.raises(ValueError, match="count them with"):
         tuner.move("fill_holes", True)
     assert tuner.rules == (Rule(),) * 4
@@ -464,8 +548,16 @@ def test_the_save_button_loses_nothing(run):
     assert "saved as" in tuner.said.value and read_rules(run / "rule.json")[0] == (Rule(),) * 4
     tuner.move("thresh", 99)
     tuner.save_button.click()
-    assert read_rules(run / "rule.json")[0] == (Rule(99),) * 4 and read_rules(run / "rule.previous.json")[0] == (Rule(),) * 4
-    for path, says in [(run / "nowhere" / "rule.json", "no such folder"), (run / "rule.txt", "ends in .json"), ("<script>.txt", "&lt;script&gt;"), (run, "ends in .json")]:
+    assert (
+        read_rules(run / "rule.json")[0] == (Rule(99),) * 4
+        and read_rules(run / "rule.previous.json")[0] == (Rule(),) * 4
+    )
+    for path, says in [
+        (run / "nowhere" / "rule.json", "no such folder"),
+        (run / "rule.txt", "ends in .json"),
+        ("<script>.txt", "&lt;script&gt;"),
+        (run, "ends in .json"),
+    ]:
         tuner.path.value = str(path)
         tuner.save_button.click()
         assert "not saved" in tuner.said.value and says in tuner.said.value
@@ -493,11 +585,47 @@ def test_a_picture_is_there_without_a_front_end(runs, name):
 
 def test_no_tag_of_a_name_gets_through(runs):
     rng = np.random.default_rng(1)
-    pieces = ["<b>", "</td>", "<script>alert(1)</script>", "&lt;", "'\"", "<!--", "-->", "<img src=x onerror=alert(1)>", "ü", "$^$", "\\", "]]>", "<svg/onload=1>", "x" * 50]
-    row = dict(score=0.5, low=0.4, high=0.6, change=0.1, change_low=0.0, change_high=0.2, present=0.5, empty=np.nan, pairs=2, present_pairs=1, gained=1, lost=0)
+    pieces = [
+        "<b>",
+        "</td>",
+        "<script>alert(1)</script>",
+        "&lt;",
+        "'\"",
+        "<!--",
+        "-->",
+        "<img src=x onerror=alert(1)>",
+        "ü",
+        "$^$",
+        "\\",
+        "]]>",
+        "<svg/onload=1>",
+        "x" * 50,
+    ]
+    row = dict(
+        score=0.5,
+        low=0.4,
+        high=0.6,
+        change=0.1,
+        change_low=0.0,
+        change_high=0.2,
+        present=0.5,
+        empty=np.nan,
+        pairs=2,
+        present_pairs=1,
+        gained=1,
+        lost=0,
+    )
     for _ in range(200):
         text = "".join(rng.choice(pieces, rng.integers(1, 5)))
-        assert Tags(scores_html(pd.DataFrame([row], index=[text]), {text: 0.5}, text)).seen <= {"table", "table style", "tr", "td", "td style", "th", "th style"}
+        assert Tags(scores_html(pd.DataFrame([row], index=[text]), {text: 0.5}, text)).seen <= {
+            "table",
+            "table style",
+            "tr",
+            "td",
+            "td style",
+            "th",
+            "th style",
+        }
     tuner = Tuner(runs["hostile ids"])
     for i in HOSTILE:
         tuner.image_id = i

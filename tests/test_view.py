@@ -1,4 +1,5 @@
 """What the widgets are made of and what is kept beside a run, without a browser."""
+
 import base64
 import csv
 import json
@@ -10,14 +11,13 @@ import numpy as np
 import pytest
 from in_step import ROOT
 from ipywidgets import HTML, BoundedIntText, Button, Dropdown, SelectionSlider, Text
-from steel_seg.rle import rle_encode
 from made import CASES, HOSTILE, OURS, Tags, make_run, only_our_tags, parts, pixels
 
 import steel_seg.predicted as predicted_module
-from steel_seg.browse import Browser
 from steel_seg.data import read_folder
 from steel_seg.post import Rule, write_rules
 from steel_seg.predicted import read_run
+from steel_seg.rle import rle_encode
 from steel_seg.tune import Tuner
 from steel_seg.view import Picker, legend_html, view_box
 
@@ -43,7 +43,9 @@ def test_a_picture_stands_in_for_the_widget(runs, name):
 @pytest.mark.parametrize("name", CASES)
 def test_every_control_has_a_label_and_all_images_can_be_seen(runs, name):
     widget = Tuner(runs[name])
-    for control in (p for p in parts(widget) if isinstance(p, (Dropdown, Text, Button, BoundedIntText, SelectionSlider))):
+    for control in (
+        p for p in parts(widget) if isinstance(p, (Dropdown, Text, Button, BoundedIntText, SelectionSlider))
+    ):
         assert control.description
     assert any("hit" in p.value or "class 1" in p.value for p in parts(widget) if isinstance(p, HTML))
     for _ in range(len(widget.picker.ids)):
@@ -53,7 +55,21 @@ def test_every_control_has_a_label_and_all_images_can_be_seen(runs, name):
 
 
 def test_text_from_files_never_becomes_a_tag(runs):
-    pieces = ["<b>", "<img src=x onerror=alert(1)>", "</div><script>", "&lt;i&gt;", "\"'><svg/onload=1>", "<!--", "<![CDATA[", "<?x", "javascript:", "ü\u202e", "$\\frac", "x" * 300, "&#60;u>"]
+    pieces = [
+        "<b>",
+        "<img src=x onerror=alert(1)>",
+        "</div><script>",
+        "&lt;i&gt;",
+        "\"'><svg/onload=1>",
+        "<!--",
+        "<![CDATA[",
+        "<?x",
+        "javascript:",
+        "ü\u202e",
+        "$\\frac",
+        "x" * 300,
+        "&#60;u>",
+    ]
     rng = np.random.default_rng(0)
     strings = ["".join(rng.choice(pieces, rng.integers(1, 5))) for _ in range(200)]
     picker = Picker(strings)
@@ -78,7 +94,7 @@ def test_pictures_fit_the_screen():
     for h, w in [(256, 1600), (200, 200), (64, 400), (1600, 256), (1, 1), (2048, 4096)]:
         for n in (1, 2, 3):
             width, height, stacked = view_box((h, w), n)
-            assert 1 <= width and (width if stacked else n * (width + 8)) <= 1150 and 1 <= height
+            assert width >= 1 and (width if stacked else n * (width + 8)) <= 1150 and height >= 1
             assert (n * height if stacked else height) <= 660
             assert width / height == pytest.approx(w / h, rel=0.05)
 
@@ -88,11 +104,18 @@ def test_pictures_fit_the_screen():
 
 def test_curves_are_counted_once(run, monkeypatch):
     counted = []
-    monkeypatch.setattr(predicted_module, "curves_of", lambda *a, real=predicted_module.curves_of, **k: counted.append(1) or real(*a, **k))
+    monkeypatch.setattr(
+        predicted_module,
+        "curves_of",
+        lambda *a, real=predicted_module.curves_of, **k: counted.append(1) or real(*a, **k),
+    )
     first = read_run(run).curves
     again = read_run(run).curves
     assert len(counted) == 1 and (run / "curves.npz").is_file()
-    assert all(np.array_equal(getattr(first, k), getattr(again, k)) for k in ("image_ids", "area", "hit", "truth", "floor", "shape"))
+    assert all(
+        np.array_equal(getattr(first, k), getattr(again, k))
+        for k in ("image_ids", "area", "hit", "truth", "floor", "shape")
+    )
 
     later = (run / "curves.npz").stat().st_mtime_ns + 10**9
     os.utime(next((run / "oof").rglob("*.log")), ns=(later, later))  # the store was written to since
@@ -149,7 +172,20 @@ def test_widgets_load_no_torch():
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
-@pytest.mark.parametrize("name", ["41_browse.ipynb", "42_tune.ipynb", "43_explore.ipynb", "44_preview.ipynb", "45_monitor.ipynb", "50_folder.ipynb", "51_training.ipynb", "52_errors.ipynb", "53_rule.ipynb"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "41_browse.ipynb",
+        "42_tune.ipynb",
+        "43_explore.ipynb",
+        "44_preview.ipynb",
+        "45_monitor.ipynb",
+        "50_folder.ipynb",
+        "51_training.ipynb",
+        "52_errors.ipynb",
+        "53_rule.ipynb",
+    ],
+)
 def test_notebooks_hold_pictures_and_no_live_view(name):
     cells = json.loads((ROOT / "nbs" / name).read_text(encoding="utf-8"))["cells"]
     kinds = [kind for cell in cells for out in cell.get("outputs", []) for kind in out.get("data", {})]
