@@ -26,7 +26,7 @@ said.add_class("echo-said")
 echo.observe(lambda change: setattr(said, "value", f"<b>{change.new}</b>"), "value")
 VBox([echo, said])"""
 TUNER = """
-from steel_seg.tune import Tuner
+from steel_seg.look.tune import Tuner
 t = Tuner({run!r}, {folder!r})
 t"""
 

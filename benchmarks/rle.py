@@ -9,7 +9,7 @@ from pycocotools import mask as coco
 
 from steel_seg.metric import dice
 from steel_seg.rle import rle_decode, rle_encode
-from steel_seg.runs import decode, encode, encode_prob, string_dice, table_counts
+from steel_seg.rle_fast import decode, encode, encode_prob, string_dice, table_counts
 
 warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)  # pycocotools under numpy 2
 

@@ -158,22 +158,22 @@ def _template(args):
     return Rule(fill_holes=args.fill_holes, min_component=args.min_component, connectivity=args.connectivity)
 
 
-def _counted(template):
+def _counted(base_rule):
     "What must be counted for rules like this one."
     return dict(
-        connectivity=template.connectivity if template.min_component > 1 else None,
-        fill_holes=template.fill_holes,
-        smallest=max(1, template.min_component),
+        connectivity=base_rule.connectivity if base_rule.min_component > 1 else None,
+        fill_holes=base_rule.fill_holes,
+        smallest=max(1, base_rule.min_component),
     )
 
 
-def _curves(run, folder, template):
+def _curves(run, folder, base_rule):
     "Counts of the out-of-fold predictions: of the store, or those that were kept where there is none."
     from steel_seg.curves import curves_of, read_curves, write_curves
     from steel_seg.store import ProbStore
 
     if (run / "oof").exists() or not (run / "curves.npz").exists():
-        curves = curves_of(ProbStore.open(run / "oof"), folder, **_counted(template), progress=True)
+        curves = curves_of(ProbStore.open(run / "oof"), folder, **_counted(base_rule), progress=True)
         write_curves(run / "curves.npz", curves)
         return curves
     curves, truth = read_curves(run / "curves.npz"), dict(zip(folder.images.image_id, folder.truth_area().tolist()))
@@ -188,9 +188,9 @@ def _there(path):
 
 def _scores(args, image_ids, n_classes):
     "Levels of a classifier from a csv, or None where none is given. A net with a class head has written its own beside its predictions."
-    from steel_seg.gates import read_scores
+    from steel_seg.gates import read_class_levels
 
-    return None if args.scores is None else read_scores(args.scores, image_ids, n_classes, args.scores_prefix)
+    return None if args.scores is None else read_class_levels(args.scores, image_ids, n_classes, args.scores_prefix)
 
 
 def _decide(args):
@@ -203,26 +203,26 @@ def _decide(args):
     from steel_seg.gates import compare_gates, decide_gate
     from steel_seg.report import write_report
 
-    run, folder, template = Path(args.run), read_folder(args.data, n_classes=args.classes), _template(args)
-    curves = _curves(run, folder, template)
+    run, folder, base_rule = Path(args.run), read_folder(args.data, n_classes=args.classes), _template(args)
+    curves = _curves(run, folder, base_rule)
     args.scores = args.scores or _there(run / "oof_scores.csv")
-    scores = _scores(args, curves.image_ids, folder.n_classes)
+    class_levels = _scores(args, curves.image_ids, folder.n_classes)
     fold, rng = read_folds(run / "folds.csv", curves.image_ids).fold.to_numpy(), np.random.default_rng(args.seed)
     table = None
-    if scores is not None or args.compare_gates:
-        table = compare_gates(curves, fold, scores, rng, template)
+    if class_levels is not None or args.compare_gates:
+        table = compare_gates(curves, fold, class_levels, rng, base_rule)
         print(
             table.xs("all", level="row")[["optimistic", "nested", "difference", "low", "high"]].round(4).to_string(),
             "\n",
         )
         write_text(run / "gates.csv", table.to_csv())
     if args.gate == "none":
-        decision = decide(curves, fold, rng, args.how, template)
+        decision = decide(curves, fold, rng, args.how, base_rule)
     else:
-        decision = decide_gate(curves, fold, rng, args.gate, scores, template)
+        decision = decide_gate(curves, fold, rng, args.gate, class_levels, base_rule)
     facts = (
         {}
-        if scores is None
+        if class_levels is None
         else {
             "classifier": {
                 "file": Path(args.scores).name,
@@ -232,7 +232,7 @@ def _decide(args):
         }
     )
     decision.save(run / "rule.json", data_sha256=folder.sha256, seed=args.seed, **facts)
-    report = write_report(run / "report.html", run, folder, curves, decision, scores, table)
+    report = write_report(run / "report.html", run, folder, curves, decision, class_levels, table)
     print(decision)
     return dict(
         rule=run / "rule.json",
@@ -265,8 +265,8 @@ def _submit(args):
         if args.sample:
             raise ValueError(f"{args.sample}: no such file")
         sample = write_sample(run / "sample_submission.csv", store.image_ids, folder.n_classes, folder.layout)
-    scores = _scores(args, store.image_ids, folder.n_classes)
-    score_of = {} if scores is None else dict(zip(store.image_ids, scores))
+    class_levels = _scores(args, store.image_ids, folder.n_classes)
+    score_of = {} if class_levels is None else dict(zip(store.image_ids, class_levels))
     out = write_submission(
         args.out or run / "submission.csv",
         sample,

@@ -110,9 +110,7 @@ class TrainConfig:
     blackout: float = 0.0  # probability that an image's defects are painted over and their labels removed
     black_bars: float = 0.0  # probability of a black bar over one end
     # in stages, and which net is kept
-    stages: list | None = (
-        None  # JSON: per stage the fields that change: [{"crop": "256x512"}, {"epochs": 5, "lr": 1e-4}]
-    )
+    stages: list | None = None  # JSON: the fields that change, stage by stage: [{"crop": "256x512"}, {"epochs": 5}]
     ema: float = 0.0  # decay of a running mean of the weights, which is then scored and kept; 0: none
     average: int = 0  # the mean of the weights of so many best epochs is scored in the end, and kept if it is better
     early_stop: int = 0  # epochs without a better score that end a stage; 0: never

@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from .files import sha256_file
 from .rle import rle_overlap, rle_runs
-from .runs import decode, table_areas
+from .rle_fast import decode, table_areas
 
 # %% ../nbs/11_data.ipynb #26d139f6
 def class_id(

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from .augment import TrainTransform, augment, item_seed
 from .data import class_id
-from .runs import decode
+from .rle_fast import decode
 
 # %% ../nbs/21_dataset.ipynb #a5ec9762
 def _split(item):

@@ -105,7 +105,7 @@ def _blur(n, spread):
 
 
 def smooth_surface(
-    scores: np.ndarray,  # (T,A), levels and logarithms of areas both in even steps
+    scores: np.ndarray,  # (T,A) mean Dice; levels and logarithms of areas both in even steps
     images: float,  # how many the scores are a mean of: the fewer, the wider
     level_step: float = 2,  # between neighbouring thresholds, in levels
     area_step: float = 0.065,  # between neighbouring areas, in logarithms
@@ -200,16 +200,17 @@ def _bagged(all_rows, weight, rng, resamples=50):
 CHOOSERS = {"pooled": _pooled, "plateau": _plateau, "best": _best, "middle": _middle, "bagged": _bagged}
 
 
-def _all_rows(curves, template, scores):
+def _all_rows(curves, base_rule, class_levels):
     "The rows of every class under its template; a template for all, or one each."
     n_classes = curves.truth.shape[1]
-    templates = (template,) * n_classes if isinstance(template, Rule) else tuple(template)
+    templates = (base_rule,) * n_classes if isinstance(base_rule, Rule) else tuple(base_rule)
     if len(templates) != n_classes:
         raise ValueError(f"{len(templates)} templates for {n_classes} classes")
-    if scores is not None and np.shape(scores) != curves.truth.shape:
-        raise ValueError(f"scores of shape {np.shape(scores)} for {len(curves)} images and {n_classes} classes")
+    if class_levels is not None and np.shape(class_levels) != curves.truth.shape:
+        raise ValueError(f"scores of shape {np.shape(class_levels)} for {len(curves)} images and {n_classes} classes")
     return templates, [
-        rows_of(curves, c, t, None if scores is None else np.asarray(scores)[:, c]) for c, t in enumerate(templates)
+        rows_of(curves, c, t, None if class_levels is None else np.asarray(class_levels)[:, c])
+        for c, t in enumerate(templates)
     ]
 
 
@@ -229,8 +230,8 @@ def _choose(templates, all_rows, how, weight, rng):
 def choose_rules(
     curves: Curves,
     how: str = "pooled",  # or "plateau", "best", "middle", "bagged"
-    template=Rule(),  # Rule, or one per class: holes, components and gate are kept, thresh and min_area chosen
-    scores=None,  # (N,C) levels 0..255 of a classifier, for gates that need them
+    base_rule=Rule(),  # Rule, or one per class: holes, components and gate are kept, thresh and min_area chosen
+    class_levels=None,  # (N,C) levels 0..255 of a classifier, for gates that need them
     rng=None,  # for "bagged"
     weight=None,  # (N,) not negative, how much each image counts; None: all the same
 ) -> tuple:  # C of Rule
@@ -240,7 +241,7 @@ def choose_rules(
     image has pixels. Raises `ValueError` where there are no images, and where the curves or scores do not show what the
     template needs.
     """
-    templates, all_rows = _all_rows(curves, template, scores)
+    templates, all_rows = _all_rows(curves, base_rule, class_levels)
     return _choose(
         templates, all_rows, how, np.ones(len(curves)) if weight is None else np.asarray(weight, np.float64), rng
     )
@@ -250,8 +251,8 @@ def nested_rules(
     curves: Curves,
     fold: np.ndarray,  # (N,) fold of each image, in the order of curves.image_ids
     how: str = "pooled",  # as for `choose_rules`, and so are the others
-    template=Rule(),
-    scores=None,
+    base_rule=Rule(),
+    class_levels=None,
     rng=None,
 ) -> dict:  # fold -> tuple of Rule
     "For each fold the rules that are chosen on all the other folds. Raises `ValueError` where there are not two folds."
@@ -261,7 +262,7 @@ def nested_rules(
     names = np.unique(fold).tolist()
     if len(names) < 2:
         raise ValueError(f"all {len(curves)} images are in fold {names}: a nested score needs at least two folds")
-    templates, all_rows = _all_rows(curves, template, scores)
+    templates, all_rows = _all_rows(curves, base_rule, class_levels)
     return {k: _choose(templates, all_rows, how, (fold != k).astype(float), rng) for k in names}
 
 
@@ -270,15 +271,15 @@ def nested_dice(
     fold: np.ndarray,  # (N,) fold of each image, in the order of curves.image_ids
     rules=None,  # fold -> rules, as from `nested_rules`; None: chosen here
     how: str = "pooled",  # as for `choose_rules`, and so are the others
-    template=Rule(),
-    scores=None,
+    base_rule=Rule(),
+    class_levels=None,
     rng=None,
 ) -> np.ndarray:  # (N,C) float64
     "Dice of every image and class under a rule that was chosen on the other folds. Raises as `nested_rules` does."
-    rules = nested_rules(curves, fold, how, template, scores, rng) if rules is None else rules
+    rules = nested_rules(curves, fold, how, base_rule, class_levels, rng) if rules is None else rules
     found, fold = np.empty(curves.truth.shape), np.asarray(fold)
     for k in rules:
-        found[fold == k] = dice_at(curves, rules[k], scores)[fold == k]
+        found[fold == k] = dice_at(curves, rules[k], class_levels)[fold == k]
     return found
 
 # %% ../nbs/35_decide.ipynb #3427bc82
@@ -287,10 +288,10 @@ def compare_rules(
     rules_a,  # C of Rule
     rules_b,  # C of Rule
     rng: np.random.Generator,  # same seed, same interval
-    scores=None,  # (N,C) levels 0..255, where a rule needs them
+    class_levels=None,  # (N,C) levels 0..255, where a rule needs them
 ) -> Interval:  # of the mean Dice of a, less that of b
     "How much better rules `a` score than rules `b` on the same images. Fair only for rules that were not chosen on these images."
-    return paired_difference(dice_at(curves, rules_a, scores), dice_at(curves, rules_b, scores), rng)
+    return paired_difference(dice_at(curves, rules_a, class_levels), dice_at(curves, rules_b, class_levels), rng)
 
 # %% ../nbs/35_decide.ipynb #cc89cbf0
 @dataclass(frozen=True)
@@ -394,17 +395,20 @@ def decide(
     fold: np.ndarray,  # (N,) fold of each image, in the order of curves.image_ids
     rng: np.random.Generator,  # for the intervals and resamples
     how: str = "pooled",  # as for `choose_rules`, and so are the next two
-    template=Rule(),
-    scores=None,
+    base_rule=Rule(),
+    class_levels=None,
     resamples: int = 100,  # of the images, to choose on again
     chosen=None,  # rules, and fold -> rules, where they were chosen by other means, as by `choose_gate`; None: chosen here
 ) -> Decision:
     "Choose the rule of each class on all images, and say what it can be expected to score. Raises as `nested_rules` does."
-    rules, fold_rules = chosen or (None, nested_rules(curves, fold, how, template, scores, rng))
-    templates, all_rows = _all_rows(curves, template if rules is None else rules, scores)
+    rules, fold_rules = chosen or (None, nested_rules(curves, fold, how, base_rule, class_levels, rng))
+    templates, all_rows = _all_rows(curves, base_rule if rules is None else rules, class_levels)
     if rules is None:
         rules = _choose(templates, all_rows, how, np.ones(len(curves)), rng)
-    nested, chosen = nested_dice(curves, fold, fold_rules, scores=scores), dice_at(curves, rules, scores)
+    nested, chosen = (
+        nested_dice(curves, fold, fold_rules, class_levels=class_levels),
+        dice_at(curves, rules, class_levels),
+    )
     table = score_table(nested, curves.truth)
     table["optimistic"] = score_table(chosen, curves.truth)["score"]
     return Decision(

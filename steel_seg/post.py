@@ -171,18 +171,18 @@ def apply_rule(
 def apply_rules(
     probs: np.ndarray,  # (C,H,W) uint8
     rules,  # C of Rule, in the order of the channels
-    scores=None,  # C levels 0..255; None: there are none
+    class_levels=None,  # C levels 0..255; None: there are none
 ) -> np.ndarray:  # (C,H,W) bool
     "The masks of one image. Raises `ValueError` as `apply_rule` does, and where there are more or fewer rules or scores than maps."
     probs, rules = np.asarray(probs), tuple(rules)
     if probs.ndim != 3:
         raise ValueError(f"maps must be (C,H,W), not {probs.shape}")
-    scores = (None,) * len(rules) if scores is None else tuple(scores)
-    if not len(probs) == len(rules) == len(scores):
+    class_levels = (None,) * len(rules) if class_levels is None else tuple(class_levels)
+    if not len(probs) == len(rules) == len(class_levels):
         raise ValueError(
-            f"{len(probs)} maps, {len(rules)} rules, {len(scores)} scores: one of each per class is needed"
+            f"{len(probs)} maps, {len(rules)} rules, {len(class_levels)} scores: one of each per class is needed"
         )
-    return np.stack([apply_rule(*each) for each in zip(probs, rules, scores)])
+    return np.stack([apply_rule(*each) for each in zip(probs, rules, class_levels)])
 
 # %% ../nbs/18_post.ipynb #623ff1a3
 _FORMAT = "steel_seg rules 1"

@@ -287,7 +287,7 @@ def predict_oof(
 ) -> ProbStore:  # at run/oof, (N,C,H,W) levels, for reading
     """Predict every training image with the best model of its own fold, which has not seen it; goes on where it stopped.
 
-    With a class head the probabilities of the classes go to `run/oof_scores.csv`, as `read_scores` reads it.
+    With a class head the probabilities of the classes go to `run/oof_scores.csv`, as `read_class_levels` reads it.
 
     Raises `ValueError` where a model's own list of training images holds an image that it is to predict (it names one),
     where a fold is not trained to its end, or where `run/oof` was made by other models, on other data, or with other `tta`.

@@ -72,11 +72,11 @@ def _scores(decision):
 <p>score: mean Dice over all (image, class) pairs, 1 where both are empty; present and empty: the same over pairs with and without a defect.</p>"""
 
 
-def _of_class(scores, c):
-    return None if scores is None else scores[:, c]
+def _of_class(class_levels, c):
+    return None if class_levels is None else class_levels[:, c]
 
 
-def _rules(curves, decision, scores):
+def _rules(curves, decision, class_levels):
     "A row a class, how far its choice can be trusted, and the surface it was chosen from."
     names, pixels = [f"class {class_id(c)}" for c in range(len(decision.rules))], int(np.prod(curves.shape))
     said, span = [], lambda low, high: "–" if np.isnan(low) else f"{low:,.0f} to {high:,.0f}"
@@ -119,7 +119,7 @@ def _rules(curves, decision, scores):
     # Rising in equal factors: an area of 40 and one of 80 differ as 400 and 800 do.
     min_areas = np.unique(np.geomspace(1, pixels, 60).astype(int))
     for c, (ax, rule) in enumerate(zip(axes, decision.rules)):
-        scored = surface(rows_of(curves, c, rule, _of_class(scores, c)), threshes, min_areas)
+        scored = surface(rows_of(curves, c, rule, _of_class(class_levels, c)), threshes, min_areas)
         plot_surface(
             scored, threshes, min_areas, ax=ax, point=None if rule.min_area > pixels else (rule.thresh, rule.min_area)
         )
@@ -168,11 +168,11 @@ def _labels(folder):
     return html_table(counts) + "".join(rows)
 
 
-def _examples(folder, store, curves, decision, scores, n=3):
+def _examples(folder, store, curves, decision, class_levels, n=3):
     "The worst and the middle of the pairs that show a defect, and the largest false alarms."
-    d = dice_at(curves, decision.rules, scores)
+    d = dice_at(curves, decision.rules, class_levels)
     area = np.stack(
-        [rows_of(curves, c, r, _of_class(scores, c)).area[:, r.thresh] for c, r in enumerate(decision.rules)], 1
+        [rows_of(curves, c, r, _of_class(class_levels, c)).area[:, r.thresh] for c, r in enumerate(decision.rules)], 1
     )
     present, rows = curves.truth > 0, []
     by_dice = [(i, c) for i, c in sorted(zip(*np.nonzero(present)), key=lambda p: d[p])]
@@ -187,7 +187,9 @@ def _examples(folder, store, curves, decision, scores, n=3):
             rows.append(f"<h3>{title}</h3>")
         for i, c in pairs:
             image_id = curves.image_ids[i]
-            pred = apply_rules(store.read(image_id), decision.rules, None if scores is None else scores[i])[c]
+            pred = apply_rules(store.read(image_id), decision.rules, None if class_levels is None else class_levels[i])[
+                c
+            ]
             rows.append(
                 _picture(
                     f"{image_id}, class {class_id(c)}, Dice {d[i, c]:.3f}",
@@ -203,7 +205,7 @@ def write_report(
     folder: StripFolder,
     curves: Curves,  # of run/oof, counted for the rules of the decision
     decision: Decision,
-    scores=None,  # (N,C) levels of a classifier, where the decision used them
+    class_levels=None,  # (N,C) levels of a classifier, where the decision used them
     gates=None,  # a table of `compare_gates` to show
 ) -> Path:
     "Write a self-contained HTML report of a run; returns its path. Where predictions were counted and not stored it shows none."
@@ -212,7 +214,11 @@ def write_report(
         f'<span style="background:rgb{tuple(int(x) for x in rgb)};color:#000">{escape(name)}</span>'
         for name, rgb in COMPARE.items()
     )
-    parts = [("Scores", _scores(decision)), ("Rules", _rules(curves, decision, scores)), ("Labels", _labels(folder))]
+    parts = [
+        ("Scores", _scores(decision)),
+        ("Rules", _rules(curves, decision, class_levels)),
+        ("Labels", _labels(folder)),
+    ]
     if gates is not None:
         parts.insert(
             2,
@@ -234,7 +240,8 @@ def write_report(
         parts.append(
             (
                 "Predictions, out of fold",
-                f'<p class="key">{key}</p>' + _examples(folder, ProbStore.open(run / "oof"), curves, decision, scores),
+                f'<p class="key">{key}</p>'
+                + _examples(folder, ProbStore.open(run / "oof"), curves, decision, class_levels),
             )
         )
     made = read_json(run / "config.json") if (run / "config.json").exists() else {}

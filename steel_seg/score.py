@@ -56,50 +56,50 @@ def check_level(
         )
 
 
-def _score_levels(scores, n):
+def _score_levels(class_levels, n):
     "Scores of n images as int64, checked."
-    scores = np.asarray(scores)
-    if scores.shape != (n,) or scores.dtype.kind not in "iu":
+    class_levels = np.asarray(class_levels)
+    if class_levels.shape != (n,) or class_levels.dtype.kind not in "iu":
         raise ValueError(
-            f"scores of one class must be {n} integers, not {scores.dtype} {scores.shape}: the level of a probability p is round(255*p)"
+            f"scores of one class must be {n} integers, not {class_levels.dtype} {class_levels.shape}: the level of a probability p is round(255*p)"
         )
-    if scores.size and not (scores.min() >= 0 and scores.max() <= 255):
-        raise ValueError(f"scores {scores.min()}..{scores.max()} leave 0..255")
-    return scores.astype(np.int64)
+    if class_levels.size and not (class_levels.min() >= 0 and class_levels.max() <= 255):
+        raise ValueError(f"scores {class_levels.min()}..{class_levels.max()} leave 0..255")
+    return class_levels.astype(np.int64)
 
 
-def _gate_of(rule, scores, n):
+def _gate_of(rule, class_levels, n):
     'The gate that is on, or "", and the scores, checked.'
     by = rule.gate_by if rule.gate else ""
-    if scores is None and by in NEEDS_SCORE:
+    if class_levels is None and by in NEEDS_SCORE:
         raise ValueError(f"a rule with gate_by={by!r} needs a score for each image and class, and none are given")
-    return by, None if scores is None else _score_levels(scores, n)
+    return by, None if class_levels is None else _score_levels(class_levels, n)
 
 
 def veto_values(
     curves: Curves,
     channel: int,  # 0..C-1
     gate_by: str,  # "peak", "score" or "sum"
-    scores=None,  # (N,) levels, for the last two
+    class_levels=None,  # (N,) levels, for the last two
 ) -> np.ndarray:  # (N,) int64
     "What a veto compares with its gate."
     if gate_by == "score":
-        return np.asarray(scores, np.int64)
-    return curves.peaks(channel) if gate_by == "peak" else curves.peaks(channel) + np.asarray(scores, np.int64)
+        return np.asarray(class_levels, np.int64)
+    return curves.peaks(channel) if gate_by == "peak" else curves.peaks(channel) + np.asarray(class_levels, np.int64)
 
 
-def _size(curves, channel, rule, scores, area):
+def _size(curves, channel, rule, class_levels, area):
     "What a minimum area is compared with where `area` is predicted, (N,256) or (N,)."
     by, gate, wide = rule.gate_by if rule.gate else "", rule.gate, lambda x: x if area.ndim == 1 else x[:, None]
     if by in ("peak", "score", "sum"):
-        return area * wide(veto_values(curves, channel, by, scores) >= gate)
+        return area * wide(veto_values(curves, channel, by, class_levels) >= gate)
     if by == "core":
         check_level(gate, curves.floor, "gate")
         if area.ndim == 2:
             return np.broadcast_to(area[:, gate, None], area.shape)
         return curves.counts_at(channel, gate, rule.fill_holes, rule.min_component, rule.connectivity)[0]
     if by == "area":
-        return (area * np.int64(255) // wide(255 * gate - (gate - 1) * scores)).astype(np.int32)
+        return (area * np.int64(255) // wide(255 * gate - (gate - 1) * class_levels)).astype(np.int32)
     return area
 
 
@@ -107,20 +107,25 @@ def rows_of(
     curves: Curves,
     channel: int,  # 0..C-1
     rule: Rule = Rule(),  # its thresh and min_area do not matter
-    scores=None,  # (N,) integers, levels 0..255 of this class, in the order of the curves; None: there are none
+    class_levels=None,  # (N,) integers, levels 0..255 of this class, in the order of the curves; None: there are none
 ) -> Rows:
     """What the rule's fill, components and gate leave of one class, for every threshold and minimum area.
 
     Without a gate nothing is copied. Raises `ValueError` where the curves were not counted for these steps, for a gate "core"
     below the floor, for scores that are not N levels, and where the gate needs scores and there are none.
     """
-    by, scores = _gate_of(rule, scores, len(curves))
+    by, class_levels = _gate_of(rule, class_levels, len(curves))
     area, hit = curves.counts(channel, rule.fill_holes, rule.min_component, rule.connectivity)
     if by == "product":
-        level = product_level(np.arange(256), scores[:, None])
+        level = product_level(np.arange(256), class_levels[:, None])
         area, hit = (np.where(level < 256, np.take_along_axis(x, np.minimum(level, 255), 1), 0) for x in (area, hit))
     return Rows(
-        _size(curves, channel, rule, scores, area), area, hit, curves.truth[:, channel], curves.floor, curves.shape
+        _size(curves, channel, rule, class_levels, area),
+        area,
+        hit,
+        curves.truth[:, channel],
+        curves.floor,
+        curves.shape,
     )
 
 # %% ../nbs/33_score.ipynb #00d3ecb6
@@ -139,21 +144,21 @@ def counts_of(
     curves: Curves,
     channel: int,  # 0..C-1
     rule: Rule,
-    scores=None,  # (N,) integers, levels 0..255 of this class; None: there are none
+    class_levels=None,  # (N,) integers, levels 0..255 of this class; None: there are none
 ) -> tuple:  # area (N,), hit (N,): int32
-    "Predicted pixels and hits of every image of one class under a rule: of its one threshold, so in a millisecond. Raises `ValueError` as `rows_of` does, and for a threshold below the floor."
+    "OpenRun pixels and hits of every image of one class under a rule: of its one threshold, so in a millisecond. Raises `ValueError` as `rows_of` does, and for a threshold below the floor."
     check_level(rule.thresh, curves.floor)
-    by, scores = _gate_of(rule, scores, len(curves))
-    level = product_level(rule.thresh, scores) if by == "product" else rule.thresh
+    by, class_levels = _gate_of(rule, class_levels, len(curves))
+    level = product_level(rule.thresh, class_levels) if by == "product" else rule.thresh
     area, hit = curves.counts_at(channel, level, rule.fill_holes, rule.min_component, rule.connectivity)
-    keep = _size(curves, channel, rule, scores, area) >= max(1, rule.min_area)
+    keep = _size(curves, channel, rule, class_levels, area) >= max(1, rule.min_area)
     return area * keep, hit * keep
 
 
 def dice_at(
     curves: Curves,  # of N images, C classes
     rules,  # C of Rule
-    scores=None,  # (N,C) integers, levels 0..255 of each image and class; None: there are none
+    class_levels=None,  # (N,C) integers, levels 0..255 of each image and class; None: there are none
 ) -> np.ndarray:  # (N,C) float64
     """Dice of every image and class under the rules, exactly as the masks of `apply_rule` on the store's maps would score.
 
@@ -164,13 +169,14 @@ def dice_at(
     rules, (n, n_classes) = tuple(rules), curves.truth.shape
     if len(rules) != n_classes:
         raise ValueError(f"{len(rules)} rules for {n_classes} classes")
-    if scores is not None and np.shape(scores) != (n, n_classes):
-        raise ValueError(f"scores of shape {np.shape(scores)} for {n} images and {n_classes} classes")
+    if class_levels is not None and np.shape(class_levels) != (n, n_classes):
+        raise ValueError(f"scores of shape {np.shape(class_levels)} for {n} images and {n_classes} classes")
     found = np.empty((n, n_classes))
     for c, rule in enumerate(rules):
         try:
             found[:, c] = dice(
-                *counts_of(curves, c, rule, None if scores is None else np.asarray(scores)[:, c]), curves.truth[:, c]
+                *counts_of(curves, c, rule, None if class_levels is None else np.asarray(class_levels)[:, c]),
+                curves.truth[:, c],
             )
         except ValueError as e:
             raise ValueError(f"rules[{c}]: {e}") from None

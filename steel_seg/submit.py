@@ -18,7 +18,7 @@ from tqdm import tqdm
 from .data import LAYOUTS, class_id, csv_rows, fault_table, raise_errors, read_table, scan_table, table_faults
 from .files import write_text
 from .metric import dice, score_table
-from .runs import encode_masks, table_counts
+from .rle_fast import encode_masks, table_counts
 
 # %% ../nbs/36_submit.ipynb #6fc0aae7
 def _write_csv(path, rows):

@@ -87,7 +87,7 @@ def faults(root):
                 found.append(
                     f"{name}: holds a widget's live view, which is nothing without its kernel; run `make export`"
                 )
-        names = {p.name for top in (copy, root) for p in (top / "steel_seg").glob("*.py")}
+        names = {p.relative_to(top / "steel_seg") for top in (copy, root) for p in (top / "steel_seg").rglob("*.py")}
         for name in sorted(names):
             old, new = root / "steel_seg" / name, copy / "steel_seg" / name
             if not old.exists() or not new.exists() or not filecmp.cmp(old, new, shallow=False):

@@ -3,14 +3,14 @@
 A test asks for one of the fixtures `lab`, `notebook7` and `voila`, opens a notebook made of its cells, and uses playwright's page:
 
     def test_a_key_switches_a_layer(lab):
-        nb = lab.open(["from steel_seg.view import StripView", "view = StripView((64, 400), ('image', 'labels'))", "view"])
+        nb = lab.open(["from steel_seg.look.parts import StripView", "view = StripView((64, 400), ('image', 'labels'))", "view"])
         nb.page.locator(".steel-frame").press("2")
         nb.until("view.shown == ('image',)")  # asks the kernel
         nb.fine()  # no error in the console, nothing asked from any other machine
 
 The browser is the one that STEEL_SEG_BROWSER names, else a Chromium or Chrome on the PATH, else the one playwright has installed. Where there is
 none the tests skip, but not where CI is set. Playwright keeps an event loop running in this thread as long as the browser is open, which is one
-module of tests: what behaves differently with a loop (`steel_seg.view.Later`) is tested in other modules.
+module of tests: what behaves differently with a loop (`steel_seg.look.parts.Later`) is tested in other modules.
 """
 
 import ast
@@ -31,7 +31,15 @@ import pytest
 
 NBS = Path(__file__).resolve().parents[1] / "nbs"
 SCREEN = {"width": 1280, "height": 900}
-ARGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run", "--disable-quic"]
+ARGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+    "--disable-quic",
+]
 # Names of other machines lead nowhere, so that nothing can be fetched; that it was tried is still recorded.
 ARGS += ["--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1, EXCLUDE localhost"]
 # What a front end itself reports as an error, by its whole text and the script it comes from, and why it is harmless.

@@ -16,8 +16,8 @@ from ipywidgets import HTML, BoundedIntText, Button, Dropdown, IntSlider, Text
 from made import CASES, HOSTILE, Tags, make_run, only_our_tags, parts, pixels, slow_dice, slow_scores
 from PIL import Image
 
-import steel_seg.browse as browse
-from steel_seg.browse import (
+import steel_seg.look.browse as browse
+from steel_seg.look.browse import (
     REASONS,
     Browser,
     Flag,
@@ -34,9 +34,9 @@ from steel_seg.browse import (
 )
 from steel_seg.data import read_folder
 from steel_seg.post import Rule, apply_rules
-from steel_seg.predicted import make_up_run, read_run
+from steel_seg.open_run import make_up_run, open_run
 from steel_seg.synth import make_folder
-from steel_seg.view import legend_html
+from steel_seg.look.parts import legend_html
 from steel_seg.viz import COMPARE
 
 
@@ -68,7 +68,7 @@ def twelve(tmp_path_factory):
 
 @pytest.mark.parametrize("name", CASES)
 def test_the_table_is_what_masks_say(runs, name):
-    data = read_run(runs[name])
+    data = open_run(runs[name])
     rules = [Rule(90 + 30 * k, min_area=(0, 300)[k % 2]) for k in range(data.folder.n_classes)]
     table, scores = image_table(data, rules), slow_scores(data, rules)
     assert tuple(table.index) == tuple(data.folder.images.image_id) and table.index.is_unique
@@ -91,14 +91,14 @@ def test_the_table_is_what_masks_say(runs, name):
 
 
 def test_rules_that_were_not_counted_are_scored_by_masks(runs):
-    data, rules = read_run(runs["squares"]), [Rule(80, fill_holes=True), Rule(90, min_component=40), Rule()]
+    data, rules = open_run(runs["squares"]), [Rule(80, fill_holes=True), Rule(90, min_component=40), Rule()]
     assert data.curves.filled is None
     assert image_table(data, rules).dice.to_numpy() == pytest.approx(slow_scores(data, rules).mean(1))
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_suspicion_is_that_of_the_pixels(runs, name):
-    data = read_run(runs[name])
+    data = open_run(runs[name])
     masks = {i: data.folder.mask(i) > 0 for i in data.store.image_ids}
     sizes = [[m[k].sum() for m in masks.values() if m[k].any()] for k in range(data.folder.n_classes)]
     slow = np.zeros((len(masks), len(sizes)))
@@ -116,7 +116,7 @@ def test_suspicion_is_that_of_the_pixels(runs, name):
 
 
 def test_suspicion_above_a_high_floor(runs):
-    curves = read_run(runs["strips"]).curves
+    curves = open_run(runs["strips"]).curves
     high = replace(curves, floor=150)
     assert (suspicion(high)[curves.truth > 0] == suspicion(curves)[curves.truth > 0]).all()
     empty = (curves.truth == 0) & (curves.area[:, :, 150] > 0)
@@ -182,7 +182,7 @@ def lists(data, rules):
 @pytest.mark.parametrize("name", ["strips", "squares", "no defect"])
 def test_filters(runs, name):
     widget = Browser(runs[name], rules=[Rule(190)] * CASES[name]["classes"])
-    known = lists(widget.predicted, widget.rules)
+    known = lists(widget.opened, widget.rules)
     n_matches = 0
     for show in widget.parts.list.menus["show"].options:
         for only in ("all", "false alarm", "missed"):
@@ -219,7 +219,7 @@ def test_folds(twelve):
 def test_orders(runs):
     own = pd.DataFrame({"image_id": [f"{k:04}.png" for k in (3, 0, 7)], "light": [0.5, 2, -1], "who": ["b", None, "a"]})
     widget = Browser(runs["strips"], columns=own)
-    scores = dict(zip(widget.predicted.store.image_ids, slow_scores(widget.predicted, widget.rules)))
+    scores = dict(zip(widget.opened.store.image_ids, slow_scores(widget.opened, widget.rules)))
     assert widget.sort == "dice" and [scores[i].mean() for i in widget.ids] == sorted(s.mean() for s in scores.values())
     widget.show = "class 2"
     assert [scores[i][1] for i in widget.ids] == sorted(scores[i][1] for i in widget.ids) and len(widget.ids) == 7
@@ -303,7 +303,7 @@ def test_new_rules_leave_us_where_we_are(runs):
     here, before = widget.image_id, widget.parts.large.view.layer3
     widget.rules = (Rule(60),) * 4
     assert widget.image_id == here and widget.parts.large.view.layer3 != before
-    scores = dict(zip(widget.folder.images.image_id, slow_scores(widget.predicted, widget.rules)))
+    scores = dict(zip(widget.folder.images.image_id, slow_scores(widget.opened, widget.rules)))
     assert [scores[i][1] for i in widget.ids] == sorted(scores[i][1] for i in widget.ids)
     assert widget.parts.pages.gallery.captions[widget.ids.index(here)] == f"{scores[here][1]:.3f} · {here}"
 
@@ -326,7 +326,7 @@ def test_layers_show_these_pixels_and_no_others(runs, name):
     )
     widget = Browser(runs[name], other=other)
     for widget.image_id in widget.ids:
-        i, data = widget.image_id, widget.predicted
+        i, data = widget.image_id, widget.opened
         truth, levels, theirs = data.folder.mask(i) > 0, data.store.read(i), other.store.read(i)
         pred = levels >= 128
         assert np.array_equal(layer(widget, "image")[..., 0], data.folder.image(i))
@@ -352,7 +352,7 @@ def test_layers_show_these_pixels_and_no_others(runs, name):
 
 
 def test_thumbnails_show_every_defect(runs):
-    data = read_run(runs["strips"])
+    data = open_run(runs["strips"])
     thumbs = Thumbs(data.folder, data)
     (h, w), (hh, ww) = thumbs.size, data.folder.shape
     for i in data.store.image_ids:
@@ -727,7 +727,7 @@ def test_a_run_that_may_only_be_read(tmp_path):
 
 def test_only_what_is_shown_is_read(tmp_path, monkeypatch):
     run = make_run(tmp_path / "run", n=120, shape=(32, 200), classes=4)
-    data, read = read_run(run), []
+    data, read = open_run(run), []
     monkeypatch.setattr(
         type(data.store), "read", lambda self, i, real=type(data.store).read: read.append(i) or real(self, i)
     )

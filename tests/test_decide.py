@@ -321,11 +321,11 @@ def test_ways_that_are_not_there_are_refused():
     with pytest.raises(ValueError, match="pass rng"):
         choose_rules(curves, "bagged")
     with pytest.raises(ValueError, match="1 templates for 2 classes"):
-        choose_rules(curves, template=[Rule()])
+        choose_rules(curves, base_rule=[Rule()])
     with pytest.raises(ValueError, match="scores of shape"):
-        choose_rules(curves, scores=np.zeros((6, 3), int))
+        choose_rules(curves, class_levels=np.zeros((6, 3), int))
     with pytest.raises(ValueError, match="needs a score"):
-        choose_rules(curves, template=Rule(gate=1, gate_by="product"))
+        choose_rules(curves, base_rule=Rule(gate=1, gate_by="product"))
 
 
 def test_a_template_is_kept_and_chosen_under():
@@ -344,12 +344,12 @@ def test_a_template_is_kept_and_chosen_under():
             >= surface(rows, range(1, 256, 3), range(0, 641, 20)).max() - 1e-12
         )
     decision = decide(
-        curves, np.arange(30) % 3, np.random.default_rng(0), template=templates, scores=scores, resamples=5
+        curves, np.arange(30) % 3, np.random.default_rng(0), base_rule=templates, class_levels=scores, resamples=5
     )
-    assert decision.rules == choose_rules(curves, template=templates, scores=scores)
+    assert decision.rules == choose_rules(curves, base_rule=templates, class_levels=scores)
     assert decision.optimistic.value == pytest.approx(dice_at(curves, decision.rules, scores).mean())
     assert decision.nested.value == pytest.approx(
-        nested_dice(curves, np.arange(30) % 3, template=templates, scores=scores).mean()
+        nested_dice(curves, np.arange(30) % 3, base_rule=templates, class_levels=scores).mean()
     )
 
 

@@ -12,9 +12,9 @@ from conftest import real_data
 from ipywidgets import BoundedIntText, Button, Dropdown, Text, ToggleButtons
 from made import CASES, HOSTILE, Tags, make_run, only_our_tags, parts, pixels
 
-import steel_seg.explore as explore
+import steel_seg.look.explore as explore
 from steel_seg.data import check_folder, read_folder
-from steel_seg.explore import DataBrowser, FaultList, ImagePages, Labelled, Table, TwinList
+from steel_seg.look.explore import DataBrowser, FaultList, ImagePages, Labelled, Table, TwinList
 from steel_seg.rle import rle_encode
 
 
@@ -338,7 +338,7 @@ def test_hostile_ids_in_pairs(tmp_path):
 
 
 def test_exploring_loads_no_torch():
-    code = "import sys, steel_seg.explore; sys.exit('torch' in sys.modules)"
+    code = "import sys, steel_seg.look.explore; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 

@@ -20,7 +20,7 @@ from steel_seg.gates import (
     gate_rules,
     gate_values,
     nested_f1,
-    read_scores,
+    read_class_levels,
 )
 from steel_seg.metric import paired_difference
 from steel_seg.post import GATES, NEEDS_SCORE, Rule
@@ -376,9 +376,9 @@ def test_scores_come_back_as_levels(tmp_path):
         )[columns]
         frame.iloc[order].to_csv(path, index=False)
         asked = rng.permutation(30)[:11]
-        found = read_scores(path, [ids[i] for i in asked], 3)
+        found = read_class_levels(path, [ids[i] for i in asked], 3)
         assert found.dtype == np.uint8 and np.array_equal(found, np.rint(255 * p[asked]).astype(np.uint8))
-    assert read_scores(path, [], 3).shape == (0, 3)
+    assert read_class_levels(path, [], 3).shape == (0, 3)
 
 
 @pytest.mark.parametrize(
@@ -405,23 +405,23 @@ def test_scores_come_back_as_levels(tmp_path):
 def test_a_file_of_scores_that_is_wrong_is_told_by_row(tmp_path, text, word):
     (tmp_path / "scores.csv").write_text(text)
     with pytest.raises(ValueError, match=f"scores.csv.*{word}"):
-        read_scores(tmp_path / "scores.csv", ["a"], 2)
+        read_class_levels(tmp_path / "scores.csv", ["a"], 2)
 
 
 def test_no_file_of_scores(tmp_path):
     with pytest.raises(ValueError, match="scores.csv: no such file"):
-        read_scores(tmp_path / "scores.csv", ["a"], 2)
+        read_class_levels(tmp_path / "scores.csv", ["a"], 2)
     (tmp_path / "scores.csv").write_text("image_id,a1,a2,b1,b2\na,0,0,1,1\n")
-    assert read_scores(tmp_path / "scores.csv", ["a"], 2, "b").tolist() == [[255, 255]]
+    assert read_class_levels(tmp_path / "scores.csv", ["a"], 2, "b").tolist() == [[255, 255]]
     with pytest.raises(ValueError, match="needs c1, c2"):
-        read_scores(tmp_path / "scores.csv", ["a"], 2, "c")
+        read_class_levels(tmp_path / "scores.csv", ["a"], 2, "c")
 
 
 @pytest.mark.real
 def test_real_classifiers():
     path = real_data("severstal-classifier") / "validation_probabilities.csv"
     frame = pd.read_csv(path)
-    levels = read_scores(path, frame.ImageId, 4, "effnetb2_")
+    levels = read_class_levels(path, frame.ImageId, 4, "effnetb2_")
     assert levels.shape == (1672, 4) and np.array_equal(
         levels, np.rint(255 * frame[[f"effnetb2_{k}" for k in range(1, 5)]].to_numpy())
     )

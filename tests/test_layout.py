@@ -10,18 +10,24 @@ import pytest
 from in_step import LIVE, ROOT, open_merges, without_live_views
 
 NOTEBOOKS = sorted(p for p in (ROOT / "nbs").glob("*.ipynb"))
-MODULES = {p.stem: p for p in sorted((ROOT / "steel_seg").glob("*.py")) if not p.stem.startswith("_")}
+PACKAGE = ROOT / "steel_seg"
+# Dotted name below steel_seg, such as "rle" or "look.tune", to its file.
+MODULES = {
+    ".".join(p.relative_to(PACKAGE).with_suffix("").parts): p
+    for p in sorted(PACKAGE.rglob("*.py"))
+    if not p.stem.startswith("_")
+}
 
 
 def source_of(path):
     "The notebook that a module says it is made from."
-    return re.search(r"File to edit: \.\./nbs/(\S+\.ipynb)", path.read_text(encoding="utf-8"))
+    return re.search(r"File to edit: (?:\.\./)+nbs/(\S+\.ipynb)", path.read_text(encoding="utf-8"))
 
 
 def exports(nb):
     "The module that a notebook exports, or None."
     for cell in json.loads(nb.read_text(encoding="utf-8"))["cells"]:
-        m = re.search(r"^#\|\s*default_exp (\w+)", "".join(cell["source"]), re.M)
+        m = re.search(r"^#\|\s*default_exp ([\w.]+)", "".join(cell["source"]), re.M)
         if m:
             return m[1]
 
@@ -29,24 +35,35 @@ def exports(nb):
 NUMBER = {exports(nb): int(nb.name[:2]) for nb in NOTEBOOKS if exports(nb)}
 
 
+def own_module(parts):
+    "The dotted name of the package's module that an import of steel_seg.PARTS reads, or None where it is only the package."
+    for end in (2, 1):
+        name = ".".join(parts[:end])
+        if name in MODULES:
+            return name
+    return None
+
+
 def imported(path):
     "Names of the package's modules and of other top packages that a module imports, anywhere in it."
     own, others = set(), set()
+    folder = path.relative_to(PACKAGE).parent.parts
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            names = [a.name for a in node.names]
+            paths = [a.name.split(".") for a in node.names]
         elif isinstance(node, ast.ImportFrom):
-            assert node.level < 2  # nbdev writes `from steel_seg.x` as `from .x`
-            if node.level:
-                own.update([node.module.split(".")[0]] if node.module else [a.name for a in node.names])
-                continue
-            names = [node.module] if node.module != "steel_seg" else ["steel_seg." + a.name for a in node.names]
+            # nbdev writes `from steel_seg.x` as `from .x`, or `from ..x` in a sub-package.
+            above = ["steel_seg", *folder[: len(folder) + 1 - node.level]] if node.level else []
+            module = [*above, *(node.module.split(".") if node.module else [])]
+            paths = [[*module, a.name] for a in node.names]
         else:
             continue
-        for name in names:
-            top, *rest = name.split(".")
-            own.update(rest[:1]) if top == "steel_seg" else others.add(top)
-    return own, others
+        for top, *rest in paths:
+            if top == "steel_seg":
+                own.add(own_module(rest))
+            else:
+                others.add(top)
+    return own - {None}, others
 
 
 def test_there_are_modules():
@@ -63,10 +80,13 @@ def test_module_has_its_notebook(name):
 @pytest.mark.parametrize("name", MODULES)
 def test_imports_point_down(name):
     own, others = imported(MODULES[name])
-    above = {o for o in own if o != "__init__" and NUMBER.get(o, 99) >= NUMBER[name]}
+    above = {o for o in own if NUMBER[o] >= NUMBER[name]}
     assert not above, f"{name} ({NUMBER[name]:02}) imports {above}, which stand at or above it"
     if NUMBER[name] // 10 in (0, 1, 3, 4):
         assert "torch" not in others, f"{name} is on the numpy side and imports torch"
+    if NUMBER[name] // 10 < 4:
+        widgets = others & {"ipywidgets", "IPython", "anywidget"}
+        assert not widgets, f"{name} stands below the widgets and imports {widgets}"
     assert not others & {"fastcore", "nbdev", "pytest", "hypothesis", "pycocotools"}, (
         f"{name} needs a tool of development at run time"
     )

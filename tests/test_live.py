@@ -15,7 +15,7 @@ from made import HOSTILE, make_run
 PARTS = """
 import numpy as np
 from steel_seg.synth import make_strip
-from steel_seg.view import Gallery, MarkedPicture, Picker, StripView
+from steel_seg.look.parts import Gallery, MarkedPicture, Picker, StripView
 from steel_seg.viz import compare_layer, mask_layer, to_png
 strip = make_strip(np.random.default_rng(5), shape=(64, 400), classes=(0, 2))
 """

@@ -14,10 +14,10 @@ import pytest
 from made import HOSTILE
 from test_monitor import make_training
 
-from steel_seg.browse import read_queue
+from steel_seg.look.browse import read_queue
 from steel_seg.data import read_folder
 from steel_seg.post import Rule, read_rules
-from steel_seg.tune import level_text
+from steel_seg.look.tune import level_text
 
 SCORES, IMAGE, SURFACE = (
     ".steel-tuner .steel-scores",
@@ -26,25 +26,25 @@ SCORES, IMAGE, SURFACE = (
 )
 TUNER = """
 import numpy as np
-from steel_seg.predicted import pair_dice
-from steel_seg.tune import Tuner
+from steel_seg.open_run import pair_dice
+from steel_seg.look.tune import Tuner
 {name}tuner = Tuner({run!r})
 {name}first = {name}tuner.rules
 {name}tuner"""
 BROWSER = """
-from steel_seg.browse import Browser
+from steel_seg.look.browse import Browser
 {name}browser = Browser({run!r}, queue={queue!r})
 {name}browser"""
 DATA = """
-from steel_seg.explore import DataBrowser
+from steel_seg.look.explore import DataBrowser
 {name}data = DataBrowser({data!r})
 {name}data"""
 PREVIEW = """
-from steel_seg.preview import AugmentPreview
+from steel_seg.look.preview import AugmentPreview
 {name}preview = AugmentPreview({data!r})
 {name}preview"""
 MONITOR = """
-from steel_seg.monitor import Monitor
+from steel_seg.look.monitor import Monitor
 {name}monitor = Monitor({run!r}, every=.2)
 {name}monitor"""
 
@@ -203,9 +203,9 @@ def test_a_hundred_quick_keys_settle_on_the_last(start):
     nb.until("[r.thresh for r in tuner.rules] == [168]*4")
     assert readout(nb, "Threshold").inner_text() == level_text(168)
     nb.run(
-        "fresh = Tuner(tuner.predicted, rules=first)\nfresh.rules = tuner.rules\nfresh.image_id = tuner.image_id\nfresh.settle()"
+        "fresh = Tuner(tuner.opened, rules=first)\nfresh.rules = tuner.rules\nfresh.image_id = tuner.image_id\nfresh.settle()"
     )
-    expected = plain(nb.value("fresh.scores.value"))
+    expected = plain(nb.value("fresh.score_table.value"))
     assert "Against the kept rule" in expected
     nb.page.wait_for_function(f"expected => document.querySelector('{SCORES}').textContent === expected", arg=expected)
     assert nb.value("fresh.view.line") in nb.page.locator(".steel-tuner").inner_text()
@@ -234,7 +234,7 @@ def test_menus_and_boxes(start):
     nb.until("tuner.rules[1].gate == 129")
     nb.page.get_by_label("Images", exact=True).select_option("with a defect")
     nb.until("tuner.subset == 'with a defect'")
-    n = nb.value("int((tuner.predicted.curves.truth > 0).any(1).sum())")
+    n = nb.value("int((tuner.opened.curves.truth > 0).any(1).sum())")
     assert 0 < n < 8
     nb.page.wait_for_function(
         f"n => document.querySelector('{SCORES} tr:nth-child(3) td:nth-child(6)').textContent.endsWith(` of ${{n}}`)",
@@ -251,7 +251,7 @@ def test_best_undo_keep_and_swap(start):
     nb = start
     press = lambda name: nb.page.get_by_role("button", name=re.compile(f"{name}$")).click()
     press("Best")
-    nb.run("fresh = Tuner(tuner.predicted, rules=first)\nfresh.choose('best')")
+    nb.run("fresh = Tuner(tuner.opened, rules=first)\nfresh.choose('best')")
     nb.until("tuner.rules == fresh.rules != first")
     nb.page.get_by_text("Against the kept rule, all").wait_for()
     press("Undo")
@@ -310,8 +310,8 @@ def test_images_that_a_move_changed_and_ids_that_are_typed(start):
     for _ in range(5):
         nb.page.keyboard.press("ArrowRight")
     nb.until("tuner.rules[0].thresh == 133")
-    nb.run("move = abs((pair_dice(tuner.predicted, tuner.rules) - pair_dice(tuner.predicted, first)).mean(1))")
-    ids = nb.value("[tuner.predicted.curves.image_ids[i] for i in (-move).argsort(kind='stable')[:3]]")
+    nb.run("move = abs((pair_dice(tuner.opened, tuner.rules) - pair_dice(tuner.opened, first)).mean(1))")
+    ids = nb.value("[tuner.opened.curves.image_ids[i] for i in (-move).argsort(kind='stable')[:3]]")
     assert len(set(nb.value("move[(-move).argsort()[:3]].tolist()"))) == 3  # no ties
     for wanted in ids:
         before = nb.page.evaluate(f'document.querySelector("{IMAGE}").src')

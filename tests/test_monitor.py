@@ -21,7 +21,7 @@ from PIL import Image
 
 from steel_seg.data import read_folder
 from steel_seg.folds import make_folds, write_folds
-from steel_seg.monitor import (
+from steel_seg.look.monitor import (
     Monitor,
     Progress,
     class_columns,
@@ -507,7 +507,7 @@ def test_without_a_loop_it_does_not_watch(whole, capsys):
 def test_a_look_that_fails_is_told_and_the_next_one_comes(whole, monkeypatch):
     async def watch():
         monitor = Monitor(whole, every=0.02)
-        monkeypatch.setattr("steel_seg.monitor.read_progress", lambda *a: 1 / 0)
+        monkeypatch.setattr("steel_seg.look.monitor.read_progress", lambda *a: 1 / 0)
         monitor.start()
         await asyncio.sleep(0.1)
         assert "this look failed (ZeroDivisionError" in said(monitor) and monitor.watching
@@ -538,7 +538,7 @@ def test_what_does_not_fit_is_refused(whole, tmp_path):
 
 
 def test_torch_is_not_loaded():
-    code = "import sys, steel_seg.monitor; sys.exit('torch' in sys.modules)"
+    code = "import sys, steel_seg.look.monitor; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0
 
 

@@ -14,7 +14,7 @@ from made import CASES, HOSTILE, make_run, only_our_tags, parts, pixels
 
 from steel_seg.augment import augment, train_transform
 from steel_seg.data import read_folder
-from steel_seg.preview import AugmentPreview, transform_of, versions, what_happened
+from steel_seg.look.preview import AugmentPreview, transform_of, versions, what_happened
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +169,7 @@ def test_an_unreadable_image_is_said(tmp_path):
 
 
 def test_previewing_is_imported_without_torch():
-    code = "import sys, steel_seg.preview; sys.exit('torch' in sys.modules)"
+    code = "import sys, steel_seg.look.preview; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 

@@ -8,13 +8,13 @@ import pandas as pd
 import pytest
 from made import CASES, HOSTILE, Tags, make_run, only_our_tags, pixels, slow_dice, slow_scores
 
-import steel_seg.tune as tune
+import steel_seg.look.tune as tune
 from steel_seg.decide import choose_rules, nested_dice
 from steel_seg.folds import write_folds
 from steel_seg.post import Rule, apply_rules, read_rules
 from steel_seg.score import dice_at
 from steel_seg.store import ProbStore
-from steel_seg.tune import (
+from steel_seg.look.tune import (
     Tuner,
     area_steps,
     change_rules,
@@ -37,7 +37,7 @@ def run(tmp_path):
 
 
 def truth_of(tuner):
-    return np.array([[m.any() for m in tuner.predicted.folder.mask(i)] for i in tuner.predicted.store.image_ids])
+    return np.array([[m.any() for m in tuner.opened.folder.mask(i)] for i in tuner.opened.store.image_ids])
 
 
 MOVES = [
@@ -53,7 +53,7 @@ MOVES = [
 @pytest.mark.parametrize("name", CASES)
 def test_score_is_that_of_masks_made_one_by_one(runs, name):
     tuner = Tuner(runs[name])
-    start, truth = slow_scores(tuner.predicted, tuner.rules), truth_of(tuner)
+    start, truth = slow_scores(tuner.opened, tuner.rules), truth_of(tuner)
     for n, moves in enumerate(MOVES):
         tuner.rules, tuner.channel = tuner.kept, None if n % 2 else len(tuner.rules) - 1
         for field, value in moves:
@@ -62,7 +62,7 @@ def test_score_is_that_of_masks_made_one_by_one(runs, name):
                 tuner.move(field, value)
             else:
                 control.value = value
-        now, table = slow_scores(tuner.predicted, tuner.rules), tuner.table
+        now, table = slow_scores(tuner.opened, tuner.rules), tuner.table
         assert table.score["all"] == pytest.approx(now.mean(), abs=1e-12)
         assert table.change["all"] == pytest.approx(now.mean() - start.mean(), abs=1e-12)
         for c, row in enumerate(table.index[1:]):
@@ -74,7 +74,7 @@ def test_score_is_that_of_masks_made_one_by_one(runs, name):
         assert table.present["all"] == pytest.approx(
             now[truth].mean() if truth.any() else np.nan, abs=1e-12, nan_ok=True
         )
-        assert f"{now.mean():.4f}" in tuner.scores.value
+        assert f"{now.mean():.4f}" in tuner.score_table.value
 
 
 def test_intervals_are_those_of_the_mean():
@@ -119,7 +119,7 @@ def test_painted_pixels_are_those_of_truth_and_prediction(runs, name):
         tuner.picker.go(0)
         for thresh in (40, 200):
             tuner.move("thresh", thresh)
-            some, i, data = slice(None) if channel is None else [channel], tuner.image_id, tuner.predicted
+            some, i, data = slice(None) if channel is None else [channel], tuner.image_id, tuner.opened
             truth = data.folder.mask(i)[some] > 0
             pred = apply_rules(data.store.read(i), tuner.rules)[some]
             painted = {k: layer(tuner.view.strip, k) for k in tuner.view.layers}
@@ -150,7 +150,7 @@ def test_a_move_reads_no_file_and_keeps_the_other_classes(runs, monkeypatch):
     tuner.channel = 1
     read, image, before = [], tuner.image_id, tuner.view.strip.layer4
     monkeypatch.setattr(ProbStore, "read", lambda self, i: read.append(i))
-    monkeypatch.setattr(type(tuner.predicted.folder), "image", lambda self, i: read.append(i))
+    monkeypatch.setattr(type(tuner.opened.folder), "image", lambda self, i: read.append(i))
     for thresh in range(20, 250, 5):
         tuner.sliders.thresh.value = thresh
     assert not read and tuner.image_id == image
@@ -214,7 +214,7 @@ def test_kept_rules_are_what_changes_are_counted_against(runs):
     high = tuner.rules
     change = tuner.table.change["all"]
     assert change == pytest.approx(
-        slow_scores(tuner.predicted, high).mean() - slow_scores(tuner.predicted, low).mean(), abs=1e-12
+        slow_scores(tuner.opened, high).mean() - slow_scores(tuner.opened, low).mean(), abs=1e-12
     )
     tuner.swap.click()
     assert (tuner.rules, tuner.kept) == (low, high) and tuner.table.change["all"] == pytest.approx(-change, abs=1e-12)
@@ -224,10 +224,10 @@ def test_next_changed_visits_what_the_last_step_changed(runs):
     tuner = Tuner(runs["strips"])
     tuner.channel = 2
     tuner.move("thresh", 100)
-    before = slow_scores(tuner.predicted, tuner.rules)
+    before = slow_scores(tuner.opened, tuner.rules)
     tuner.move("min_area", 300)
     tuner.move("min_area", 900)
-    change = dict(zip(tuner.predicted.store.image_ids, abs(slow_scores(tuner.predicted, tuner.rules) - before)[:, 2]))
+    change = dict(zip(tuner.opened.store.image_ids, abs(slow_scores(tuner.opened, tuner.rules) - before)[:, 2]))
     wanted = sorted((i for i in change if change[i] > 0), key=lambda i: -change[i])
     assert wanted
     seen = []
@@ -244,8 +244,8 @@ def test_images_come_worst_first(runs):
     for channel in (None, *range(4)):
         tuner.channel = channel
         tuner.move("thresh", 90)
-        scores = slow_scores(tuner.predicted, tuner.rules)
-        of = dict(zip(tuner.predicted.store.image_ids, scores.mean(1) if channel is None else scores[:, channel]))
+        scores = slow_scores(tuner.opened, tuner.rules)
+        of = dict(zip(tuner.opened.store.image_ids, scores.mean(1) if channel is None else scores[:, channel]))
         found = [of[i] for i in tuner.picker.ids]
         assert found == sorted(found) and len(found) == len(of)
         first = tuner.picker.ids[0]
@@ -268,7 +268,7 @@ def test_random_images_are_those_of_the_seed(runs):
 
 def test_parts_of_the_images_are_scored_by_themselves(run):
     tuner = Tuner(run)
-    names, truth = subset_names(tuner.predicted.curves.truth, tuner.predicted.fold), truth_of(tuner)
+    names, truth = subset_names(tuner.opened.curves.truth, tuner.opened.fold), truth_of(tuner)
     assert (
         names
         == ["all", "fold 0", "fold 1", "fold 2", "with a defect", "clean", "class 1", "class 2", "class 3", "class 4"]
@@ -276,7 +276,7 @@ def test_parts_of_the_images_are_scored_by_themselves(run):
     )
     tuner.move("thresh", 70)
     now, rows = (
-        slow_scores(tuner.predicted, tuner.rules),
+        slow_scores(tuner.opened, tuner.rules),
         {
             "fold 1": np.arange(9) % 3 == 1,
             "clean": ~truth.any(1),
@@ -287,17 +287,17 @@ def test_parts_of_the_images_are_scored_by_themselves(run):
     for name, mine in rows.items():
         tuner.part.value = name
         assert tuner.table.score["all"] == pytest.approx(now[mine].mean(), abs=1e-12) and set(tuner.picker.ids) == set(
-            np.array(tuner.predicted.store.image_ids)[mine]
+            np.array(tuner.opened.store.image_ids)[mine]
         )
         tuner.choose("best")
-        assert tuner.rules == choose_rules(tuner.predicted.curves.take(mine), "best", tuner.rules)
+        assert tuner.rules == choose_rules(tuner.opened.curves.take(mine), "best", tuner.rules)
         tuner.take_back()
 
 
 @pytest.mark.parametrize("how", ["best", "plateau"])
 def test_the_buttons_choose_for_the_class_shown_or_for_all(run, how):
     tuner = Tuner(run)
-    wanted = choose_rules(tuner.predicted.curves, how)
+    wanted = choose_rules(tuner.opened.curves, how)
     tuner.channel = 2
     getattr(tuner, how).click()
     assert tuner.rules == (Rule(), Rule(), wanted[2], Rule())
@@ -312,13 +312,13 @@ def test_nested_scores_are_of_the_kind_of_rule_that_is_set(run):
         for move in moves:
             tuner.move(*move)
         tuner.settle()
-        curves, fold = tuner.predicted.curves, tuner.predicted.fold
+        curves, fold = tuner.opened.curves, tuner.opened.fold
         for how in ("best", "plateau"):
             np.testing.assert_array_equal(
-                tuner.expect.nested[how][0], nested_dice(curves, fold, how=how, template=tuner.rules)
+                tuner.expect.nested[how][0], nested_dice(curves, fold, how=how, base_rule=tuner.rules)
             )
             assert f"{how}: {tuner.expect.nested[how][0].mean():.4f}" in tuner.expect.value
-        assert f"{tuner.expect.nested['plateau'][0][:, 1].mean():.4f}" in tuner.scores.value
+        assert f"{tuner.expect.nested['plateau'][0][:, 1].mean():.4f}" in tuner.score_table.value
         before = tuner.expect.nested
         tuner.move("thresh", tuner.rules[0].thresh - 1)  # a threshold changes nothing about the kind
         assert tuner.expect.nested is before
@@ -329,7 +329,7 @@ def test_nested_scores_are_of_the_kind_of_rule_that_is_set(run):
 
 def test_without_folds_no_nested_score_is_claimed(runs):
     tuner = Tuner(runs["strips"])
-    assert not tuner.expect.nested and "No folds.csv" in tuner.expect.value and "…" not in tuner.scores.value
+    assert not tuner.expect.nested and "No folds.csv" in tuner.expect.value and "…" not in tuner.score_table.value
 
 
 def test_what_takes_long_waits_for_the_hand_and_runs_beside_it(run):
@@ -351,11 +351,11 @@ def test_what_takes_long_waits_for_the_hand_and_runs_beside_it(run):
     tuner = asyncio.run(by_hand())
     np.testing.assert_array_equal(
         tuner.expect.nested["best"][0],
-        nested_dice(tuner.predicted.curves, tuner.predicted.fold, how="best", template=Rule(fill_holes=True)),
+        nested_dice(tuner.opened.curves, tuner.opened.fold, how="best", base_rule=Rule(fill_holes=True)),
     )
-    scores = slow_scores(tuner.predicted, tuner.rules).mean(1)
+    scores = slow_scores(tuner.opened, tuner.rules).mean(1)
     assert list(tuner.picker.ids) == sorted(
-        tuner.picker.ids, key=lambda i: scores[tuner.predicted.store.image_ids.index(i)]
+        tuner.picker.ids, key=lambda i: scores[tuner.opened.store.image_ids.index(i)]
     )
 
 
@@ -367,16 +367,16 @@ def test_what_takes_long_waits_for_the_hand_and_runs_beside_it(run):
 def test_surface_points_are_scores_of_rules(runs, over, channel):
     tuner = Tuner(runs["strips"])
     rules = (Rule(fill_holes=True),) * 4
-    scores, levels, sizes = surface_of(tuner.predicted.curves, channel, rules, over)
+    scores, levels, sizes = surface_of(tuner.opened.curves, channel, rules, over)
     for t, a in [(0, 0), (40, 30), (100, 60), (len(levels) - 1, len(sizes) - 1)]:
         moved = [change_rules(change_rules(rules, None, "thresh", int(levels[t])), None, over, int(sizes[a]))][0]
-        d = dice_at(tuner.predicted.curves, moved)
+        d = dice_at(tuner.opened.curves, moved)
         assert scores[t, a] == pytest.approx(d.mean() if channel is None else d[:, channel].mean(), abs=1e-12)
 
 
 def test_places_on_the_surface_and_back(runs):
     tuner = Tuner(runs["strips"])
-    scores, levels, sizes = surface_of(tuner.predicted.curves, 1, tuner.rules)
+    scores, levels, sizes = surface_of(tuner.opened.curves, 1, tuner.rules)
     picture = draw_surface(scores, levels, sizes)
     for t in (0, 1, 57, len(levels) - 1):
         for a in (0, 1, 44, len(sizes) - 1):
@@ -409,7 +409,7 @@ def test_a_click_on_the_surface_goes_there(runs):
     tuner.surface.clicked = tuner.surface.drawn.place(60, tuner.surface.drawn.sizes[-1])
     assert tuner.rule[2].min_component == 64 * 400
     np.testing.assert_allclose(
-        tuner.table.score["class 3"], slow_scores(tuner.predicted, tuner.rules)[:, 2].mean(), atol=1e-12
+        tuner.table.score["class 3"], slow_scores(tuner.opened, tuner.rules)[:, 2].mean(), atol=1e-12
     )
 
 
@@ -468,7 +468,7 @@ def test_gates_that_need_a_classifier_are_offered_with_its_scores(run, tmp_path)
         assert tuner.table.score["all"] == pytest.approx(d.mean(), abs=1e-12), by
         assert (
             tuner.view.masks[0].sum()
-            == apply_rules(tuner.predicted.store.read(tuner.image_id), tuner.rules, levels[ids.index(tuner.image_id)])[
+            == apply_rules(tuner.opened.store.read(tuner.image_id), tuner.rules, levels[ids.index(tuner.image_id)])[
                 0
             ].sum()
         )
@@ -478,8 +478,8 @@ def slow_pair(tuner, image_id, c, score):
     from steel_seg.post import apply_rule
 
     return slow_dice(
-        apply_rule(tuner.predicted.store.read(image_id)[c], tuner.rules[c], int(score)),
-        tuner.predicted.folder.mask(image_id)[c],
+        apply_rule(tuner.opened.store.read(image_id)[c], tuner.rules[c], int(score)),
+        tuner.opened.folder.mask(image_id)[c],
     )
 
 
@@ -499,7 +499,7 @@ def test_a_large_run_is_counted_when_asked(run, monkeypatch):
     tuner.sliders.fill_holes.value = True
     tuner.sliders.min_component.value = 30
     tuner.over = "min_component"
-    assert tuner.table.score["all"] == pytest.approx(slow_scores(tuner.predicted, tuner.rules).mean(), abs=1e-12)
+    assert tuner.table.score["all"] == pytest.approx(slow_scores(tuner.opened, tuner.rules).mean(), abs=1e-12)
     assert not tune.Tuner(run).predicted.curves.lacks(True, 2)  # kept beside the run
 
 
@@ -535,7 +535,7 @@ def test_saved_rules_are_read_by_the_kit_and_start_the_next_tuner(run):
     assert rules == tuner.rules == (Rule(99), Rule(), Rule(), Rule())
     assert facts["score"] == facts["scores"]["all"] == pytest.approx(tuner.table.score["all"]) and facts["images"] == 9
     assert facts["interval"][0] < facts["score"] < facts["interval"][1] and set(facts["nested"]) == {"best", "plateau"}
-    assert facts["data_sha256"] == tuner.predicted.folder.sha256 and "optimistic" in facts["chosen"]
+    assert facts["data_sha256"] == tuner.opened.folder.sha256 and "optimistic" in facts["chosen"]
     again = Tuner(run)
     assert again.rules == rules and again.table.change["all"] == 0
     assert Tuner(run, rules=[Rule(140)] * 4).rules[0] == Rule(140)

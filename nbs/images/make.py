@@ -12,7 +12,7 @@ import pandas as pd
 
 from steel_seg.data import class_id
 from steel_seg.post import apply_rules, read_rules
-from steel_seg.predicted import read_run
+from steel_seg.open_run import open_run
 from steel_seg.score import dice_at, rows_of
 from steel_seg.surface import surface
 from steel_seg.viz import COMPARE, class_colours, compare, gallery, overlay, plot_history, plot_surface
@@ -21,8 +21,8 @@ here = Path(__file__).parent
 run = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/demo")
 if not (run / "data").is_dir():
     sys.exit(f"{run}/data is not there: the pictures are drawn from synthetic strips only; run `make demo` first")
-predicted = read_run(run)
-folder, store, curves = predicted.folder, predicted.store, predicted.curves
+opened = open_run(run)
+folder, store, curves = opened.folder, opened.store, opened.curves
 rules, _ = read_rules(run / "rule.json")
 scores = dice_at(curves, rules)
 
@@ -86,10 +86,10 @@ from live import FrontEnd, NoBrowser, Server, open_browser
 
 SHOTS = {
     "tuner": [
-        f"from steel_seg.tune import Tuner\ntuner = Tuner('runs/demo')\ntuner.channel = {c}\ntuner.move('thresh', 60)\ntuner.move('min_area', 300)\ntuner.image_id = {curves.image_ids[pairs[1][0]]!r}\ntuner.settle()\ntuner"
+        f"from steel_seg.look.tune import Tuner\ntuner = Tuner('runs/demo')\ntuner.channel = {c}\ntuner.move('thresh', 60)\ntuner.move('min_area', 300)\ntuner.image_id = {curves.image_ids[pairs[1][0]]!r}\ntuner.settle()\ntuner"
     ],
     "browser": [
-        "from steel_seg.browse import Browser\nbrowser = Browser('runs/demo')\nbrowser.sort, browser.rising = 'loss', False\nbrowser"
+        "from steel_seg.look.browse import Browser\nbrowser = Browser('runs/demo')\nbrowser.sort, browser.rising = 'loss', False\nbrowser"
     ],
 }
 with tempfile.TemporaryDirectory() as temp:

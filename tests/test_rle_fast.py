@@ -10,7 +10,7 @@ from test_rle import SAYS
 
 from steel_seg.metric import dice, mask_counts
 from steel_seg.rle import rle_area, rle_decode, rle_encode, rle_overlap, rle_runs
-from steel_seg.runs import (
+from steel_seg.rle_fast import (
     _pack,
     _unpack,
     decode,
@@ -187,8 +187,8 @@ def test_the_room_for_a_string_is_enough_and_numbers_may_have_many_digits(shape)
 
 
 def test_a_mask_of_too_many_pixels_for_the_kernel_goes_through_numpy(monkeypatch):
-    monkeypatch.setattr("steel_seg.runs._MOST", 12)
-    monkeypatch.setattr("steel_seg.runs._encode", None)  # would fail
+    monkeypatch.setattr("steel_seg.rle_fast._MOST", 12)
+    monkeypatch.setattr("steel_seg.rle_fast._encode", None)  # would fail
     mask = np.eye(4, dtype=np.uint8)
     assert encode(mask) == rle_encode(mask) == encode_prob(mask * 9, 9)
 

@@ -13,13 +13,13 @@ from in_step import ROOT
 from ipywidgets import HTML, BoundedIntText, Button, Dropdown, SelectionSlider, Text
 from made import CASES, HOSTILE, OURS, Tags, make_run, only_our_tags, parts, pixels
 
-import steel_seg.predicted as predicted_module
+import steel_seg.open_run as predicted_module
 from steel_seg.data import read_folder
 from steel_seg.post import Rule, write_rules
-from steel_seg.predicted import read_run
+from steel_seg.open_run import open_run
 from steel_seg.rle import rle_encode
-from steel_seg.tune import Tuner
-from steel_seg.view import Picker, legend_html, view_box
+from steel_seg.look.tune import Tuner
+from steel_seg.look.parts import Picker, legend_html, view_box
 
 
 @pytest.fixture
@@ -109,8 +109,8 @@ def test_curves_are_counted_once(run, monkeypatch):
         "curves_of",
         lambda *a, real=predicted_module.curves_of, **k: counted.append(1) or real(*a, **k),
     )
-    first = read_run(run).curves
-    again = read_run(run).curves
+    first = open_run(run).curves
+    again = open_run(run).curves
     assert len(counted) == 1 and (run / "curves.npz").is_file()
     assert all(
         np.array_equal(getattr(first, k), getattr(again, k))
@@ -119,24 +119,24 @@ def test_curves_are_counted_once(run, monkeypatch):
 
     later = (run / "curves.npz").stat().st_mtime_ns + 10**9
     os.utime(next((run / "oof").rglob("*.log")), ns=(later, later))  # the store was written to since
-    read_run(run)
+    open_run(run)
     assert len(counted) == 2
     os.utime(run / "curves.npz", ns=(later + 1, later + 1))
-    read_run(run)
+    open_run(run)
     assert len(counted) == 2
     (run / "curves.npz").write_bytes(b"half of")  # torn
-    read_run(run)
+    open_run(run)
     assert len(counted) == 3
 
 
 def test_new_labels_are_counted_even_with_an_old_date(run):
-    before = read_run(run).curves.truth
+    before = open_run(run).curves.truth
     path = run / "data" / "train.csv"
     rows = list(csv.reader(open(path, encoding="utf-8")))
     rows[1][1] = rle_encode(np.ones((64, 400)))
     csv.writer(open(path, "w", newline="", encoding="utf-8")).writerows(rows)
     os.utime(path, ns=(10**18, 10**18))
-    after = read_run(run).curves.truth
+    after = open_run(run).curves.truth
     assert after[0, 0] == 64 * 400 != before[0, 0] and np.array_equal(after.ravel()[1:], before.ravel()[1:])
 
 
@@ -145,19 +145,19 @@ def test_a_run_that_cannot_be_written_is_read(run, monkeypatch):
         raise PermissionError("read-only")
 
     monkeypatch.setattr(predicted_module, "write_curves", refuse)
-    assert len(read_run(run).curves) == 9 and not (run / "curves.npz").exists()
+    assert len(open_run(run).curves) == 9 and not (run / "curves.npz").exists()
 
 
 def test_a_run_is_not_shown_on_other_data(run, tmp_path):
     folder = read_folder(run / "data")
     (run / "config.json").write_text(json.dumps({"data": folder.sha256}))
-    predicted = read_run(run)
+    predicted = open_run(run)
     (run / "config.json").write_text(json.dumps({"data": "0" * 64}))
     with pytest.raises(ValueError, match="trained on other data"):
         Tuner(run)
     other = make_run(tmp_path / "other", **{**CASES["strips"], "n": 5, "seed": 1})
     with pytest.raises(ValueError, match="is not the data of these predictions"):
-        read_run(predicted, read_folder(other / "data"))
+        open_run(predicted, read_folder(other / "data"))
     (other / "data").rename(other / "elsewhere")
     with pytest.raises(ValueError, match="give the data folder"):
         Tuner(other)
@@ -168,18 +168,18 @@ def test_a_run_is_not_shown_on_other_data(run, tmp_path):
 
 
 def test_widgets_load_no_torch():
-    code = "import sys, steel_seg.tune; sys.exit('torch' in sys.modules)"
+    code = "import sys, steel_seg.look.tune; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 @pytest.mark.parametrize(
     "name",
     [
-        "41_browse.ipynb",
-        "42_tune.ipynb",
-        "43_explore.ipynb",
-        "44_preview.ipynb",
-        "45_monitor.ipynb",
+        "45_browse.ipynb",
+        "49_tune.ipynb",
+        "46_explore.ipynb",
+        "47_preview.ipynb",
+        "48_monitor.ipynb",
         "50_folder.ipynb",
         "51_training.ipynb",
         "52_errors.ipynb",
