@@ -445,7 +445,7 @@ class CurveCounter:
         image_ids,  # N of str, in the order the curves will have
         n_classes: int,  # C
         shape,  # (H,W)
-        floor: int = 13,  # levels below it count as 0
+        floor: int = FLOOR,  # levels below it count as 0
         connectivity: int | None = None,  # 4 or 8: list components too; None: do not
         smallest: int = 1,  # list only components of at least so many pixels
         fill_holes: bool = False,  # count again with the holes filled

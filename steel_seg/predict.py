@@ -22,7 +22,7 @@ from .curves import CurveCounter, Curves, read_curves, write_curves
 from .data import StripFolder, class_id, csv_rows
 from .files import read_json, sha256_file, write_text
 from .model import SegModel, load_model
-from .store import ProbStore, to_level
+from .store import FLOOR, ProbStore, to_level
 from .train import folds_of, masks_and_classes, read_config
 
 # %% ../nbs/28_predict.ipynb #c9a1220b
@@ -310,7 +310,7 @@ def count_oof(
     connectivity: int | None = None,  # 4 or 8: list components too
     fill_holes: bool = False,  # count again with the holes filled
     smallest: int = 1,  # list only components of at least so many pixels
-    floor: int = 13,  # levels below it count as 0
+    floor: int = FLOOR,  # levels below it count as 0
     progress: bool = True,  # a bar on stderr
     batch_size: int = 8,  # images at a time
 ) -> Curves:  # of all training images, also written to run/curves.npz

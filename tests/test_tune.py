@@ -500,7 +500,7 @@ def test_a_large_run_is_counted_when_asked(run, monkeypatch):
     tuner.sliders.min_component.value = 30
     tuner.over = "min_component"
     assert tuner.table.score["all"] == pytest.approx(slow_scores(tuner.opened, tuner.rules).mean(), abs=1e-12)
-    assert not tune.Tuner(run).predicted.curves.lacks(True, 2)  # kept beside the run
+    assert not tune.Tuner(run).opened.curves.lacks(True, 2)  # kept beside the run
 
 
 def test_what_is_refused_changes_nothing(runs):
