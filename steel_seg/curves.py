@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from .files import read_json, to_json, whole, write_json
 from .flood import component_nodes, fill_levels, make_room, map_counts
+from .store import FLOOR
 
 # %% ../nbs/16_curves.ipynb #21e09de5
 @dataclass(frozen=True)
