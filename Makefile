@@ -1,9 +1,12 @@
 # make demo   the whole chain on a synthetic strip mill (make demo DATA=path for a folder of your own)
-# make test   notebooks clean, exports and README in step, every notebook run, then pytest
+# make test   format, lint, types; notebooks clean, exports and README in step; every notebook run; then pytest
+# make test-fast    the inner loop, under 90 seconds: no browser, no training; it says what it left out
+# make test-oldest  a part of the tests with the oldest supported dependencies, in an environment of its own
 # make lab    JupyterLab on the tour
 # make app    the tuner as a page without code (RUN=path DATA=path for a run of your own)
 # make bench  every figure as a ratio to a named peer, in benchmarks/results.json
 # make catalyst  an environment of its own for nbs/58_catalyst.ipynb, and its kernel in JupyterLab
+# make export  after a change in a notebook: format, exports, README and clean notebooks, ready to commit
 # All of them build .venv on first use and find it built on the second.
 
 PYTHON ?= python3
@@ -14,7 +17,7 @@ export NO_ALBUMENTATIONS_UPDATE := 1
 # twenty times slower where other work shares the cores.
 export GOMP_SPINCOUNT ?= 20000
 
-.PHONY: demo test lab app export pictures catalyst bench bench-full bench-real
+.PHONY: demo test test-fast test-oldest lint types in-step lab app export pictures catalyst bench bench-full bench-real
 .DEFAULT_GOAL := test
 
 # uv shares one copy of each package between environments, so that a second clone costs seconds and no disk.
@@ -27,10 +30,40 @@ export GOMP_SPINCOUNT ?= 20000
 demo: .venv/ready
 	$(BIN)/steel_seg demo --run $(RUN) $(if $(DATA),--data $(DATA))
 
+PYTHON_FILES := nbs tests benchmarks setup.py
+# One thread of torch and numba per worker: there are as many workers as cores.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
+WORKERS ?= $(shell nproc 2>/dev/null || echo 2)
+
 test: .venv/ready
+	$(MAKE) --no-print-directory -j2 lint types in-step
+	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers $(WORKERS)
+	$(PYTEST) tests
+
+test-fast: .venv/ready
+	$(MAKE) --no-print-directory lint in-step
+	$(PYTEST) tests --fast
+
+# ruff formats and checks the notebooks, so the exported modules follow; biome does the widgets' JavaScript and CSS.
+lint: .venv/ready
+	$(BIN)/ruff format --check --quiet $(PYTHON_FILES)
+	$(BIN)/ruff check --quiet $(PYTHON_FILES)
+	$(BIN)/biome check --error-on-warnings steel_seg/look/static
+
+types: .venv/ready
+	$(BIN)/pyright
+
+in-step: .venv/ready
 	$(BIN)/python tests/in_step.py
-	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests
+
+# The smoke subset needs no browser; it makes folders, trains, predicts, decides and submits.
+test-oldest: .venv-oldest/ready
+	OMP_NUM_THREADS=1 PYTHONPATH=. .venv-oldest/bin/python -m pytest -q -n $(WORKERS) -W ignore -p no:cacheprovider -k "not kill" \
+	  $(addprefix tests/test_,$(addsuffix .py,rle rle_fast metric data folds store curves post score surface decide gates submit augment optim model pipeline))
+.venv-oldest/ready: .venv/ready constraints-oldest.txt
+	test -x .venv-oldest/bin/python || $(BIN)/uv venv -q -p 3.11 .venv-oldest
+	$(BIN)/uv pip install -q --python .venv-oldest/bin/python -c constraints-oldest.txt -e . pytest pytest-xdist hypothesis pycocotools
+	touch $@
 
 lab: .venv/ready
 	@# No question about news in a pop-up over the notebook, and no look for updates: nothing is fetched.
@@ -44,6 +77,8 @@ app: .venv/ready
 
 # After a change in a notebook: exports, README and clean notebooks, ready to commit.
 export: .venv/ready
+	$(BIN)/ruff format --quiet $(PYTHON_FILES)
+	$(BIN)/ruff check $(PYTHON_FILES)
 	$(BIN)/nbdev_export
 	$(BIN)/nbdev_clean
 	$(BIN)/python tests/in_step.py --write

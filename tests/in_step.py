@@ -70,7 +70,7 @@ def faults(root):
         return found
     with tempfile.TemporaryDirectory() as d:
         copy = Path(d) / root.name
-        skip = shutil.ignore_patterns(".venv", ".git", "runs", "__pycache__", ".ipynb_checkpoints", "*.egg-info")
+        skip = shutil.ignore_patterns(".venv*", ".git", "runs", "__pycache__", ".ipynb_checkpoints", "*.egg-info")
         shutil.copytree(root, copy, ignore=skip)
         bin_ = Path(sys.executable).parent
         # The copy's own package must be read, not the installed one.
