@@ -78,7 +78,7 @@ def test_text_from_files_never_becomes_a_tag(runs):
         picker.image_id = text
         only_our_tags(picker)
         picker.text.value = text + "<i>"
-        assert "no image" in picker.said.value
+        assert "no image" in picker.message.value
         only_our_tags(picker)
         assert Tags(legend_html({text: (1, 2, 3)})).seen <= OURS
     tuner = Tuner(runs["hostile ids"])
