@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from importlib.resources import files
 from textwrap import wrap
-from typing import Any
+from typing import Any, cast
 
 import anywidget
 import numpy as np
@@ -26,7 +26,7 @@ from traitlets import Bunch, Bytes, Float, Int, List, Tuple, Unicode, validate
 
 from ..viz import gallery, to_png
 
-# %% ../../nbs/43_parts.ipynb #6b2012bd
+# %% ../../nbs/43_parts.ipynb #96583a91
 def static_text(
     name: str,  # "parts.css"
 ) -> str:
@@ -49,7 +49,7 @@ def view_box(
     scale = min(most_width / w, most_height / h, 5)
     return max(1, round(w * scale)), max(1, round(h * scale)), stacked
 
-# %% ../../nbs/43_parts.ipynb #ff4bd408
+# %% ../../nbs/43_parts.ipynb #891e9415
 _PATCH = (
     '<span style="display:inline-block;margin-right:1em"><span style="display:inline-block;width:1em;height:1em;'
     "margin-right:.35em;vertical-align:-.1em;border:1px solid #777;"
@@ -70,7 +70,7 @@ def line_html(
     "A line of text as HTML that wraps anywhere if necessary, so that a long id cannot widen the page."
     return f"<div style='line-height:1.4;overflow-wrap:anywhere'>{html.escape(text)}</div>"
 
-# %% ../../nbs/43_parts.ipynb #aff3cf45
+# %% ../../nbs/43_parts.ipynb #b861357d
 def _plain(text: str) -> str:
     "Text for matplotlib; no formulas in a file's name."
     return str(text).replace("$", r"\$")
@@ -100,7 +100,7 @@ def with_picture(
     picture: Picture,
 ) -> dict:
     "A widget's MIME bundle with a picture beside the live view: what a notebook shows where no kernel runs."
-    return {**(bundle or {}), "image/jpeg": base64.b64encode(picture.data).decode()}
+    return {**(bundle or {}), "image/jpeg": base64.b64encode(cast(bytes, picture.data)).decode()}
 
 # %% ../../nbs/43_parts.ipynb #abbe0948
 def control_row(
@@ -108,11 +108,12 @@ def control_row(
 ) -> Box:
     "Controls side by side, in several lines where the screen is narrow; each with its full label."
     for control in controls:
-        if hasattr(getattr(control, "style", None), "description_width"):
-            control.style.description_width = "initial"
+        style = getattr(control, "style", None)
+        if style is not None and hasattr(style, "description_width"):
+            style.description_width = "initial"
     return Box(controls, layout=Layout(flex_flow="row wrap", align_items="center", width="100%"))
 
-# %% ../../nbs/43_parts.ipynb #09e14cbb
+# %% ../../nbs/43_parts.ipynb #92cb6c14
 class Later:
     "Calls a function once no call was requested for `wait` seconds; at once where no event loop runs, as in a script."
 
@@ -143,7 +144,7 @@ class Later:
         if waiting or always:
             self.f()
 
-# %% ../../nbs/43_parts.ipynb #0e341619
+# %% ../../nbs/43_parts.ipynb #a7ac560b
 def beside(
     work: Callable[[], Any],  # touches no widget
     done: Callable[[Any], Any],
@@ -163,11 +164,22 @@ def beside(
 def _on_key(widget: anywidget.AnyWidget, f: Callable[[str], Any]) -> None:
     "Call f with each key in `widget.hears` that is pressed on the widget."
 
-    def hear(_: Any, content: dict, buffers: Any) -> None:
-        if content.get("key") in widget.hears:
+    def hear(sender: Any, content: dict, buffers: Any) -> None:
+        if content.get("key") in sender.hears:
             f(content["key"])
 
     widget.on_msg(hear)
+
+
+class _HearsKeys:
+    "A part that tells of keys that are pressed on it."
+
+    def on_key(
+        self,
+        f: Callable[[str], Any],  # called with the key, one of `hears`
+    ) -> None:
+        "Call f with the keys that are pressed on the picture or page."
+        _on_key(cast(anywidget.AnyWidget, self), f)
 
 
 def _image_bytes(picture: np.ndarray | bytes | None) -> bytes:
@@ -176,8 +188,16 @@ def _image_bytes(picture: np.ndarray | bytes | None) -> bytes:
         return b""
     return picture if isinstance(picture, bytes) else to_png(picture)
 
-# %% ../../nbs/43_parts.ipynb #a8eb728f
-class StripView(anywidget.AnyWidget):
+
+def _flatten(size: Sequence[int], layers: Sequence[bytes]) -> np.ndarray:
+    "Layers as the bytes of images, the lowest first, as one (H,W,3) picture on grey."
+    whole = Image.new("RGBA", (size[0], size[1]), (236, 236, 236, 255))
+    for data in filter(None, layers):
+        whole.alpha_composite(Image.open(io.BytesIO(data)).convert("RGBA"))
+    return np.array(whole.convert("RGB"))
+
+# %% ../../nbs/43_parts.ipynb #94ba9187
+class StripView(_HearsKeys, anywidget.AnyWidget):
     """A picture in up to six layers that lie on one another, zoomed and panned together, with a row of controls below.
 
     Traits: `caption`, plain text below; `shown`, the names of the visible layers; `zoom` 1..16 with `left` and `top`,
@@ -232,22 +252,11 @@ class StripView(anywidget.AnyWidget):
 
     def flat(self) -> np.ndarray:  # (H,W,3) uint8
         "The visible layers as one picture, not zoomed."
-        whole = Image.new("RGBA", tuple(self.size), (236, 236, 236, 255))
-        for i, name in enumerate(self.names):
-            data = getattr(self, f"layer{i}")
-            if name in self.shown and data:
-                whole.alpha_composite(Image.open(io.BytesIO(data)).convert("RGBA"))
-        return np.array(whole.convert("RGB"))
-
-    def on_key(
-        self,
-        f: Callable[[str], Any],  # called with the key, one of `hears`
-    ) -> None:
-        "Call f with the keys that are pressed on the picture."
-        _on_key(self, f)
+        layers = {name: getattr(self, f"layer{i}") for i, name in enumerate(self.names)}
+        return _flatten(self.size, [data for name, data in layers.items() if name in self.shown])
 
 # %% ../../nbs/43_parts.ipynb #2a59e4c1
-class Gallery(anywidget.AnyWidget):
+class Gallery(_HearsKeys, anywidget.AnyWidget):
     """A page of thumbnails in a grid, with a line of plain text below each.
 
     With a height it scrolls, and the chosen thumbnail is scrolled into sight. Traits: `chosen`, the position of a
@@ -302,13 +311,6 @@ class Gallery(anywidget.AnyWidget):
         with self.hold_sync():
             self.marks, self.page = list(marks), self.page + 1
 
-    def on_key(
-        self,
-        f: Callable[[str], Any],  # called with the key, one of `hears`
-    ) -> None:
-        "Call f with the keys that are pressed on the page."
-        _on_key(self, f)
-
 # %% ../../nbs/43_parts.ipynb #2b7bc0dd
 class MarkedPicture(anywidget.AnyWidget):
     """A picture with markers on it that move without the picture being sent again.
@@ -323,6 +325,10 @@ class MarkedPicture(anywidget.AnyWidget):
     title, width = Unicode("picture").tag(sync=True), Int(0).tag(sync=True)
 
 # %% ../../nbs/43_parts.ipynb #ac21fb1c
+def _button(description: str, icon: str) -> Button:
+    return Button(description=description, icon=icon, layout=Layout(width="auto"))
+
+
 class Picker(Box):
     """Step through images: previous, next, by number, by id.
 
@@ -339,9 +345,7 @@ class Picker(Box):
         onward: str = "Next",  # the label of the button
     ):
         self.known, self.note, self._quiet = frozenset(known), note, False
-        auto = Layout(width="auto")
-        self.back = Button(description="Previous", icon="arrow-left", layout=auto)
-        self.on = Button(description=onward, icon="arrow-right", layout=auto)
+        self.back, self.on = _button("Previous", "arrow-left"), _button(onward, "arrow-right")
         self.number = BoundedIntText(description="Number", layout=Layout(width="120px"))
         self.of = HTML(layout=Layout(margin="2px 10px 2px 2px"))
         self.text = Text(description="Image id", continuous_update=False, layout=Layout(width="220px"))
@@ -358,11 +362,8 @@ class Picker(Box):
         "The position in the list, -1 outside it."
         return self.ids.index(self.image_id) if self.image_id in self.ids else -1
 
-    def go(
-        self,
-        position: int,  # in the list; before the first is the first, after the last the last
-    ) -> None:
-        "Go to an image by its position."
+    def go(self, position: int) -> None:
+        "Go to an image by its position in the list; outside it, to the first or the last."
         if self.ids:
             self.image_id = self.ids[min(max(position, 0), len(self.ids) - 1)]
         self._redraw()
@@ -374,10 +375,10 @@ class Picker(Box):
         return proposal.value
 
     def _find(self, text: str) -> None:
-        if text.strip() in self.known:
-            self.image_id = text.strip()
+        is_known = text.strip() in self.known
+        self.image_id = text.strip() if is_known else self.image_id
         self._redraw()
-        if text.strip() not in self.known:
+        if not is_known:
             self.message.value = f"<b>no image {html.escape(repr(text[:60]))}</b>"
 
     def _redraw(self, change: Bunch | None = None) -> None:
