@@ -4,6 +4,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from live import browser, browser_home, lab, notebook7, servers, voila  # noqa: F401 (fixtures: a real browser)
 from made import CASES, make_run
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
