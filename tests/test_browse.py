@@ -17,6 +17,7 @@ from made import CASES, HOSTILE, Tags, make_run, only_our_tags, parts, pixels, s
 from PIL import Image
 
 import steel_seg.look.browse as browse
+from steel_seg.data import read_folder
 from steel_seg.look.browse import (
     REASONS,
     Browser,
@@ -32,11 +33,10 @@ from steel_seg.look.browse import (
     worst_first,
     write_queue,
 )
-from steel_seg.data import read_folder
-from steel_seg.post import Rule, apply_rules
-from steel_seg.open_run import make_up_run, open_run
-from steel_seg.synth import make_folder
 from steel_seg.look.parts import legend_html
+from steel_seg.open_run import make_up_run, open_run
+from steel_seg.post import Rule, apply_rules
+from steel_seg.synth import make_folder
 from steel_seg.viz import COMPARE
 
 

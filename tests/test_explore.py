@@ -1,4 +1,4 @@
-"""A data folder explored: every figure against masks made one by one, near-duplicates against copies made here, and no tag from a file."""
+"""A data folder explored: figures against masks made one by one, near-duplicates against copies, no tag from a file."""
 
 import csv
 import subprocess
@@ -12,7 +12,9 @@ from conftest import real_data
 from ipywidgets import BoundedIntText, Button, Dropdown, Text, ToggleButtons
 from made import CASES, HOSTILE, Tags, make_run, only_our_tags, parts, pixels
 
+import steel_seg.folder_facts as folder_facts
 import steel_seg.look.explore as explore
+from steel_seg import near_duplicates as nearly
 from steel_seg.data import check_folder, read_folder
 from steel_seg.look.explore import DataBrowser, FaultList, ImagePages, Labelled, Table, TwinList
 from steel_seg.rle import rle_encode
@@ -62,10 +64,10 @@ def test_counts_sizes_and_places_are_those_of_the_masks(folders, name):
     masks = all_masks(folder)
     there, n = masks.any((2, 3)), len(masks)
     counts, together, sizes, heat = (
-        explore.class_counts(folder),
-        explore.co_occurrence(folder),
-        explore.area_quantiles(folder),
-        explore.label_places(folder),
+        folder_facts.class_counts(folder),
+        folder_facts.co_occurrence(folder),
+        folder_facts.area_quantiles(folder),
+        folder_facts.label_places(folder),
     )
     assert counts.images.tolist() == [n, (~there.any(1)).sum(), (there.sum(1) >= 2).sum(), *there.sum(0)]
     assert counts.pixels.tolist()[3:] == masks.sum((0, 2, 3)).tolist() and counts.pixels["all"] == masks.sum()
@@ -99,7 +101,10 @@ def test_images_chosen_are_those_that_fit_and_sorted(folders, show):
         "class 4": lambda t: t[3],
     }[show]
     assert list(pages.ids) == [i for i in masks if fits(there[i])]
-    size = lambda i: masks[i][int(show[-1]) - 1].sum() if show.startswith("class") else masks[i].sum()
+
+    def size(i):
+        return masks[i][int(show[-1]) - 1].sum() if show.startswith("class") else masks[i].sum()
+
     for sort, sign in ("largest first", -1), ("smallest first", 1):
         pages.sort = sort
         areas = [sign * int(size(i)) for i in pages.ids]
@@ -112,11 +117,11 @@ def test_labels_that_moved_along_do_not_differ():
         mask = rng.integers(0, 2, (3, 20, 30)).astype(np.uint8)
         other = np.roll(mask, (y, x), (1, 2))
         assert (
-            not explore.label_difference(mask, other, x, y).any()
-            and not explore.label_difference(other, mask, -x, -y).any()
+            not nearly.label_difference(mask, other, x, y).any()
+            and not nearly.label_difference(other, mask, -x, -y).any()
         )
         other[2, 10, 15] ^= 1
-        assert np.argwhere(explore.label_difference(mask, other, x, y)).tolist() == [[10 - y, 15 - x]]
+        assert np.argwhere(nearly.label_difference(mask, other, x, y)).tolist() == [[10 - y, 15 - x]]
 
 
 # --- near-duplicates
@@ -126,19 +131,27 @@ def test_near_duplicates_are_the_copies_and_nothing_else(tmp_path):
     images = {f"{k:02}.png": steel(k) for k in range(60)}
     masks = {"03.png": np.zeros((2, 128, 400), np.uint8)}
     masks["03.png"][1, 20:40, 100:150] = 1
-    jpeg = lambda image, q: cv2.imdecode(
-        cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, q])[1], cv2.IMREAD_GRAYSCALE
-    )
-    copies = {"a.png": ("03.png", images["03.png"]), "b.png": ("10.png", np.clip(images["10.png"] * 1.1 + 10, 0, 255).astype(np.uint8)), "c.png": ("20.png", np.roll(images["20.png"], 2, 1)),
-              "d.png": ("30.png", np.clip(images["30.png"] + np.random.default_rng(0).normal(0, 4, (128, 400)), 0, 255).astype(np.uint8)), "e.png": ("40.png", jpeg(images["40.png"], 50)),
-              "f.png": ("40.png", jpeg(images["40.png"], 30))}  # fmt: skip
+
+    def jpeg(image, q):
+        return cv2.imdecode(cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, q])[1], cv2.IMREAD_GRAYSCALE)
+
+    lighter = np.clip(images["10.png"] * 1.1 + 10, 0, 255).astype(np.uint8)
+    noise = np.random.default_rng(0).normal(0, 4, (128, 400))
+    copies = {
+        "a.png": ("03.png", images["03.png"]),
+        "b.png": ("10.png", lighter),
+        "c.png": ("20.png", np.roll(images["20.png"], 2, 1)),
+        "d.png": ("30.png", np.clip(images["30.png"] + noise, 0, 255).astype(np.uint8)),
+        "e.png": ("40.png", jpeg(images["40.png"], 50)),
+        "f.png": ("40.png", jpeg(images["40.png"], 30)),
+    }
     other = {
         "mirrored.png": images["50.png"][:, ::-1],
         "torn.png": cv2.imencode(".png", images["51.png"])[1].tobytes()[:400],
     }
     (root := tmp_path / "mill").mkdir()
     write_folder(root, {**images, **{i: image for i, (_, image) in copies.items()}, **other}, masks)
-    found = explore.near_duplicates(read_folder(root))
+    found = nearly.near_duplicates(read_folder(root))
     groups = {frozenset(g) for _, rows in found.groupby("group") for g in [{*rows["first"], *rows["second"]}]}
     assert groups == {
         frozenset(p)
@@ -161,7 +174,7 @@ def test_near_duplicates_are_the_copies_and_nothing_else(tmp_path):
 
 def test_flat_and_single_images_have_no_twins(tmp_path):
     flat = {f"{k}.png": np.full((64, 200), k, np.uint8) for k in range(3)}
-    assert len(explore.near_duplicates(read_folder(write_folder(tmp_path / "flat", flat)))) == 0
+    assert len(nearly.near_duplicates(read_folder(write_folder(tmp_path / "flat", flat)))) == 0
     one = read_folder(write_folder(tmp_path / "one", {"a.png": steel(0)}))
     twins = TwinList(one)
     twins.look_for()
@@ -171,9 +184,9 @@ def test_flat_and_single_images_have_no_twins(tmp_path):
 def test_the_shift_of_two_pictures_is_found():
     image = steel(5)
     for x, y in [(0, 0), (9, 0), (-12, 5), (3, -7)]:
-        r, *shift = explore.likeness(image[20:100, 60:360], image[20 - y : 100 - y, 60 - x : 360 - x])
+        r, *shift = nearly.likeness(image[20:100, 60:360], image[20 - y : 100 - y, 60 - x : 360 - x])
         assert shift == [x, y] and r > 0.99
-    assert abs(explore.likeness(image, steel(6))[0]) < 0.3
+    assert abs(nearly.likeness(image, steel(6))[0]) < 0.3
 
 
 # --- the widgets
@@ -346,7 +359,7 @@ def test_exploring_loads_no_torch():
 @pytest.mark.parametrize("name,classes", [("severstal-sample", 4), ("neu-seg", 3)])
 def test_real_folders(name, classes):
     browser = DataBrowser(real_data(name))
-    counts = explore.class_counts(browser.folder)
+    counts = folder_facts.class_counts(browser.folder)
     assert len(counts) == 3 + classes and (counts.images[3:] > 0).all()
     browser.view, browser.show = "images", f"class {classes}"
     assert browser.picture().data and len(browser.part("images").ids) == counts.images.iloc[-1]
@@ -355,8 +368,8 @@ def test_real_folders(name, classes):
 @pytest.mark.real
 def test_real_strips_are_no_twins_of_one_another():
     folder = read_folder(real_data("severstal-sample"))
-    assert len(explore.near_duplicates(folder, least=0.3)) == 0
-    doctored = explore.near_duplicates(
+    assert len(nearly.near_duplicates(folder, least=0.3)) == 0
+    doctored = nearly.near_duplicates(
         read_folder(real_data("neu-seg"))
     )  # images into which a patch of another was pasted, and two that overlap
     assert {("test_000572.jpg", "test_000684.jpg"), ("test_000411.jpg", "test_000413.jpg")} <= set(

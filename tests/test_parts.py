@@ -15,11 +15,11 @@ from made import CASES, HOSTILE, OURS, Tags, make_run, only_our_tags, parts, pix
 
 import steel_seg.open_run as predicted_module
 from steel_seg.data import read_folder
-from steel_seg.post import Rule, write_rules
-from steel_seg.open_run import open_run
-from steel_seg.rle import rle_encode
-from steel_seg.look.tune import Tuner
 from steel_seg.look.parts import Picker, legend_html, view_box
+from steel_seg.look.tune import Tuner
+from steel_seg.open_run import open_run
+from steel_seg.post import Rule, write_rules
+from steel_seg.rle import rle_encode
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def test_text_from_files_never_becomes_a_tag(runs):
         picker.image_id = text
         only_our_tags(picker)
         picker.text.value = text + "<i>"
-        assert "no image" in picker.said.value
+        assert "no image" in picker.message.value
         only_our_tags(picker)
         assert Tags(legend_html({text: (1, 2, 3)})).seen <= OURS
     tuner = Tuner(runs["hostile ids"])
@@ -132,9 +132,11 @@ def test_curves_are_counted_once(run, monkeypatch):
 def test_new_labels_are_counted_even_with_an_old_date(run):
     before = open_run(run).curves.truth
     path = run / "data" / "train.csv"
-    rows = list(csv.reader(open(path, encoding="utf-8")))
+    with open(path, encoding="utf-8") as f:
+        rows = list(csv.reader(f))
     rows[1][1] = rle_encode(np.ones((64, 400)))
-    csv.writer(open(path, "w", newline="", encoding="utf-8")).writerows(rows)
+    with open(path, "w", newline="", encoding="utf-8") as f:
+        csv.writer(f).writerows(rows)
     os.utime(path, ns=(10**18, 10**18))
     after = open_run(run).curves.truth
     assert after[0, 0] == 64 * 400 != before[0, 0] and np.array_equal(after.ravel()[1:], before.ravel()[1:])
