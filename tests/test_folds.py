@@ -66,13 +66,8 @@ def test_folds_are_alike(files, sets, k, seed):
 
 def test_the_competitions_mix_in_five_folds(files):
     # class sets of the training set, a tenth of each
-    sets = sum(
-        (
-            [s] * n
-            for s, n in {"": 160, "3": 130, "1": 21, "4": 14, "3+4": 8, "2": 5, "1+3": 3, "1+2": 1, "2+3": 1}.items()
-        ),
-        [],
-    )
+    set_counts = {"": 160, "3": 130, "1": 21, "4": 14, "3+4": 8, "2": 5, "1+3": 3, "1+2": 1, "2+3": 1}
+    sets = [s for s, n in set_counts.items() for _ in range(n)]
     fold = make_folds(Folder(sets, files[: len(sets)]), 5, 0).fold
     assert spread(fold, [True] * len(sets), 5) <= 1
     assert [int(spread(fold, [c in s for s in sets], 5)) <= 1 for c in "1234"] == [True] * 4
@@ -81,22 +76,20 @@ def test_the_competitions_mix_in_five_folds(files):
 @given(sets=st.lists(st.sampled_from(SETS), min_size=20, max_size=80), k=st.integers(2, 5), data=st.data())
 @settings(max_examples=60, deadline=None)
 def test_twins_share_a_fold(files, sets, k, data):
-    of = data.draw(
-        st.lists(st.integers(0, max(k, len(sets) // 2)), min_size=len(sets), max_size=len(sets))
-    )  # which file each image is
-    folder = Folder(sets, [files[n] for n in of])
-    if len(set(of)) < k:
+    file_numbers = st.integers(0, max(k, len(sets) // 2))
+    file_of_image = data.draw(st.lists(file_numbers, min_size=len(sets), max_size=len(sets)))
+    folder = Folder(sets, [files[n] for n in file_of_image])
+    if len(set(file_of_image)) < k:
         with pytest.raises(ValueError, match="would be empty"):
             make_folds(folder, k, 0)
         return
     fold = make_folds(folder, k, 0).fold
-    assert (fold.groupby(np.array(of)).nunique() == 1).all() and set(fold) == set(range(k))
+    assert (fold.groupby(np.array(file_of_image)).nunique() == 1).all() and set(fold) == set(range(k))
 
 
 def test_a_lump_of_copies_is_dealt_first(files):
-    folder = Folder(
-        ["3"] * 12 + [""] * 4, files[:1] * 4 + files[1:13]
-    )  # four copies of one image, eight others of its class, four clean
+    # four copies of one image, eight others of its class, four clean
+    folder = Folder(["3"] * 12 + [""] * 4, files[:1] * 4 + files[1:13])
     for seed in range(20):
         fold = make_folds(folder, 3, seed).fold
         assert spread(fold, [True] * 12 + [False] * 4, 3) == 0 and spread(fold, [True] * 16, 3) == 1
