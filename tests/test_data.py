@@ -87,7 +87,7 @@ def test_the_hash_follows_csv_and_images(today):
     lines = (today / "train.csv").read_text().splitlines(keepends=True)
     (today / "train.csv").write_text(
         lines[0]
-        + "".join(l for l in lines[1:] if l.split(",")[0] in {p.name for p in (today / "train_images").iterdir()})
+        + "".join(x for x in lines[1:] if x.split(",")[0] in {p.name for p in (today / "train_images").iterdir()})
     )
     without = read_folder(today).sha256
     (today / "train.csv").write_text((today / "train.csv").read_text() + "\n")
@@ -335,7 +335,8 @@ def test_the_rows_of_one_image(today):
     other = next(k for k in range(1, 5) if k not in masks.channel[masks.image_id == a.image_id].values + 1)
     with open(today / "train.csv", "a") as f:
         f.write(
-            f"{a.image_id},{other},{a.rle}\n{b.image_id},{class_id(b.channel)},{b.rle}\nNo.jpg,1,\n{a.image_id.upper()},1,5 1\n"
+            f"{a.image_id},{other},{a.rle}\n{b.image_id},{class_id(b.channel)},{b.rle}\n"
+            f"No.jpg,1,\n{a.image_id.upper()},1,5 1\n"
         )
     faults = check_folder(today)
     assert faults[["row", "severity"]].values.tolist() == [
@@ -361,7 +362,7 @@ def test_2019_has_a_row_for_every_pair(folders, tmp_path):
     lines = (root / "train.csv").read_text().splitlines(keepends=True)
     clean = [i for i, s in zip(*(lambda f: (f.images.image_id, f.class_sets()))(read_folder(root))) if s == ""]
     gone = lines[1 + 4 * 5 + 2]  # the third class of the sixth image
-    (root / "train.csv").write_text("".join(l for l in lines if l != gone and not l.startswith(clean[-1])))
+    (root / "train.csv").write_text("".join(x for x in lines if x != gone and not x.startswith(clean[-1])))
     faults = check_folder(root)
     assert (faults.severity == "error").all() and len(faults) == 2
     assert faults[faults.image_id == clean[-1]].problem.str.contains("no row for this image").all()
@@ -510,10 +511,10 @@ def test_the_damaged_row_is_named(folders, tmp_path, layout, data):
 @pytest.mark.parametrize(
     "harm, says",
     [
-        (lambda l: l + ",x", "fields where the header has"),
-        (lambda l: l.replace(",", ""), "fields where the header has"),
-        (lambda l: '"' + l[:3] + '"' + l[3:], "not csv"),
-        (lambda l: l[:2] + "\udcff" + l[2:], "not UTF-8"),
+        (lambda line: line + ",x", "fields where the header has"),
+        (lambda line: line.replace(",", ""), "fields where the header has"),
+        (lambda line: '"' + line[:3] + '"' + line[3:], "not csv"),
+        (lambda line: line[:2] + "\udcff" + line[2:], "not UTF-8"),
     ],
 )
 def test_a_row_that_is_no_row_is_named(folders, tmp_path, layout, harm, says):

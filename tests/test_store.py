@@ -1,4 +1,4 @@
-"""The probs store: what its record calls finished is there and right, whatever happens to its writers; all else raises."""
+"""The probs store: what its record calls finished is right, whatever happens to its writers; everything else raises."""
 
 import json
 import multiprocessing
@@ -376,7 +376,10 @@ def test_a_kill_between_any_two_steps_of_a_write_leaves_the_image_unfinished_and
 def test_the_chunk_is_on_disk_before_the_line_about_it(tmp_path, monkeypatch):
     """What a kill cannot show and a power cut would: the order of the syncs."""
     store, steps = make(tmp_path / "s"), []
-    name_of = lambda fd: Path(os.readlink(f"/proc/self/fd/{fd}")).name.split("-")[0].split(".")
+
+    def name_of(fd):
+        return Path(os.readlink(f"/proc/self/fd/{fd}")).name.split("-")[0].split(".")
+
     fsync, replace = os.fsync, os.replace
     monkeypatch.setattr(os, "fsync", lambda fd: (steps.append(("sync", name_of(fd))), fsync(fd)))
     monkeypatch.setattr(

@@ -1,4 +1,4 @@
-"""Pictures: nothing outside a mask changes, colours can be counted and told apart, figures show what they were given."""
+"""Pictures: nothing outside a mask changes, colours can be counted and told apart, figures show their data."""
 
 from types import SimpleNamespace
 
@@ -198,7 +198,10 @@ def test_stages_are_told_apart():
     "Losses of two stages are not joined, for they may be of two kinds; an upright line stands between."
     staged = history(2, 5).assign(stage=lambda h: 1 + (h.epoch >= 3))
     loss, score, lr = plot_history(staged).axes
-    upright = lambda ax: [line.get_xdata() for line in ax.lines if list(line.get_xdata()) == [2.5, 2.5]]
+
+    def upright(ax):
+        return [line.get_xdata() for line in ax.lines if list(line.get_xdata()) == [2.5, 2.5]]
+
     assert all(len(upright(ax)) == 1 for ax in (loss, score, lr))
     assert sorted(len(line.get_xdata()) for line in loss.lines if line.get_xdata()[0] != 2.5) == [2] * 4 + [3] * 4
     assert len(score.lines) == 3 and len(plot_classes(staged, {"score": "all"}).axes[0].lines) == 3
