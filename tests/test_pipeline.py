@@ -1,4 +1,4 @@
-"""The whole chain as a user runs it, on small folders: files agree, and a second one finds them done."""
+"""The whole chain as a user runs it, on small folders: the files agree, and a second run finds its work done."""
 
 import json
 
