@@ -9,14 +9,21 @@ __all__ = ['DEMO_PIXELS', 'demo_config', 'main']
 import argparse
 import os
 import sys
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 from .files import to_json
 
+if TYPE_CHECKING:  # what a command does not use is not loaded
+    from steel_seg.config import TrainConfig
+    from steel_seg.data import StripFolder
+
 # %% ../nbs/60_cli.ipynb #a816d6cb
 class _Parser(argparse.ArgumentParser):
-    "A parser whose complaint is one line."
+    "A parser that reports a mistake in one line."
 
     def error(self, message):
         self.exit(2, f"{self.prog}: {message} ({self.prog} --help lists the options)\n")
@@ -35,83 +42,141 @@ def _shape(text):
     return h, w
 
 
-def _size_near(*paths):
-    "Height and width of an image beside one of these csv files, or None: a submission alone does not say how large its images are."
-    from steel_seg.data import read_image
+def _text_or_none(text):
+    "'none' to None, for options that can be switched off."
+    return None if text.lower() == "none" else text
 
-    for path in paths:
-        if path is None:
-            continue
-        for name in ("test_images", "train_images"):
-            found = sorted((Path(path).resolve().parent / name).glob("*.[jJpP]*[gG]"))
-            if found:
-                return read_image(found[0]).shape
+# %% ../nbs/60_cli.ipynb #66073af6
+_CHOOSERS = "pooled", "plateau", "best", "middle", "bagged"
+_GATES = "peak", "score", "sum", "core", "product", "area"
+
+
+def _add_classes(parser):
+    parser.add_argument("--classes", type=int, help="number of classes (default: inferred from the data)")
+
+
+def _add_chain(parser):
+    "The options of every command that works on a run."
+    parser.add_argument("--data", required=True, type=Path, help="the folder that holds train.csv and train_images/")
+    parser.add_argument("--run", required=True, type=Path, help="the run folder")
+    _add_classes(parser)
+
+
+def _add_most(parser):
+    parser.add_argument("--most", type=int, default=50, help="maximum number of faults to print (default: %(default)s)")
+
+
+def _add_rule(parser):
+    "What a rule does beside its threshold and minimum area."
+    parser.add_argument("--fill-holes", action="store_true", help="fill the holes of every mask")
+    parser.add_argument(
+        "--min-component",
+        type=int,
+        default=0,
+        help="remove connected components with fewer pixels (default: %(default)s, none)",
+    )
+    parser.add_argument(
+        "--connectivity",
+        type=int,
+        choices=(4, 8),
+        default=8,
+        help="neighbours of a pixel in a component (default: %(default)s)",
+    )
+
+
+def _add_scores(parser):
+    parser.add_argument(
+        "--scores",
+        type=Path,
+        help="a csv with the probability of a classifier for each image and class "
+        "(default: what a network with a class head wrote into the run)",
+    )
+    parser.add_argument(
+        "--scores-prefix", help="start of the names of its columns, if the file holds several classifiers"
+    )
 
 # %% ../nbs/60_cli.ipynb #96957920
+def _add_synth(parser):
+    parser.add_argument("out", type=Path, help="the folder to make")
+    parser.add_argument("--n-train", type=int, default=100, help="number of training images (default: %(default)s)")
+    parser.add_argument("--n-test", type=int, default=20, help="number of test images (default: %(default)s)")
+    parser.add_argument(
+        "--shape", type=_shape, default=(256, 1600), metavar="HxW", help="size of the images (default: 256x1600)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
+    parser.add_argument(
+        "--layout",
+        choices=("today", "2019"),
+        default="today",
+        help="columns of train.csv and sample_submission.csv (default: %(default)s)",
+    )
+
+
 def _synth(args):
     from steel_seg.synth import make_folder
 
-    root = make_folder(
-        args.out,
-        n_train=args.n_train,
-        n_test=args.n_test,
-        shape=args.shape,
-        layout=args.layout,
-        seed=args.seed,
-        progress=True,
-    )
+    settings = {name: getattr(args, name) for name in ("n_train", "n_test", "shape", "layout", "seed")}
+    root = make_folder(args.out, **settings, progress=True)
     print(f"{root}: {args.n_train} train and {args.n_test} test images of {args.shape[0]} x {args.shape[1]}")
-    return dict(
-        data=root, n_train=args.n_train, n_test=args.n_test, shape=args.shape, layout=args.layout, seed=args.seed
-    )
+    return {"data": root, **settings}
 
-
-def _say_faults(faults, most):
-    "Print the first `most` faults, a line each, and count what was found."
-    for f in faults.head(most).itertuples():
-        where = f"{f.file}:{f.row}" if f.row else f.file
-        what = " ".join(str(x) for x in (f.image_id, f.class_id) if str(x))
-        print(f"{f.severity:7} {where}  {what}{': ' if what else ''}{f.problem}")
+# %% ../nbs/60_cli.ipynb #9b301409
+def _print_faults(faults, most):
+    "Print the first `most` faults, one per line; their numbers and records."
+    for fault in faults.head(most).itertuples():
+        place = f"{fault.file}:{fault.row}" if fault.row else fault.file
+        subject = " ".join(str(part) for part in (fault.image_id, fault.class_id) if str(part))
+        print(f"{fault.severity:7} {place}  {subject}{': ' if subject else ''}{fault.problem}")
     if len(faults) > most:
         print(f"... and {len(faults) - most} more (--most shows more)")
     errors = int((faults.severity == "error").sum())
-    return dict(errors=errors, warnings=len(faults) - errors, faults=faults.head(most).to_dict("records"))
+    return {"errors": errors, "warnings": len(faults) - errors, "faults": faults.head(most).to_dict("records")}
+
+# %% ../nbs/60_cli.ipynb #95a6cac0
+def _add_check_data(parser):
+    parser.add_argument("data", type=Path, help="the folder that holds train.csv and train_images/")
+    _add_classes(parser)
+    parser.add_argument(
+        "--headers-only", action="store_true", help="read only the headers of the images, do not decode them"
+    )
+    _add_most(parser)
 
 
 def _check_data(args):
     from steel_seg.data import check_folder
 
-    if not Path(args.data).is_dir():
+    if not args.data.is_dir():
         raise ValueError(f"{args.data}: no such folder; give the one that holds train.csv and train_images/")
-    found = _say_faults(check_folder(args.data, n_classes=args.classes, read_images=not args.headers_only), args.most)
-    print(f"{args.data}: {found['errors']} errors, {found['warnings']} warnings")
-    return dict(data=args.data, exit=int(found["errors"] > 0), **found)
+    faults = check_folder(args.data, n_classes=args.classes, read_images=not args.headers_only)
+    summary = _print_faults(faults, args.most)
+    print(f"{args.data}: {summary['errors']} errors, {summary['warnings']} warnings")
+    return {"data": args.data, "exit": int(summary["errors"] > 0), **summary}
 
 # %% ../nbs/60_cli.ipynb #136c7350
-def _switch(text):
-    "'none' to None, for options that may be switched off."
-    return None if text.lower() == "none" else text
-
-
 def _add_config(parser):
-    "An option for every field of TrainConfig, in the words that stand beside it; what is not given stays out of the namespace."
+    "An option for every field of TrainConfig, with its help; an option that is not given is absent from the namespace."
     from steel_seg.config import TrainConfig, field_help
 
     words = field_help()
     for f in fields(TrainConfig):
-        kind = type(f.default) if f.default is not None else str
-        how = (
-            dict(action=argparse.BooleanOptionalAction)
-            if kind is bool
-            else dict(type=_switch if kind is str else kind, metavar=kind.__name__.upper())
-        )
+        kind = str if f.default is None else type(f.default)
+        if kind is bool:
+            reading = {"action": argparse.BooleanOptionalAction}
+        else:
+            reading = {"type": _text_or_none if kind is str else kind, "metavar": kind.__name__.upper()}
         parser.add_argument(
             "--" + f.name.replace("_", "-"),
             dest="config_" + f.name,
             default=argparse.SUPPRESS,
             help=f"{words[f.name]} (default {f.default})".replace("%", "%%"),
-            **how,
+            **reading,
         )
+
+
+def _add_train(parser):
+    _add_chain(parser)
+    parser.add_argument("--config", type=Path, help="a JSON file with fields of TrainConfig, as the options below")
+    parser.add_argument("--fold", type=int, nargs="+", help="train only these folds (default: all)")
 
 
 def _train(args):
@@ -120,77 +185,141 @@ def _train(args):
     from steel_seg.files import read_json
     from steel_seg.train import train_run
 
-    given = {k.removeprefix("config_"): v for k, v in vars(args).items() if k.startswith("config_")}
-    config = replace(TrainConfig.from_json(read_json(args.config)) if args.config else TrainConfig(), **given)
-    folder = read_folder(args.data, n_classes=args.classes)
-    history = train_run(args.run, folder, config, only=args.fold)
-    best, under = history.groupby("fold").score.max(), f"under {config.rule}" if config.rule else "at level 128"
+    options = {k.removeprefix("config_"): v for k, v in vars(args).items() if k.startswith("config_")}
+    base = TrainConfig.from_json(read_json(args.config)) if args.config else TrainConfig()
+    config = replace(base, **options)
+    history = train_run(args.run, read_folder(args.data, n_classes=args.classes), config, only=args.fold)
+    best = history.groupby("fold").score.max()
+    rule = f"under {config.rule}" if config.rule else "at level 128"
     for fold, score in best.items():
-        print(f"fold {fold}: best score {score:.4f} {under}")
-    return dict(run=args.run, best={int(k): v for k, v in best.items()})
+        print(f"fold {fold}: best score {score:.4f} {rule}")
+    return {"run": args.run, "best": {int(k): v for k, v in best.items()}}
+
+# %% ../nbs/60_cli.ipynb #e21d03c8
+def _add_predict(parser):
+    _add_chain(parser)
+    parser.add_argument(
+        "--tta",
+        choices=("none", "hflip", "flips"),
+        default="hflip",
+        help="flips whose predictions are averaged (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--count-only",
+        action="store_true",
+        help="count pixels of the out-of-fold predictions during prediction (curves.npz) and do not store them",
+    )
+    _add_rule(parser)
 
 
-def _predict(args):
-    from steel_seg.data import read_folder
-    from steel_seg.predict import count_oof, predict_oof, predict_test
-
-    folder, done = read_folder(args.data, n_classes=args.classes), dict(run=args.run)
-    if args.count_only:
-        count_oof(args.run, folder, args.tta, **_counted(_template(args)))
-        done["curves"] = Path(args.run) / "curves.npz"
-    else:
-        done["oof"] = predict_oof(args.run, folder, tta=args.tta).path
-    if len(folder.test):
-        done["test"] = predict_test(args.run, folder, tta=args.tta).path
-    for name in ("oof", "test"):
-        if scores := _there(Path(args.run) / f"{name}_scores.csv"):
-            done[f"{name}_scores"] = scores
-    for name in ("oof", "curves", "test", "oof_scores", "test_scores"):
-        if name in done:
-            print(f"{name}: {done[name]}")
-    return done
+def _existing(path):
+    return path if path.exists() else None
 
 
-def _template(args):
+def _base_rule(args):
     "What the options say of a rule beside its threshold and minimum area."
     from steel_seg.post import Rule
 
     return Rule(fill_holes=args.fill_holes, min_component=args.min_component, connectivity=args.connectivity)
 
 
-def _counted(base_rule):
-    "What must be counted for rules like this one."
-    return dict(
-        connectivity=base_rule.connectivity if base_rule.min_component > 1 else None,
-        fill_holes=base_rule.fill_holes,
-        smallest=max(1, base_rule.min_component),
+def _counting(base_rule):
+    "What must be counted for rules like this one: arguments of `curves_of`."
+    return {
+        "connectivity": base_rule.connectivity if base_rule.min_component > 1 else None,
+        "fill_holes": base_rule.fill_holes,
+        "smallest": max(1, base_rule.min_component),
+    }
+
+
+def _predict(args):
+    from steel_seg.data import read_folder
+    from steel_seg.predict import count_oof, predict_oof, predict_test
+
+    folder = read_folder(args.data, n_classes=args.classes)
+    made = {}
+    if args.count_only:
+        count_oof(args.run, folder, args.tta, **_counting(_base_rule(args)))
+        made["curves"] = args.run / "curves.npz"
+    else:
+        made["oof"] = predict_oof(args.run, folder, tta=args.tta).path
+    if len(folder.test):
+        made["test"] = predict_test(args.run, folder, tta=args.tta).path
+    for name in ("oof_scores", "test_scores"):
+        path = args.run / f"{name}.csv"
+        if path.exists():
+            made[name] = path
+    for name, path in made.items():
+        print(f"{name}: {path}")
+    return {"run": args.run, **made}
+
+# %% ../nbs/60_cli.ipynb #f1d5cf3a
+def _add_decide(parser):
+    _add_chain(parser)
+    parser.add_argument("--seed", type=int, default=0, help="random seed of the bootstrap (default: %(default)s)")
+    _add_rule(parser)
+    _add_scores(parser)
+    parser.add_argument(
+        "--how",
+        choices=_CHOOSERS,
+        default=_CHOOSERS[0],
+        help="how threshold and minimum area are chosen (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--gate",
+        choices=("none", *_GATES),
+        default="none",
+        help="what can empty a mask; all but peak and core need --scores (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--compare-gates",
+        action="store_true",
+        help="print the expected score of every gate; always done with --scores",
     )
 
 
 def _curves(run, folder, base_rule):
-    "Counts of the out-of-fold predictions: of the store, or those that were kept where there is none."
+    "Counts of the out-of-fold predictions: of the store, or the saved counts if there is no store."
     from steel_seg.curves import curves_of, read_curves, write_curves
     from steel_seg.store import ProbStore
 
-    if (run / "oof").exists() or not (run / "curves.npz").exists():
-        curves = curves_of(ProbStore.open(run / "oof"), folder, **_counted(base_rule), progress=True)
-        write_curves(run / "curves.npz", curves)
+    path = run / "curves.npz"
+    if (run / "oof").exists() or not path.exists():
+        curves = curves_of(ProbStore.open(run / "oof"), folder, **_counting(base_rule), progress=True)
+        write_curves(path, curves)
         return curves
-    curves, truth = read_curves(run / "curves.npz"), dict(zip(folder.images.image_id, folder.truth_area().tolist()))
-    if [truth.get(i) for i in curves.image_ids] != curves.truth.tolist():
-        raise ValueError(f"{run}/curves.npz was counted with other labels than those in {folder.root}: predict again")
+    curves = read_curves(path)
+    truth = dict(zip(folder.images.image_id, folder.truth_area().tolist()))
+    if [truth.get(image_id) for image_id in curves.image_ids] != curves.truth.tolist():
+        raise ValueError(
+            f"{path} was counted with other labels than those in {folder.root}: run `steel_seg predict` again"
+        )
     return curves
 
 
-def _there(path):
-    return path if path.exists() else None
-
-
-def _scores(args, image_ids, n_classes):
-    "Levels of a classifier from a csv, or None where none is given. A net with a class head has written its own beside its predictions."
+def _class_levels(path, prefix, image_ids, n_classes):
+    "Levels of a classifier from a csv; None if there is no csv."
     from steel_seg.gates import read_class_levels
 
-    return None if args.scores is None else read_class_levels(args.scores, image_ids, n_classes, args.scores_prefix)
+    return None if path is None else read_class_levels(path, image_ids, n_classes, prefix)
+
+# %% ../nbs/60_cli.ipynb #ee1e017a
+def _gate_table(run, curves, fold, class_levels, rng, base_rule):
+    "What every gate would score, printed and written to gates.csv."
+    from steel_seg.files import write_text
+    from steel_seg.gates import compare_gates
+
+    table = compare_gates(curves, fold, class_levels, rng, base_rule)
+    columns = ["optimistic", "nested", "difference", "low", "high"]
+    print(table.xs("all", level="row")[columns].round(4).to_string(), "\n")
+    write_text(run / "gates.csv", table.to_csv())
+    return table
+
+
+def _classifier_facts(path, prefix):
+    from steel_seg.files import sha256_file
+
+    return {"classifier": {"file": path.name, "sha256": sha256_file(path), "prefix": prefix}}
 
 
 def _decide(args):
@@ -198,286 +327,251 @@ def _decide(args):
 
     from steel_seg.data import read_folder
     from steel_seg.decide import decide
-    from steel_seg.files import sha256_file, write_text
     from steel_seg.folds import read_folds
-    from steel_seg.gates import compare_gates, decide_gate
+    from steel_seg.gates import decide_gate
     from steel_seg.report import write_report
 
-    run, folder, base_rule = Path(args.run), read_folder(args.data, n_classes=args.classes), _template(args)
+    run, folder, base_rule = args.run, read_folder(args.data, n_classes=args.classes), _base_rule(args)
     curves = _curves(run, folder, base_rule)
-    args.scores = args.scores or _there(run / "oof_scores.csv")
-    class_levels = _scores(args, curves.image_ids, folder.n_classes)
-    fold, rng = read_folds(run / "folds.csv", curves.image_ids).fold.to_numpy(), np.random.default_rng(args.seed)
+    scores = args.scores or _existing(run / "oof_scores.csv")
+    class_levels = _class_levels(scores, args.scores_prefix, curves.image_ids, folder.n_classes)
+    fold = read_folds(run / "folds.csv", curves.image_ids).fold.to_numpy()
+    rng = np.random.default_rng(args.seed)
     table = None
     if class_levels is not None or args.compare_gates:
-        table = compare_gates(curves, fold, class_levels, rng, base_rule)
-        print(
-            table.xs("all", level="row")[["optimistic", "nested", "difference", "low", "high"]].round(4).to_string(),
-            "\n",
-        )
-        write_text(run / "gates.csv", table.to_csv())
+        table = _gate_table(run, curves, fold, class_levels, rng, base_rule)
     if args.gate == "none":
         decision = decide(curves, fold, rng, args.how, base_rule)
     else:
         decision = decide_gate(curves, fold, rng, args.gate, class_levels, base_rule)
-    facts = (
-        {}
-        if class_levels is None
-        else {
-            "classifier": {
-                "file": Path(args.scores).name,
-                "sha256": sha256_file(args.scores),
-                "prefix": args.scores_prefix,
-            }
-        }
-    )
+    facts = {} if class_levels is None else _classifier_facts(scores, args.scores_prefix)
     decision.save(run / "rule.json", data_sha256=folder.sha256, seed=args.seed, **facts)
     report = write_report(run / "report.html", run, folder, curves, decision, class_levels, table)
     print(decision)
-    return dict(
-        rule=run / "rule.json",
-        report=report,
-        nested=decision.nested,
-        optimistic=decision.optimistic,
-        all_empty=decision.all_empty,
-    )
+    scored = {name: getattr(decision, name) for name in ("nested", "optimistic", "all_empty")}
+    return {"rule": run / "rule.json", "report": report, **scored}
 
 # %% ../nbs/60_cli.ipynb #3a4e0cf3
+def _add_submit(parser):
+    _add_chain(parser)
+    _add_scores(parser)
+    parser.add_argument(
+        "--sample", type=Path, help="the sample_submission.csv to follow (default: that of the data folder)"
+    )
+    parser.add_argument("--out", type=Path, help="the file to write (default: submission.csv in the run folder)")
+
+
+def _sample(args, store, folder, oof):
+    "The sample to follow: the given one, that of the data folder, or one made for the images of the store."
+    from steel_seg.submit import write_sample
+
+    if args.sample and not args.sample.exists():
+        raise ValueError(f"{args.sample}: no such file")
+    sample = args.sample or (None if oof else _existing(args.data / "sample_submission.csv"))
+    if sample is None:
+        return write_sample(args.run / "sample_submission.csv", store.image_ids, folder.n_classes, folder.layout)
+    return sample
+
+
 def _submit(args):
     from steel_seg.data import read_folder
     from steel_seg.post import apply_rules, gates_of_classifier, read_rules
     from steel_seg.store import ProbStore
-    from steel_seg.submit import check_submission, write_sample, write_submission
+    from steel_seg.submit import check_submission, write_submission
 
-    run, folder = Path(args.run), read_folder(args.data, n_classes=args.classes)
+    run, folder = args.run, read_folder(args.data, n_classes=args.classes)
     rules, _ = read_rules(run / "rule.json")
-    asks = gates_of_classifier(rules)
-    # A folder with no test images still shows the whole way: its own out-of-fold predictions go through the same checks.
+    gates = gates_of_classifier(rules)
     oof = not len(folder.test)
-    args.scores = args.scores or _there(run / ("oof_scores.csv" if oof else "test_scores.csv"))
-    if asks and args.scores is None:
+    scores = args.scores or _existing(run / ("oof_scores.csv" if oof else "test_scores.csv"))
+    if gates and scores is None:
         raise ValueError(
-            f"{run}/rule.json asks a classifier (gate by {', '.join(asks)}): give its probabilities for these images with --scores"
+            f"{run}/rule.json needs a classifier (gate by {', '.join(gates)}): "
+            "give its probabilities for these images with --scores"
         )
     store = ProbStore.open(run / ("oof" if oof else "test"))
-    sample = args.sample or (None if oof else Path(args.data) / "sample_submission.csv")
-    if sample is None or not Path(sample).exists():
-        if args.sample:
-            raise ValueError(f"{args.sample}: no such file")
-        sample = write_sample(run / "sample_submission.csv", store.image_ids, folder.n_classes, folder.layout)
-    class_levels = _scores(args, store.image_ids, folder.n_classes)
-    score_of = {} if class_levels is None else dict(zip(store.image_ids, class_levels))
-    out = write_submission(
-        args.out or run / "submission.csv",
-        sample,
-        lambda image_id: apply_rules(store.read(image_id), rules, score_of.get(image_id)),
+    sample = _sample(args, store, folder, oof)
+    class_levels = _class_levels(scores, args.scores_prefix, store.image_ids, folder.n_classes)
+    levels_of = {} if class_levels is None else dict(zip(store.image_ids, class_levels))
+
+    def masks(image_id):
+        return apply_rules(store.read(image_id), rules, levels_of.get(image_id))
+
+    out = write_submission(args.out or run / "submission.csv", sample, masks)
+    summary = _print_faults(check_submission(out, sample, folder.shape, folder.n_classes), 20)
+    source = "out-of-fold" if oof else "test"
+    print(f"{out}: from {source} predictions, {summary['errors']} errors, {summary['warnings']} warnings")
+    return {"submission": out, "sample": sample, "oof": oof, "exit": int(summary["errors"] > 0), **summary}
+
+# %% ../nbs/60_cli.ipynb #ee254387
+def _size_near(*paths):
+    "Height and width of an image beside one of these csv files; None if there is none."
+    from steel_seg.data import read_image
+
+    for path in paths:
+        if path is None:
+            continue
+        for name in ("test_images", "train_images"):
+            images = sorted((path.resolve().parent / name).glob("*.[jJpP]*[gG]"))
+            if images:
+                return read_image(images[0]).shape
+    return None
+
+
+def _add_check(parser):
+    parser.add_argument("submission", type=Path, help="the submission to check")
+    parser.add_argument("--sample", type=Path, help="the sample_submission.csv it must match")
+    parser.add_argument(
+        "--classes", type=int, help="number of classes (default: those of the sample, or of most images)"
     )
-    found = _say_faults(check_submission(out, sample, folder.shape, folder.n_classes), 20)
-    print(
-        f"{out}: from {'out-of-fold' if oof else 'test'} predictions, {found['errors']} errors, {found['warnings']} warnings"
+    parser.add_argument(
+        "--shape",
+        type=_shape,
+        metavar="HxW",
+        help="size of the images (default: that of an image beside the csv, or else 256x1600)",
     )
-    return dict(submission=out, sample=sample, oof=oof, exit=int(found["errors"] > 0), **found)
+    _add_most(parser)
 
 
 def _check(args):
     from steel_seg.submit import check_submission
 
     shape = args.shape or _size_near(args.sample, args.submission) or (256, 1600)
-    found = _say_faults(check_submission(args.submission, args.sample, shape, args.classes), args.most)
-    print(
-        f"{args.submission}: {found['errors']} errors, {found['warnings']} warnings (images of {shape[0]} x {shape[1]})"
+    summary = _print_faults(check_submission(args.submission, args.sample, shape, args.classes), args.most)
+    counts = f"{summary['errors']} errors, {summary['warnings']} warnings"
+    print(f"{args.submission}: {counts} (images of {shape[0]} x {shape[1]})")
+    return {"submission": args.submission, "shape": shape, "exit": int(summary["errors"] > 0), **summary}
+
+# %% ../nbs/60_cli.ipynb #a35927fe
+def _add_score(parser):
+    parser.add_argument("submission", type=Path, help="the submission to score")
+    parser.add_argument("truth", type=Path, help="the true masks: a train.csv in either layout")
+    parser.add_argument(
+        "--shape", type=_shape, metavar="HxW", help="size of the images, to check that no run leaves them"
     )
-    return dict(submission=args.submission, shape=shape, exit=int(found["errors"] > 0), **found)
 
 
 def _score(args):
     from steel_seg.submit import score_submission
 
-    found = score_submission(args.submission, args.truth, args.shape)
-    print(found["table"].round(5).to_string())
-    print(f"score {found['score']:.5f}")
-    return dict(score=found["score"], per_class=found["per_class"], pairs=found["pairs"])
+    result = score_submission(args.submission, args.truth, args.shape)
+    print(result["table"].round(5).to_string())
+    print(f"score {result['score']:.5f}")
+    return {name: result[name] for name in ("score", "per_class", "pairs")}
 
 # %% ../nbs/60_cli.ipynb #18807cc7
-DEMO_PIXELS = 170e6  # pixels that each fold's net is trained on: some two minutes of one core
+DEMO_PIXELS = 170e6  # pixels that the net of each fold is trained on: some two minutes of one core
 
 
 def demo_config(
-    folder,  # a StripFolder
+    folder: "StripFolder",
     seed: int,  # for folds, weights and order
-):
-    "A `TrainConfig` for two folds of a tiny net whose number of epochs fits `folder` into minutes on two cores."
+) -> "TrainConfig":
+    "A configuration for two folds of a tiny net; the number of epochs fits `folder` into minutes on two cores."
     from steel_seg.config import TrainConfig
 
-    seen = len(folder.images) / 2 * folder.shape[0] * folder.shape[1]  # pixels of one epoch
+    pixels_per_epoch = len(folder.images) / 2 * folder.shape[0] * folder.shape[1]
     # Small batches where there are few images: a net that takes ten steps learns nothing.
-    batch = int(min(8, max(2, len(folder.images) // 16)))
+    batch_size = int(min(8, max(2, len(folder.images) // 16)))
     return TrainConfig(
         arch="fpn",
         encoder="tu-test_resnet.r160_in1k",
         encoder_weights=None,
         decoder={"decoder_pyramid_channels": 64, "decoder_segmentation_channels": 32},
-        epochs=int(min(60, max(4, DEMO_PIXELS // seen))),
-        batch_size=batch,
+        epochs=int(min(60, max(4, DEMO_PIXELS // pixels_per_epoch))),
+        batch_size=batch_size,
         lr=4e-3,
         folds=2,
         num_workers=0,
         seed=seed,
     )
 
+# %% ../nbs/60_cli.ipynb #0a31fdcf
+def _add_demo(parser):
+    parser.add_argument("--run", type=Path, default=Path("runs/demo"), help="the run folder (default: %(default)s)")
+    parser.add_argument("--data", type=Path, help="a data folder (default: a synthetic one is made in the run folder)")
+    parser.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
+
+
+def _chain_from_prediction(run, data, seed):
+    "The commands after training, and their results as one dict."
+    result = {}
+    for step in (["predict", "--tta", "flips"], ["decide", "--seed", str(seed)], ["submit"]):
+        options = _parser().parse_args([*step, "--run", str(run), "--data", str(data)])
+        result.update(options.do(options))
+    return result
+
 
 def _demo(args):
-    run = Path(args.run)
-    data = Path(args.data) if args.data else run / "data"
+    from steel_seg.data import read_folder
+
+    data = args.data or args.run / "data"
     if not args.data and not (data / "train.csv").exists():
         from steel_seg.synth import make_folder
 
         make_folder(data, n_train=720, n_test=60, shape=(64, 400), seed=args.seed, progress=True)
-    from steel_seg.data import read_folder
     from steel_seg.train import train_run
 
     folder = read_folder(data)
-    train_run(run, folder, demo_config(folder, args.seed))
-    result = {}
-    for step in (["predict", "--tta", "flips"], ["decide", "--seed", str(args.seed)], ["submit"]):
-        options = _parser().parse_args([*step, "--run", str(run), "--data", str(data)])
-        result.update(options.do(options))
+    train_run(args.run, folder, demo_config(folder, args.seed))
+    result = _chain_from_prediction(args.run, data, args.seed)
     truth = data / ("train.csv" if result["oof"] else "test_truth.csv")
     if truth.exists():
         from steel_seg.submit import score_submission
 
-        result["submission_score"] = score_submission(result["submission"], truth, folder.shape)["score"]
-        print(
-            f"the submission's own score:        {result['submission_score']:.4f} ({'the images that chose the rule' if result['oof'] else 'fresh images'})"
-        )
+        score = score_submission(result["submission"], truth, folder.shape)["score"]
+        result["submission_score"] = score
+        images = "the images that chose the rule" if result["oof"] else "fresh images"
+        print(f"the submission's own score:        {score:.4f} ({images})")
     print(f"report: {result['report']}")
     return result
 
+# %% ../nbs/60_cli.ipynb #b253db3a
+class _Command(NamedTuple):
+    name: str
+    do: Callable[[argparse.Namespace], dict]  # its result; "exit" is the exit code, 0 if absent
+    add_options: Callable[[argparse.ArgumentParser], None]
+    help: str
+
+
+_COMMANDS = (
+    _Command("synth", _synth, _add_synth, "make a synthetic competition folder"),
+    _Command("check-data", _check_data, _add_check_data, "list everything that is wrong with a data folder"),
+    _Command("train", _train, _add_train, "train the folds of a run, or resume their training"),
+    _Command("predict", _predict, _add_predict, "predict out of fold, and the test images if there are any"),
+    _Command(
+        "decide",
+        _decide,
+        _add_decide,
+        "choose the rule of each class from the out-of-fold predictions; writes rule.json and report.html",
+    ),
+    _Command("submit", _submit, _add_submit, "write a submission and check it"),
+    _Command("check", _check, _add_check, "list every fault of a submission by row"),
+    _Command("score", _score, _add_score, "the competition's score of a submission, per class and overall"),
+    _Command("demo", _demo, _add_demo, "the whole chain in minutes, on a synthetic folder or on --data"),
+)
+
 # %% ../nbs/60_cli.ipynb #52b3066e
-# Named here too, so that a command does not load what it does not use.
-_HOW = "pooled", "plateau", "best", "middle", "bagged"
-_GATES = "peak", "score", "sum", "core", "product", "area"
-
-
 def _parser(command=None):
-    "The parser; the options of `train` come from TrainConfig, so they are added only where `command` asks for them."
+    "The parser; the options of TrainConfig load torch, so they are added only if `command` is train."
     top = _Parser(
         prog="steel_seg",
         description="Find and classify defects on steel strips: from train.csv to a checked submission.",
     )
-    sub = top.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
-
-    def add(name, do, text):
-        p = sub.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-        p.set_defaults(do=do)
-        p.add_argument("--json", action="store_true", help="print the result as one JSON object on the last line")
-        return p
-
-    def chain(p, seed=False):
-        p.add_argument("--data", required=True, type=Path, help="the folder that holds train.csv and train_images/")
-        p.add_argument("--run", required=True, type=Path, help="the run folder")
-        p.add_argument("--classes", type=int, help="number of classes (default: as the data say)")
-
-    def rule(p):
-        p.add_argument("--fill-holes", action="store_true", help="fill the holes of every mask")
-        p.add_argument("--min-component", type=int, default=0, help="drop components of fewer pixels")
-        p.add_argument("--connectivity", type=int, choices=(4, 8), default=8, help="what touches, for components")
-
-    def classifier(p):
-        p.add_argument(
-            "--scores",
-            type=Path,
-            help="a csv with a classifier's probability for each image and class (default: what a net with a class head wrote into the run)",
-        )
-        p.add_argument("--scores-prefix", help="what its columns begin with, where the file holds several classifiers")
-
-    p = add("synth", _synth, "make a synthetic competition folder")
-    p.add_argument("out", type=Path, help="the folder to make")
-    p.add_argument("--n-train", type=int, default=100)
-    p.add_argument("--n-test", type=int, default=20)
-    p.add_argument("--shape", type=_shape, default=(256, 1600), metavar="HxW")
-    p.add_argument("--seed", type=int, default=0)
-    p.add_argument(
-        "--layout", choices=("today", "2019"), default="today", help="of train.csv and sample_submission.csv"
-    )
-    p = add("check-data", _check_data, "list everything that is wrong with a data folder")
-    p.add_argument("data", type=Path)
-    p.add_argument("--classes", type=int, help="number of classes (default: as the data say)")
-    p.add_argument("--headers-only", action="store_true", help="look at the images' headers and do not decode them")
-    p.add_argument("--most", type=int, default=50, help="how many faults to print")
-    p = add("train", _train, "train the folds of a run, or go on with it")
-    chain(p)
-    p.add_argument("--config", type=Path, help="a JSON file with TrainConfig fields")
-    p.add_argument("--fold", type=int, nargs="+", help="only these folds")
-    if command == "train":
-        _add_config(p)
-    p = add("predict", _predict, "predict out of fold, and the test images where there are any")
-    chain(p)
-    p.add_argument("--tta", choices=("none", "hflip", "flips"), default="hflip", help="flips to average over")
-    p.add_argument(
-        "--count-only",
-        action="store_true",
-        help="count the out-of-fold predictions as they are made (curves.npz) and keep no store of them",
-    )
-    rule(p)
-    p = add(
-        "decide",
-        _decide,
-        "choose the rule of each class from the out-of-fold predictions; writes rule.json and report.html",
-    )
-    chain(p)
-    p.add_argument("--seed", type=int, default=0, help="of the bootstrap")
-    rule(p)
-    classifier(p)
-    p.add_argument(
-        "--how", choices=_HOW, default=_HOW[0], help="how threshold and minimum area are chosen (default: %(default)s)"
-    )
-    p.add_argument(
-        "--gate",
-        choices=("none", *_GATES),
-        default="none",
-        help="what may empty a mask; those but peak and core need --scores (default: %(default)s)",
-    )
-    p.add_argument(
-        "--compare-gates",
-        action="store_true",
-        help="print what every gate would score; with --scores this is done in any case",
-    )
-    p = add("submit", _submit, "write a submission and check it")
-    chain(p)
-    classifier(p)
-    p.add_argument("--sample", type=Path, help="sample_submission.csv to follow (default: the data folder's)")
-    p.add_argument("--out", type=Path, help="default: RUN/submission.csv")
-    p = add("check", _check, "list every fault of a submission by row")
-    p.add_argument("submission", type=Path)
-    p.add_argument("--sample", type=Path, help="the sample_submission.csv it must match")
-    p.add_argument("--classes", type=int)
-    p.add_argument(
-        "--shape",
-        type=_shape,
-        metavar="HxW",
-        help="of the images (default: of an image folder beside the csv, or 256x1600)",
-    )
-    p.add_argument("--most", type=int, default=50, help="how many faults to print")
-    p = add("score", _score, "the competition's score of a submission, per class and overall")
-    p.add_argument("submission", type=Path)
-    p.add_argument("truth", type=Path, help="a train.csv in either layout")
-    p.add_argument("--shape", type=_shape, metavar="HxW", help="of the images, to check that no run leaves them")
-    p = add("demo", _demo, "the whole chain in minutes, on a synthetic folder or on --data")
-    p.add_argument("--run", type=Path, default=Path("runs/demo"))
-    p.add_argument("--data", type=Path)
-    p.add_argument("--seed", type=int, default=0)
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
+    for c in _COMMANDS:
+        description = c.help[0].upper() + c.help[1:] + "."
+        parser = commands.add_parser(c.name, help=c.help, description=description)
+        parser.set_defaults(do=c.do)
+        parser.add_argument("--json", action="store_true", help="print the result as one JSON object on the last line")
+        c.add_options(parser)
+        if c.name == command == "train":
+            _add_config(parser)
     return top
 
-
-def main(
-    argv=None,  # list of arguments; None reads the command line
-) -> int:
-    "Run one command and return its exit code: 0 done, 1 faults found, 2 the caller's mistake."
-    argv = sys.argv[1:] if argv is None else list(argv)
-    args = _parser(argv[0] if argv else None).parse_args(argv)
-    if int(os.environ.get("RANK", 0)):
-        sys.stdout = open(os.devnull, "w")  # of several processes the first one speaks
+# %% ../nbs/60_cli.ipynb #9679e834
+def _exit_code(args):
+    "Run a command that was parsed: its exit code; a mistake of the caller is one line on stderr."
     try:
         result = args.do(args)
     except (ValueError, OSError) as e:
@@ -489,3 +583,15 @@ def main(
     if args.json:
         print(to_json(result))
     return code
+
+
+def main(
+    argv: Sequence[str] | None = None,  # arguments; None reads the command line
+) -> int:
+    "Run one command and return its exit code: 0 done, 1 faults found, 2 a mistake of the caller."
+    argv = sys.argv[1:] if argv is None else list(argv)
+    args = _parser(argv[0] if argv else None).parse_args(argv)
+    if not int(os.environ.get("RANK", 0)):
+        return _exit_code(args)
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):  # of several processes only the first one prints
+        return _exit_code(args)

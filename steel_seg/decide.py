@@ -7,8 +7,10 @@ __all__ = ['PLATEAU_LEVELS', 'PLATEAU_AREAS', 'PLATEAU_POWER', 'POOLED_IMAGES', 
            'choose_rules', 'nested_rules', 'nested_dice', 'compare_rules', 'Decision', 'decide']
 
 # %% ../nbs/35_decide.ipynb #a7c3e01c
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -31,57 +33,71 @@ def _cuts(rows, levels, weight):
     shows = (rows.size[:, levels[0]] > 0) & (weight > 0)  # what is empty at the lowest level is empty at all
     size, area, hit = (x[shows][:, levels].T for x in (rows.size, rows.area, rows.hit))
     gain = (dice(area, hit, rows.truth[shows]) - (rows.truth[shows] == 0)) * weight[shows]
-    # numpy sorts whole numbers of 64 bits several times faster than it sorts positions: an image's number rides in the low bits
+    # numpy sorts 64-bit integers several times faster than it sorts positions: the low bits hold the image's number
     packed = np.sort((size.astype(np.int64) << 32) + np.arange(shows.sum()), axis=1)
-    high, gain = packed >> 32, np.take_along_axis(gain, packed & (2**32 - 1), 1)
+    high = packed >> 32
+    gain = np.take_along_axis(gain, packed & (2**32 - 1), 1)
     low = np.concatenate([np.zeros_like(high[:, :1]), high[:, :-1] + 1], 1)
     score = (gain[:, ::-1].cumsum(1)[:, ::-1] + weight @ (rows.truth == 0)) / weight.sum()
     return low, high, np.where((low <= high) & (high > 0), score, -np.inf)
 
-
-def _runs(hits):
+# %% ../nbs/35_decide.ipynb #fe0f6a74
+def _runs(flags):
     "First and last positions of the runs of True."
-    edges = np.diff(np.concatenate([[0], hits, [0]]))
+    edges = np.diff(np.concatenate([[0], flags, [0]]))
     return np.flatnonzero(edges == 1), np.flatnonzero(edges == -1) - 1
+
+
+def _middle_of_longest(flags):
+    "The position in the middle of the longest run of True, the first of equals."
+    first, last = _runs(flags)
+    longest = (last - first).argmax()
+    return (first[longest] + last[longest]) // 2
 
 
 def _never(rows):
     "The level and the minimum area of a rule that predicts nothing."
     return max(128, rows.floor), int(np.prod(rows.shape)) + 1
 
+# %% ../nbs/35_decide.ipynb #3c00d720
+def _best_scores(rows, levels, weight):
+    "The best mean Dice at each level."
+    shown = max(1, int((rows.size[:, levels[0]] > 0).sum()))
+    block = max(1, 2**20 // shown)  # some ten arrays of this many numbers at a time
+    blocks = [levels[i : i + block] for i in range(0, len(levels), block)]
+    return np.concatenate([_cuts(rows, part, weight)[2].max(axis=1, initial=-np.inf) for part in blocks])
+
+
+def _middle_area(rows, level, best, weight):
+    "The middle of the widest range of minimum areas that reach the score `best` at a level."
+    low, high, score = (x[0] for x in _cuts(rows, [level], weight))
+    low, high, score = (x[score > -np.inf] for x in (low, high, score))
+    first, last = _runs(score >= best - _TIE)
+    widest = (high[last] - low[first]).argmax()
+    return int(low[first[widest]] + high[last[widest]]) // 2
+
 
 def best_rule(
     rows: Rows,  # one class of N images, as from `rows_of`
-    weight=None,  # (N,) not negative, how much each image counts; None: all the same
-) -> tuple:  # (thresh, min_area)
+    weight: np.ndarray | Sequence[float] | None = None,  # (N,) not negative: how much images count; None: all 1
+) -> tuple[int, int]:  # (thresh, min_area)
     """The threshold and minimum area with the highest mean Dice of one class: exact over every level and every area.
 
-    Ties, to 1e-12: the middle level of the longest run of levels that reach the best score, and at that level the middle
-    of the widest range of minimum areas that reach it. Where no rule scores more than predicting nothing, so also where
-    no image shows the class, the rule is never to predict: `min_area` is one more than the image has pixels.
-    No level below the floor is chosen. Raises `ValueError` where there are no images.
+    Ties, to 1e-12: the middle level of the longest run of levels that reach the best score, and at that level the
+    middle of the widest range of minimum areas that reach it. Where no rule scores more than predicting nothing, so
+    also where no image shows the class, the rule is never to predict: `min_area` is one more than the image has
+    pixels. No level below the floor is chosen. Raises `ValueError` where there are no images.
     """
     weight = np.ones(len(rows)) if weight is None else np.asarray(weight, np.float64)
     if not weight.any():
         raise ValueError("no images to choose a rule on")
-    levels, some = np.arange(max(1, rows.floor), 256), max(1, int((rows.size[:, max(1, rows.floor)] > 0).sum()))
-    block = max(1, 2**20 // some)  # some ten arrays of this many numbers at a time
-    best = np.concatenate(
-        [
-            _cuts(rows, levels[i : i + block], weight)[2].max(axis=1, initial=-np.inf)
-            for i in range(0, len(levels), block)
-        ]
-    )
-    if best.max() <= weight @ (rows.truth == 0) / weight.sum() + _TIE:
+    levels = np.arange(max(1, rows.floor), 256)
+    scores = _best_scores(rows, levels, weight)
+    best = scores.max()
+    if best <= weight @ (rows.truth == 0) / weight.sum() + _TIE:
         return _never(rows)
-    first, last = _runs(best >= best.max() - _TIE)
-    longest = (last - first).argmax()
-    level = int(levels[(first[longest] + last[longest]) // 2])
-    low, high, score = (x[0] for x in _cuts(rows, [level], weight))
-    low, high, score = (x[score > -np.inf] for x in (low, high, score))
-    first, last = _runs(score >= best.max() - _TIE)
-    widest = (high[last] - low[first]).argmax()
-    return level, int(low[first[widest]] + high[last[widest]]) // 2
+    level = int(levels[_middle_of_longest(scores >= best - _TIE)])
+    return level, _middle_area(rows, level, best, weight)
 
 # %% ../nbs/35_decide.ipynb #2cc3b8e1
 PLATEAU_LEVELS, PLATEAU_AREAS = 20, 0.65  # spread of the smoothing at 1,000 images: levels, and logarithms of areas
@@ -91,15 +107,17 @@ _AREA_STEP = 0.065  # logarithm; a tenth of the smoothing at 1,000 images
 
 
 def _grid(rows):
-    "Levels and minimum areas to choose from: the areas rise by a constant factor, from 1 to more than all pixels; some come twice."
+    """Levels and minimum areas to choose from.
+
+    The areas rise by a constant factor, from 1 to more than all pixels; some occur twice.
+    """
     pixels = int(np.prod(rows.shape))
-    return np.arange(max(1, rows.floor), 256, 2), np.minimum(
-        np.ceil(np.exp(np.arange(0, np.log(pixels + 1) + _AREA_STEP, _AREA_STEP))), pixels + 1
-    ).astype(np.int64)
+    areas = np.exp(np.arange(0, np.log(pixels + 1) + _AREA_STEP, _AREA_STEP))
+    return np.arange(max(1, rows.floor), 256, 2), np.minimum(np.ceil(areas), pixels + 1).astype(np.int64)
 
-
+# %% ../nbs/35_decide.ipynb #31605f34
 def _blur(n, spread):
-    "(n,n): a product with it smooths along an axis of n by a Gaussian of this spread; weights sum to 1 at the ends too."
+    "(n,n): a product with it smooths an axis of n by a Gaussian of this spread; weights sum to 1 at the ends too."
     blur = np.exp(-0.5 * ((np.arange(n)[:, None] - np.arange(n)) / spread) ** 2)
     return blur / blur.sum(1, keepdims=True)
 
@@ -110,29 +128,44 @@ def smooth_surface(
     level_step: float = 2,  # between neighbouring thresholds, in levels
     area_step: float = 0.065,  # between neighbouring areas, in logarithms
 ) -> np.ndarray:  # (T,A)
-    "The surface smoothed by a Gaussian of `PLATEAU_LEVELS` and `PLATEAU_AREAS`, and what that took away smoothed and given back."
+    """The surface smoothed by a Gaussian of `PLATEAU_LEVELS` and `PLATEAU_AREAS`, plus the difference smoothed again.
+
+    Source: twicing (Tukey, Exploratory Data Analysis, 1977).
+    """
     wider = (1000 / images) ** PLATEAU_POWER
-    across, along = (
-        _blur(scores.shape[0], wider * PLATEAU_LEVELS / level_step),
-        _blur(scores.shape[1], wider * PLATEAU_AREAS / area_step).T,
-    )
-    once = across @ scores @ along
-    return once + across @ (scores - once) @ along
+    over_levels = _blur(scores.shape[0], wider * PLATEAU_LEVELS / level_step)
+    over_areas = _blur(scores.shape[1], wider * PLATEAU_AREAS / area_step).T
+    once = over_levels @ scores @ over_areas
+    return once + over_levels @ (scores - once) @ over_areas
 
 # %% ../nbs/35_decide.ipynb #cf72c7ef
-def _surfaces(all_rows, weight):
-    "For each class the levels, areas and (T,A) mean Dice to choose from, and what predicting nothing scores."
+@dataclass(frozen=True, eq=False)
+class _Scored:
+    "What each rule of the grid scores for one class."
+
+    rows: Rows
+    levels: np.ndarray  # (T,)
+    areas: np.ndarray  # (A,)
+    score: np.ndarray  # (T,A) mean Dice
+    nothing: float  # mean Dice of predicting nothing
+
+    def top(
+        self,
+        score: np.ndarray,  # (T,A): `score`, smoothed or not
+    ) -> tuple[int, int]:  # (thresh, min_area)
+        "The rule at the top of `score`; never to predict where no rule gains anything on the images themselves."
+        if self.score.max() <= self.nothing + _TIE:
+            return _never(self.rows)
+        t, a = np.unravel_index(score.argmax(), score.shape)
+        return int(self.levels[t]), int(self.areas[a])
+
+
+def _scored(all_rows: Sequence[Rows], weight: np.ndarray) -> Iterator[_Scored]:
+    "The grid of each class, one after the other."
     for rows in all_rows:
         levels, areas = _grid(rows)
-        yield levels, areas, surface(rows, levels, areas, weight), weight @ (rows.truth == 0) / weight.sum()
-
-
-def _at_top(rows, levels, areas, scores, raw, nothing):
-    "The rule at the top of `scores`; never to predict where no rule gains anything on the images themselves (`raw`)."
-    if raw.max() <= nothing + _TIE:
-        return _never(rows)
-    t, a = np.unravel_index(scores.argmax(), scores.shape)
-    return int(levels[t]), int(areas[a])
+        nothing = weight @ (rows.truth == 0) / weight.sum()
+        yield _Scored(rows, levels, areas, surface(rows, levels, areas, weight), nothing)
 
 
 def _best(all_rows, weight, rng):
@@ -140,78 +173,86 @@ def _best(all_rows, weight, rng):
 
 
 def _grid_best(all_rows, weight, rng):
-    "As `best`, but on the grid and without its care for ties: for resamples by the hundred."
-    return [
-        _at_top(rows, levels, areas, raw, raw, nothing)
-        for rows, (levels, areas, raw, nothing) in zip(all_rows, _surfaces(all_rows, weight))
-    ]
+    "As `best`, but on the grid and without its treatment of ties: fast enough for hundreds of resamples."
+    return [grid.top(grid.score) for grid in _scored(all_rows, weight)]
 
-
+# %% ../nbs/35_decide.ipynb #97581413
 def _pooled(all_rows, weight, rng, images=POOLED_IMAGES):
-    found = list(_surfaces(all_rows, weight))
-    gains = [raw - nothing for *_, raw, nothing in found]
-    share, total = min(1.0, images / weight.sum()), sum(gains)
-    return [
-        _at_top(
-            rows,
-            levels,
-            areas,
-            smooth_surface(gain + share * (total - gain), weight.sum(), 2, _AREA_STEP),
-            raw,
-            nothing,
-        )
-        for rows, gain, (levels, areas, raw, nothing) in zip(all_rows, gains, found)
-    ]
+    n = weight.sum()
+    grids = list(_scored(all_rows, weight))
+    gains = [grid.score - grid.nothing for grid in grids]
+    share, total = min(1.0, images / n), sum(gains)
+    mixed = [gain + share * (total - gain) for gain in gains]
+    return [grid.top(smooth_surface(m, n, 2, _AREA_STEP)) for grid, m in zip(grids, mixed)]
 
 
 def _plateau(all_rows, weight, rng):
     return _pooled(all_rows, weight, rng, images=0)
 
+# %% ../nbs/35_decide.ipynb #3c0f96f3
+def _standard_errors(grid, weight):
+    "(T,A): of the mean difference in Dice between each rule of the grid and the best one."
+    n = weight.sum()
+    best = dice_rows(grid.rows, *grid.top(grid.score))
+    d, dd, db = moments(grid.rows, grid.levels, grid.areas, best, weight)
+    variance = dd - 2 * db + weight @ (best * best) / n - (d - weight @ best / n) ** 2
+    return np.sqrt(np.maximum(0, variance) / n)
+
+
+def _nearest_to_mean(t, a):
+    "Of points of the grid (their positions), the number of the one nearest to their mean."
+    levels = ((t - t.mean()) * 2 / PLATEAU_LEVELS) ** 2
+    areas = ((a - a.mean()) * _AREA_STEP / PLATEAU_AREAS) ** 2
+    return (levels + areas).argmin()
+
 
 def _middle(all_rows, weight, rng, errors=1.0):
-    rules, n = [], weight.sum()
-    for rows, (levels, areas, raw, nothing) in zip(all_rows, _surfaces(all_rows, weight)):
-        best = dice_rows(rows, *_at_top(rows, levels, areas, raw, raw, nothing))
-        d, dd, db = moments(rows, levels, areas, best, weight)
-        square = dd - 2 * db + weight @ (best * best) / n - (d - weight @ best / n) ** 2
-        t, a = np.nonzero(raw.max() - raw <= errors * np.sqrt(np.maximum(0, square) / n) + _TIE)
-        # The set need not be convex: of its members, the one nearest to the middle.
-        nearest = (
-            ((t - t.mean()) * 2 / PLATEAU_LEVELS) ** 2 + ((a - a.mean()) * _AREA_STEP / PLATEAU_AREAS) ** 2
-        ).argmin()
-        rules.append(_never(rows) if raw.max() <= nothing + _TIE else (int(levels[t[nearest]]), int(areas[a[nearest]])))
+    rules = []
+    for grid in _scored(all_rows, weight):
+        t, a = np.nonzero(grid.score.max() - grid.score <= errors * _standard_errors(grid, weight) + _TIE)
+        if grid.score.max() <= grid.nothing + _TIE:
+            rules.append(_never(grid.rows))
+            continue
+        nearest = _nearest_to_mean(t, a)
+        rules.append((int(grid.levels[t[nearest]]), int(grid.areas[a[nearest]])))
     return rules
 
-
+# %% ../nbs/35_decide.ipynb #a0b824d1
 def _bagged(all_rows, weight, rng, resamples=50):
     n = int(weight.sum())
     drawn = [_grid_best(all_rows, rng.multinomial(n, weight / n).astype(float), rng) for _ in range(resamples)]
     rules = []
-    for rows, mine in zip(all_rows, np.array(drawn).transpose(1, 0, 2)):
-        some = mine[mine[:, 1] <= np.prod(rows.shape)]  # the others say never to predict
-        rules.append(
-            (int(np.rint(some[:, 0].mean())), int(np.rint(np.exp(np.log(some[:, 1]).mean()))))
-            if 2 * len(some) > len(mine)
-            else _never(rows)
-        )
+    for rows, chosen in zip(all_rows, np.array(drawn).transpose(1, 0, 2)):
+        predicting = chosen[chosen[:, 1] <= np.prod(rows.shape)]  # the others say never to predict
+        if 2 * len(predicting) <= len(chosen):
+            rules.append(_never(rows))
+            continue
+        level, log_area = predicting[:, 0].mean(), np.log(predicting[:, 1]).mean()
+        rules.append((int(np.rint(level)), int(np.rint(np.exp(log_area)))))
     return rules
 
 
-CHOOSERS = {"pooled": _pooled, "plateau": _plateau, "best": _best, "middle": _middle, "bagged": _bagged}
+CHOOSERS: dict[str, Callable[[Sequence[Rows], np.ndarray, Any], list[tuple[int, int]]]] = {
+    "pooled": _pooled,
+    "plateau": _plateau,
+    "best": _best,
+    "middle": _middle,
+    "bagged": _bagged,
+}
 
-
+# %% ../nbs/35_decide.ipynb #3b3ac700
 def _all_rows(curves, base_rule, class_levels):
-    "The rows of every class under its template; a template for all, or one each."
+    "Each class's template, from one for all or one each, and its rows under it."
     n_classes = curves.truth.shape[1]
     templates = (base_rule,) * n_classes if isinstance(base_rule, Rule) else tuple(base_rule)
     if len(templates) != n_classes:
         raise ValueError(f"{len(templates)} templates for {n_classes} classes")
     if class_levels is not None and np.shape(class_levels) != curves.truth.shape:
-        raise ValueError(f"scores of shape {np.shape(class_levels)} for {len(curves)} images and {n_classes} classes")
-    return templates, [
-        rows_of(curves, c, t, None if class_levels is None else np.asarray(class_levels)[:, c])
-        for c, t in enumerate(templates)
-    ]
+        raise ValueError(
+            f"class_levels of shape {np.shape(class_levels)} for {len(curves)} images and {n_classes} classes"
+        )
+    columns = [None] * n_classes if class_levels is None else list(np.asarray(class_levels).T)
+    return templates, [rows_of(curves, c, templates[c], columns[c]) for c in range(n_classes)]
 
 
 def _choose(templates, all_rows, how, weight, rng):
@@ -221,40 +262,37 @@ def _choose(templates, all_rows, how, weight, rng):
         raise ValueError("'bagged' draws resamples: pass rng=np.random.default_rng(seed)")
     if not weight.any():
         raise ValueError("no images to choose a rule on")
-    return tuple(
-        replace(t, thresh=thresh, min_area=min_area)
-        for t, (thresh, min_area) in zip(templates, CHOOSERS[how](all_rows, weight, rng))
-    )
+    chosen = CHOOSERS[how](all_rows, weight, rng)
+    return tuple(replace(t, thresh=thresh, min_area=area) for t, (thresh, area) in zip(templates, chosen))
 
 
 def choose_rules(
     curves: Curves,
     how: str = "pooled",  # or "plateau", "best", "middle", "bagged"
-    base_rule=Rule(),  # Rule, or one per class: holes, components and gate are kept, thresh and min_area chosen
-    class_levels=None,  # (N,C) levels 0..255 of a classifier, for gates that need them
-    rng=None,  # for "bagged"
-    weight=None,  # (N,) not negative, how much each image counts; None: all the same
-) -> tuple:  # C of Rule
+    base_rule: Rule | Sequence[Rule] = Rule(),  # one, or one per class: all but thresh and min_area is kept
+    class_levels: np.ndarray | None = None,  # (N,C) levels 0..255 of a classifier, for gates that need them
+    rng: np.random.Generator | None = None,  # for "bagged"
+    weight: np.ndarray | Sequence[float] | None = None,  # (N,) not negative: how much images count; None: all 1
+) -> tuple[Rule, ...]:  # C of them
     """The rule of each class, chosen on all images, or on those with a weight.
 
-    Where no rule of a class gains over predicting nothing, its rule is never to predict: `min_area` is one more than the
-    image has pixels. Raises `ValueError` where there are no images, and where the curves or scores do not show what the
-    template needs.
+    Where no rule of a class gains over predicting nothing, its rule is never to predict: `min_area` is one more than
+    the image has pixels. Raises `ValueError` where there are no images, and where the curves or class levels do not
+    show what the template needs.
     """
     templates, all_rows = _all_rows(curves, base_rule, class_levels)
-    return _choose(
-        templates, all_rows, how, np.ones(len(curves)) if weight is None else np.asarray(weight, np.float64), rng
-    )
+    weight = np.ones(len(curves)) if weight is None else np.asarray(weight, np.float64)
+    return _choose(templates, all_rows, how, weight, rng)
 
 # %% ../nbs/35_decide.ipynb #358a3990
 def nested_rules(
     curves: Curves,
-    fold: np.ndarray,  # (N,) fold of each image, in the order of curves.image_ids
+    fold: np.ndarray | Sequence[int],  # (N,) fold of each image, in the order of curves.image_ids
     how: str = "pooled",  # as for `choose_rules`, and so are the others
-    base_rule=Rule(),
-    class_levels=None,
-    rng=None,
-) -> dict:  # fold -> tuple of Rule
+    base_rule: Rule | Sequence[Rule] = Rule(),
+    class_levels: np.ndarray | None = None,
+    rng: np.random.Generator | None = None,
+) -> dict[int, tuple[Rule, ...]]:  # fold -> rules
     "For each fold the rules that are chosen on all the other folds. Raises `ValueError` where there are not two folds."
     fold = np.asarray(fold)
     if fold.shape != (len(curves),):
@@ -265,52 +303,73 @@ def nested_rules(
     templates, all_rows = _all_rows(curves, base_rule, class_levels)
     return {k: _choose(templates, all_rows, how, (fold != k).astype(float), rng) for k in names}
 
-
+# %% ../nbs/35_decide.ipynb #669dee1b
 def nested_dice(
     curves: Curves,
-    fold: np.ndarray,  # (N,) fold of each image, in the order of curves.image_ids
-    rules=None,  # fold -> rules, as from `nested_rules`; None: chosen here
+    fold: np.ndarray | Sequence[int],  # (N,) fold of each image, in the order of curves.image_ids
+    rules: Mapping[int, Sequence[Rule]] | None = None,  # fold -> rules, as from `nested_rules`; None: chosen here
     how: str = "pooled",  # as for `choose_rules`, and so are the others
-    base_rule=Rule(),
-    class_levels=None,
-    rng=None,
+    base_rule: Rule | Sequence[Rule] = Rule(),
+    class_levels: np.ndarray | None = None,
+    rng: np.random.Generator | None = None,
 ) -> np.ndarray:  # (N,C) float64
     "Dice of every image and class under a rule that was chosen on the other folds. Raises as `nested_rules` does."
     rules = nested_rules(curves, fold, how, base_rule, class_levels, rng) if rules is None else rules
-    found, fold = np.empty(curves.truth.shape), np.asarray(fold)
+    scores, fold = np.empty(curves.truth.shape), np.asarray(fold)
     for k in rules:
-        found[fold == k] = dice_at(curves, rules[k], class_levels)[fold == k]
-    return found
+        scores[fold == k] = dice_at(curves, rules[k], class_levels)[fold == k]
+    return scores
 
 # %% ../nbs/35_decide.ipynb #3427bc82
 def compare_rules(
     curves: Curves,
-    rules_a,  # C of Rule
-    rules_b,  # C of Rule
+    rules_a: Sequence[Rule],  # C of them
+    rules_b: Sequence[Rule],  # C of them
     rng: np.random.Generator,  # same seed, same interval
-    class_levels=None,  # (N,C) levels 0..255, where a rule needs them
+    class_levels: np.ndarray | None = None,  # (N,C) levels 0..255, where a rule needs them
 ) -> Interval:  # of the mean Dice of a, less that of b
-    "How much better rules `a` score than rules `b` on the same images. Fair only for rules that were not chosen on these images."
+    """How much better rules `a` score than rules `b` on the same images.
+
+    Fair only for rules that were not chosen on these images.
+    """
     return paired_difference(dice_at(curves, rules_a, class_levels), dice_at(curves, rules_b, class_levels), rng)
 
 # %% ../nbs/35_decide.ipynb #cc89cbf0
+def _choice_line(name, row):
+    "One class of a decision in words; `row` is a row of `Decision.choice`."
+    if row.never_predict:
+        return f"{name}: never predicted"
+    if np.isnan(row.thresh_low):
+        rule = f"threshold {row.thresh:.0f}, minimum area {row.min_area:,.0f}"
+        return f"{name}: {rule}; never predicted on the resamples"
+    thresh = f"threshold {row.thresh:.0f} ({row.thresh_low:.0f} to {row.thresh_high:.0f})"
+    area = f"minimum area {row.min_area:,.0f} ({row.min_area_low:,.0f} to {row.min_area_high:,.0f})"
+    never = f", never predicted on {row.never:.0%} of the resamples" if row.never else ""
+    return f"{name}: {thresh}, {area}{never}"
+
+
+def _records(table):
+    "The rows of a table as dicts, each with its name as `row`."
+    return [{"row": name, **row} for name, row in table.to_dict("index").items()]
+
+# %% ../nbs/35_decide.ipynb #1380e925
 @dataclass(frozen=True)
 class Decision:
     """Rules, and what they score. `nested` comes first: it is what to expect on fresh images like these.
 
-    `optimistic` is the score on the images that the rules were chosen on. Both intervals are of resampled images with the
-    rules held fixed. `table` is `score_table` of the nested Dice, with the optimistic score of each row as its last column.
-    `choice` says how far the choice itself can be trusted: within `thresh_low` to `thresh_high` and `min_area_low` to
-    `min_area_high` lie the rules chosen on 95% of the resamples of the images; on a share `never` of them, nothing was to
-    be predicted, and these are not in the ranges.
+    `optimistic` is the score on the images that the rules were chosen on. Both intervals are of resampled images with
+    the rules held fixed. `table` is `score_table` of the nested Dice, with the optimistic score as its last column.
+    `choice` says how far the choice itself can be trusted: the rules chosen on 95% of the resamples of the images lie
+    within `thresh_low` to `thresh_high` and `min_area_low` to `min_area_high`. On a share `never` of the resamples the
+    rule was to predict nothing; these are not in the ranges.
     """
 
-    rules: tuple  # C of Rule, chosen on all images
+    rules: tuple[Rule, ...]  # C of them, chosen on all images
     nested: Interval  # each fold scored by rules from the other folds
     optimistic: Interval  # all images scored by `rules`
     all_empty: float  # what predicting nothing scores
     table: pd.DataFrame  # rows "all", "class 1", ...
-    fold_rules: dict  # fold -> the rules that `nested` used there
+    fold_rules: dict[int, tuple[Rule, ...]]  # fold -> the rules that `nested` used there
     images: int  # how many were chosen on
     how: str  # the way of choosing
     choice: pd.DataFrame  # rows "class 1", ...
@@ -321,104 +380,89 @@ class Decision:
             f"{self.optimistic} on the {self.images} images the rules were chosen on",
             f"{self.all_empty:.4f} for predicting nothing",
         ]
-        for name, c in self.choice.iterrows():
-            if c.never_predict:
-                lines.append(f"{name}: never predicted")
-            elif np.isnan(c.thresh_low):
-                lines.append(
-                    f"{name}: threshold {c.thresh:.0f}, minimum area {c.min_area:,.0f}; never predicted on the resamples"
-                )
-            else:
-                lines.append(
-                    f"{name}: threshold {c.thresh:.0f} ({c.thresh_low:.0f} to {c.thresh_high:.0f}), minimum area {c.min_area:,.0f} ({c.min_area_low:,.0f} to {c.min_area_high:,.0f})"
-                    + (f", never predicted on {c.never:.0%} of the resamples" if c.never else "")
-                )
+        lines += [_choice_line(name, row) for name, row in self.choice.iterrows()]
         return "\n".join(lines)
 
     def save(
         self,
         path: str | Path,  # rule.json, written whole or not at all
-        **facts,  # more to know about it, such as the data's hash
+        **facts: Any,  # more to know about it, such as the data's hash
     ) -> Path:
         "Write the rules with their scores to a file that `read_rules` reads; returns its path."
-        table, choice = (
-            [{"row": name, **row} for name, row in t.to_dict("index").items()]
-            for t in (self.table, self.choice.astype(object).where(self.choice.notna(), None))
-        )
-        return write_rules(
-            path,
-            self.rules,
-            nested=asdict(self.nested),
-            optimistic=asdict(self.optimistic),
-            all_empty=self.all_empty,
-            images=self.images,
-            how=self.how,
-            table=table,
-            choice=choice,
-            fold_rules={k: [asdict(r) for r in rules] for k, rules in self.fold_rules.items()},
-            **facts,
-        )
+        choice = self.choice.astype(object).where(self.choice.notna(), None)
+        own = {
+            "nested": asdict(self.nested),
+            "optimistic": asdict(self.optimistic),
+            "all_empty": self.all_empty,
+            "images": self.images,
+            "how": self.how,
+            "table": _records(self.table),
+            "choice": _records(choice),
+            "fold_rules": {k: [asdict(r) for r in rules] for k, rules in self.fold_rules.items()},
+        }
+        return write_rules(path, self.rules, **own, **facts)
+
+# %% ../nbs/35_decide.ipynb #88615ca2
+def _choice_row(rule, drawn, pixels):
+    "A rule, and the range of the (thresh, min_area) in `drawn`, those chosen on resamples of the images."
+    predicting = drawn[drawn[:, 1] <= pixels]
+    low = high = np.full(2, np.nan)
+    if len(predicting):
+        low, high = np.quantile(predicting, [0.025, 0.975], axis=0)
+    return {
+        "thresh": rule.thresh,
+        "thresh_low": min(low[0], rule.thresh),
+        "thresh_high": max(high[0], rule.thresh),
+        "min_area": rule.min_area,
+        "min_area_low": min(low[1], rule.min_area),
+        "min_area_high": max(high[1], rule.min_area),
+        "never": 1 - len(predicting) / len(drawn),
+        "never_predict": bool(rule.min_area > pixels),
+    }
 
 
-def _choice(rules, templates, all_rows, how, rng, resamples):
+def _choice(rules, all_rows, how, rng, resamples):
     "A row per class: its rule, and the range of those chosen on resamples of the images."
-    n, rows = len(all_rows[0]), []
-    chooser = (
-        _grid_best if how in ("best", "bagged") else CHOOSERS[how]
-    )  # what is bagged are grid bests; exact ones differ from them by less than they spread
-    drawn = np.array(
-        [chooser(all_rows, rng.multinomial(n, np.full(n, 1 / n)).astype(float), rng) for _ in range(resamples)]
-    )
-    for c, rule in enumerate(rules):
-        pixels = np.prod(all_rows[c].shape)
-        mine = drawn[drawn[:, c, 1] <= pixels, c]
-        (t_low, a_low), (t_high, a_high) = (
-            np.quantile(mine, [0.025, 0.975], axis=0) if len(mine) else np.full((2, 2), np.nan)
-        )
-        rows.append(
-            {
-                "thresh": rule.thresh,
-                "thresh_low": min(t_low, rule.thresh),
-                "thresh_high": max(t_high, rule.thresh),
-                "min_area": rule.min_area,
-                "min_area_low": min(a_low, rule.min_area),
-                "min_area_high": max(a_high, rule.min_area),
-                "never": 1 - len(mine) / resamples,
-                "never_predict": bool(rule.min_area > pixels),
-            }
-        )
+    n = len(all_rows[0])
+    # `bagged` averages grid bests; exact bests differ from those by less than they spread
+    chooser = _grid_best if how in ("best", "bagged") else CHOOSERS[how]
+    weights = (rng.multinomial(n, np.full(n, 1 / n)).astype(float) for _ in range(resamples))
+    drawn = np.array([chooser(all_rows, weight, rng) for weight in weights])
+    rows = [_choice_row(rule, drawn[:, c], np.prod(all_rows[c].shape)) for c, rule in enumerate(rules)]
     return pd.DataFrame(rows, index=[f"class {c + 1}" for c in range(len(rules))])
 
-
+# %% ../nbs/35_decide.ipynb #bdfaf0f2
 def decide(
     curves: Curves,
-    fold: np.ndarray,  # (N,) fold of each image, in the order of curves.image_ids
+    fold: np.ndarray | Sequence[int],  # (N,) fold of each image, in the order of curves.image_ids
     rng: np.random.Generator,  # for the intervals and resamples
     how: str = "pooled",  # as for `choose_rules`, and so are the next two
-    base_rule=Rule(),
-    class_levels=None,
+    base_rule: Rule | Sequence[Rule] = Rule(),
+    class_levels: np.ndarray | None = None,
     resamples: int = 100,  # of the images, to choose on again
-    chosen=None,  # rules, and fold -> rules, where they were chosen by other means, as by `choose_gate`; None: chosen here
+    # rules, and fold -> rules, if they were chosen by other means, as by `choose_gate`; None: chosen here
+    chosen: tuple[tuple[Rule, ...], dict[int, tuple[Rule, ...]]] | None = None,
 ) -> Decision:
-    "Choose the rule of each class on all images, and say what it can be expected to score. Raises as `nested_rules` does."
+    """Choose the rule of each class on all images, and say what it can be expected to score.
+
+    Raises as `nested_rules` does.
+    """
     rules, fold_rules = chosen or (None, nested_rules(curves, fold, how, base_rule, class_levels, rng))
     templates, all_rows = _all_rows(curves, base_rule if rules is None else rules, class_levels)
     if rules is None:
         rules = _choose(templates, all_rows, how, np.ones(len(curves)), rng)
-    nested, chosen = (
-        nested_dice(curves, fold, fold_rules, class_levels=class_levels),
-        dice_at(curves, rules, class_levels),
-    )
+    nested = nested_dice(curves, fold, fold_rules, class_levels=class_levels)
+    optimistic = dice_at(curves, rules, class_levels)
     table = score_table(nested, curves.truth)
-    table["optimistic"] = score_table(chosen, curves.truth)["score"]
+    table["optimistic"] = score_table(optimistic, curves.truth)["score"]
     return Decision(
-        rules,
-        bootstrap_ci(nested, rng),
-        bootstrap_ci(chosen, rng),
-        float((curves.truth == 0).mean()),
-        table,
-        fold_rules,
-        len(curves),
-        how,
-        _choice(rules, templates, all_rows, how, rng, resamples),
+        rules=rules,
+        nested=bootstrap_ci(nested, rng),
+        optimistic=bootstrap_ci(optimistic, rng),
+        all_empty=float((curves.truth == 0).mean()),
+        table=table,
+        fold_rules=fold_rules,
+        images=len(curves),
+        how=how,
+        choice=_choice(rules, all_rows, how, rng, resamples),
     )

@@ -8,7 +8,9 @@ __all__ = ['digest', 'save_state', 'load_state', 'pack', 'unpack', 'Ema', 'keep_
 # %% ../nbs/26_state.ipynb #283ae016
 import hashlib
 import json
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -26,14 +28,14 @@ def digest(
     for name in sorted(tensors):
         t = tensors[name]
         h.update(f"{name} {t.dtype} {tuple(t.shape)}".encode())
-        h.update(t.reshape(-1).view(torch.uint8).numpy())
+        h.update(t.reshape(-1).view(torch.uint8).numpy().data)
     return h.hexdigest()
 
-
+# %% ../nbs/26_state.ipynb #1a27f4f4
 def save_state(
     path: str | Path,  # replaced in one step
     tensors: dict[str, torch.Tensor],  # on any device; no two share memory
-    facts: dict,  # JSON-able
+    facts: dict[str, Any],  # JSON-able
 ) -> Path:
     "Write tensors and facts as one safetensors file with a checksum, whole or not at all."
     tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
@@ -45,33 +47,35 @@ def save_state(
 
 def load_state(
     path: str | Path,  # as `save_state` wrote it
-) -> tuple[dict, dict]:
-    "Read (tensors, facts), tensors on the CPU; raises `ValueError` where the file is damaged in any place."
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    "Read (tensors, facts), tensors on the CPU; raises `ValueError` where any byte of the file is damaged."
     try:
         with safe_open(path, framework="pt") as f:
-            tensors = {name: f.get_tensor(name) for name in f.keys()}
+            names = f.keys()
+            tensors = {name: f.get_tensor(name) for name in names}
             meta = f.metadata() or {}
         if digest(meta["facts"], tensors) != meta["sha256"]:
             raise ValueError("its checksum does not fit its contents")
         return tensors, json.loads(meta["facts"])
     except (SafetensorError, KeyError, ValueError, UnicodeError) as e:
         raise ValueError(
-            f"{path} is damaged ({e}). Bring back a sound copy of it, or remove the folder {Path(path).parent} to train this fold anew."
+            f"{path} is damaged ({e}). Restore a good copy of it, or remove the folder {Path(path).parent} "
+            "to train this fold again."
         ) from None
 
 # %% ../nbs/26_state.ipynb #f9f594c6
 def pack(
     prefix: str,  # without a dot at its end
-    tensors: dict,
-) -> dict:
+    tensors: Mapping[str, Any],
+) -> dict[str, Any]:
     "The same tensors under names that begin with `prefix` and a dot."
     return {f"{prefix}.{name}": t for name, t in tensors.items()}
 
 
 def unpack(
     prefix: str,
-    tensors: dict,  # perhaps with others among them
-) -> dict:
+    tensors: Mapping[str, Any],  # perhaps with others among them
+) -> dict[str, Any]:
     "The reverse of `pack`; empty where there are none under that prefix."
     return {name[len(prefix) + 1 :]: t for name, t in tensors.items() if name.startswith(prefix + ".")}
 
@@ -79,15 +83,15 @@ def unpack(
 class Ema:
     """An exponential moving mean of everything in a net's `state_dict` that is a float; other tensors are copied.
 
-    `tensors` is the mean, under the net's names, on its device. Source: Polyak and Juditsky 1992; the warm-up of the decay as
-    in TensorFlow's ExponentialMovingAverage.
+    `tensors` is the mean, under the net's names, on its device. Source: Polyak and Juditsky 1992; the warm-up of the
+    decay as in TensorFlow's ExponentialMovingAverage.
     """
 
     def __init__(
         self,
         net: torch.nn.Module,
         decay: float,  # 0..1, such as .999
-        tensors=None,  # a mean to go on with; None begins with the net's weights
+        tensors: Mapping[str, torch.Tensor] | None = None,  # a mean to continue; None starts with the net's weights
     ):
         self.net, self.decay = net, decay
         self.tensors = {
@@ -98,35 +102,39 @@ class Ema:
     @torch.no_grad()
     def update(
         self,
-        step: int,  # steps of the optimiser that were done before this one
-    ):
-        "Take the net's weights into the mean."
-        decay, now = min(self.decay, (1 + step) / (10 + step)), self.net.state_dict()
+        step: int,  # number of optimiser steps before this one
+    ) -> None:
+        "Update the mean with the net's weights."
+        decay = min(self.decay, (1 + step) / (10 + step))
+        weights = self.net.state_dict()
         floats = [name for name, t in self.tensors.items() if t.is_floating_point()]
-        torch._foreach_lerp_([self.tensors[n] for n in floats], [now[n] for n in floats], 1 - decay)
+        means = [self.tensors[name] for name in floats]
+        new = [weights[name] for name in floats]
+        torch._foreach_lerp_(means, new, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
         for name, t in self.tensors.items():
             if not t.is_floating_point():
-                t.copy_(now[name])
+                t.copy_(weights[name])
 
 # %% ../nbs/26_state.ipynb #34d2fde4
 def keep_best(
-    best: list,  # of (score, epoch, tensors), the best first
+    best: list[tuple[float, int, dict]],  # of (score, epoch, tensors), the best first
     score: float,
     epoch: int,
-    tensors,  # callable() -> dict of tensors; called only where they are kept
+    tensors: Callable[[], dict[str, torch.Tensor]],  # called only where they are kept
     k: int,  # how many are kept
-) -> list:  # of at most k, the best first, the earlier of equals before the later
-    "The best epochs so far, with one more."
+) -> list[tuple[float, int, dict]]:  # at most k, the best first, the earlier of equals before the later
+    "The best epochs up to now, with one more."
     if len(best) == k and score <= best[-1][0]:
         return best
-    return sorted([*best, (score, epoch, tensors())], key=lambda x: (-x[0], x[1]))[:k]
+    candidates = [*best, (score, epoch, tensors())]
+    return sorted(candidates, key=lambda candidate: (-candidate[0], candidate[1]))[:k]
 
-
+# %% ../nbs/26_state.ipynb #89959884
 def mean_tensors(
-    several,  # of dicts of tensors with the same names and shapes
-) -> dict:
-    "The mean of several nets' tensors; of those that are no floats, the first's."
-    first, *rest = several
+    nets: Iterable[Mapping[str, torch.Tensor]],  # dicts of tensors with the same names and shapes
+) -> dict[str, torch.Tensor]:
+    "The mean of the tensors of some nets; tensors that are not floats are those of the first net."
+    first, *rest = nets
     return {
         name: torch.stack([t, *(other[name] for other in rest)]).mean(0) if t.is_floating_point() else t.clone()
         for name, t in first.items()

@@ -1,4 +1,4 @@
-"""The command line: results as JSON, faults as exit code 1, a user's mistake as one line and exit code 2, no traceback."""
+"""The command line: results as JSON, faults as exit code 1, a mistake of the user as one line and exit code 2."""
 
 import json
 import subprocess
@@ -43,6 +43,22 @@ def test_every_config_field_is_an_option(capsys):
     _, out, _ = run(capsys, "train", "--help")
     for f in fields(TrainConfig):
         assert any("--" + f.name.replace("_", "-") in line for line in out), f.name
+
+
+def test_lists_that_the_commands_repeat_are_those_of_the_modules():
+    from steel_seg.decide import CHOOSERS
+    from steel_seg.post import GATE_KINDS
+
+    assert tuple(CHOOSERS) == cli._CHOOSERS and tuple(GATE_KINDS) == cli._GATES
+
+
+def test_of_several_processes_the_first_one_prints(capsys, monkeypatch, data):
+    command = ["check-data", data, "--headers-only"]
+    assert len(run(capsys, *command)[1]) == 1
+    monkeypatch.setenv("RANK", "1")
+    assert run(capsys, *command)[:2] == (0, [])
+    monkeypatch.delenv("RANK")
+    assert len(run(capsys, *command)[1]) == 1  # stdout is as it was
 
 
 def test_as_a_program(data):

@@ -297,7 +297,10 @@ def test_bagged_is_the_mean_of_resampled_bests():
 @pytest.mark.parametrize("how", CHOOSERS)
 def test_every_way_is_deterministic_stays_above_the_floor_and_knows_when_to_predict_nothing(how):
     rng = np.random.default_rng(26)
-    choose = lambda curves: choose_rules(curves, how, rng=np.random.default_rng(1))
+
+    def choose(curves):
+        return choose_rules(curves, how, rng=np.random.default_rng(1))
+
     for floor in (0, 1, 13, 100, 254, 255):
         curves = random_curves(rng, floor=floor, n=8, c=2)
         rules = choose(curves)
@@ -322,7 +325,7 @@ def test_ways_that_are_not_there_are_refused():
         choose_rules(curves, "bagged")
     with pytest.raises(ValueError, match="1 templates for 2 classes"):
         choose_rules(curves, base_rule=[Rule()])
-    with pytest.raises(ValueError, match="scores of shape"):
+    with pytest.raises(ValueError, match="class_levels of shape"):
         choose_rules(curves, class_levels=np.zeros((6, 3), int))
     with pytest.raises(ValueError, match="needs a score"):
         choose_rules(curves, base_rule=Rule(gate=1, gate_by="product"))
@@ -360,7 +363,10 @@ def test_a_template_is_kept_and_chosen_under():
 def test_a_fold_does_not_choose_its_own_rule(how):
     rng = np.random.default_rng(10)
     changed = 0
-    nested = lambda curves, fold: nested_rules(curves, fold, how, rng=np.random.default_rng(2))
+
+    def nested(curves, fold):
+        return nested_rules(curves, fold, how, rng=np.random.default_rng(2))
+
     for _ in range(20 if how == "best" else 6):
         levels, truth = random_maps(rng, n=12)
         fold = rng.permutation(np.arange(12) % 3)

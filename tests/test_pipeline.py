@@ -1,4 +1,4 @@
-"""The whole chain as a user runs it, on small folders: every stage's file is there, agrees with the others, and a second run finds it done."""
+"""The whole chain as a user runs it, on small folders: the files agree, and a second run finds its work done."""
 
 import json
 

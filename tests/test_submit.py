@@ -1,5 +1,6 @@
-"""A submission is written as the sample asks, every fault in one is named by its row, and its score is the competition's."""
+"""A submission is as the sample asks, every fault in one is named by its row, and its score is the competition's."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -68,7 +69,10 @@ def test_rows_and_columns_are_the_samples(folders, tmp_path, data):
     header, *lines = (folders[layout] / "sample_submission.csv").read_text().splitlines()
     lines = data.draw(st.permutations(lines))
     columns = data.draw(st.permutations(range(header.count(",") + 1)))
-    turn = lambda line: ",".join(line.split(",")[c] for c in columns)
+
+    def turn(line):
+        return ",".join(line.split(",")[c] for c in columns)
+
     (tmp_path / "sample.csv").write_bytes(
         (
             "\ufeff" * data.draw(st.booleans())
@@ -78,8 +82,11 @@ def test_rows_and_columns_are_the_samples(folders, tmp_path, data):
     masks = truth_masks(folders[layout])
     path = write_submission(tmp_path / "submission.csv", tmp_path / "sample.csv", masks.get)
     cell = turn(header).split(",").index("EncodedPixels")
-    strip = lambda line: [f for c, f in enumerate(line.split(",")) if c != cell]
-    assert [strip(l) for l in path.read_text().splitlines()] == [strip(turn(l)) for l in (header, *lines)]
+
+    def strip(line):
+        return [f for c, f in enumerate(line.split(",")) if c != cell]
+
+    assert [strip(line) for line in path.read_text().splitlines()] == [strip(turn(line)) for line in (header, *lines)]
     assert errors(check_submission(path, folders[layout] / "sample_submission.csv", SHAPE)).empty
     assert score_submission(path, folders[layout] / "test_truth.csv", SHAPE)["score"] == 1
 
@@ -131,7 +138,7 @@ def test_a_sample_is_made(tmp_path):
     )
     assert read_submission(tmp_path / "s.csv")[0].image_id.tolist() == ["b", 'x,"y"']
     for args, says in (
-        ((["a", "a"], 2, "2019"), "there twice"),
+        ((["a", "a"], 2, "2019"), "occurs twice"),
         ((["a"], 0, "2019"), "at least one"),
         ((["a"], 2, "2020"), "layout '2020'"),
     ):
@@ -160,6 +167,12 @@ RLES = {
     "commas": '"1,2"',
     "arabic digits": "١ ٢",
 }
+
+
+def with_rle(rle, image_id, k, _):
+    return image_id, k, rle
+
+
 ROWS = {
     "unknown class": lambda i, k, r: (i, "5", r),
     "class 0": lambda i, k, r: (i, "0", r),
@@ -169,7 +182,7 @@ ROWS = {
     "no image id": lambda i, k, r: ("", k, r),
     "a path": lambda i, k, r: ("test_images/" + i, k, r),
     "upper case": lambda i, k, r: (i.upper(), k, r),
-    **{name: (lambda rle: lambda i, k, r: (i, k, rle))(rle) for name, rle in RLES.items()},
+    **{name: partial(with_rle, rle) for name, rle in RLES.items()},
 }
 LINES = {
     "a field more": lambda line: line + ",",
@@ -331,7 +344,8 @@ def test_garbage_gives_a_table_of_faults(tmp_path, garbage):
 
 
 def test_worked_by_hand(tmp_path):
-    # a: class 1 is 4 predicted, 2 true, 2 hit: 2*2/6; class 2 missed: 0. b: class 1 false alarm: 0; class 2 empty: 1. Sum 5/3 of 4.
+    # a: class 1 is 4 predicted, 2 true, 2 hit: 2*2/6; class 2 missed: 0.
+    # b: class 1 false alarm: 0; class 2 empty: 1. Sum 5/3 of 4.
     pred = write_table(tmp_path / "p.csv", [("a", 1, "1 4"), ("a", 2, ""), ("b", 1, "7 1"), ("b", 2, "")], "2019")
     truth = write_table(tmp_path / "t.csv", [("a", 1, "2 2"), ("a", 2, "9 1")], "today")
     result = score_submission(pred, truth, (4, 6))
