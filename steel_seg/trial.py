@@ -7,7 +7,7 @@ __all__ = ['FEW', 'level_text', 'area_text', 'area_steps', 'rule_text', 'class_n
            'score_changes', 'verdict', 'change_rules', 'core_above_floor', 'RuleTrial', 'checked_rules', 'ScoreSurface',
            'surface_of', 'level_boxes', 'image_masks', 'image_line', 'NestedDice', 'nested_choices', 'save_rules']
 
-# %% ../nbs/42_trial.ipynb #4833e0d6
+# %% ../nbs/42_trial.ipynb #df69f1eb
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -28,14 +28,14 @@ from .post import GATE_KINDS, Rule, Rules, apply_rule
 from .score import counts_of, rows_of
 from .surface import component_surface, surface
 
-# %% ../nbs/42_trial.ipynb #c1fca9fc
+# %% ../nbs/42_trial.ipynb #f4c3f022
 def level_text(
     level: int,  # 0..255
 ) -> str:
     "A level with its probability: `128 (.50)`."
     return f"{level} ({level / 255:.2f})".replace("(0.", "(.")
 
-
+# %% ../nbs/42_trial.ipynb #85f72256
 def area_text(
     area: int,
     pixels: int,  # of the whole image
@@ -43,7 +43,7 @@ def area_text(
     "A minimum area in words: `600 px`, or `never` where no mask can reach it."
     return "never" if area > pixels else f"{area:,} px"
 
-# %% ../nbs/42_trial.ipynb #0600b260
+# %% ../nbs/42_trial.ipynb #7c54bbc5
 _DECADE = (10, 11, 12, 13, 14, 15, 16, 18, 20, 22, 24, 26, 28, 30, 33, 36, 40, 45, 50, 55, 60, 65, 70, 75, 80, 90)
 
 
@@ -55,7 +55,7 @@ def area_steps(
     grid = (step * 10**power for power in range(len(str(pixels))) for step in _DECADE)
     return sorted({0, pixels + 1, *map(int, also), *(area for area in grid if area < pixels)})
 
-# %% ../nbs/42_trial.ipynb #ba1d3f98
+# %% ../nbs/42_trial.ipynb #04d0e9a8
 def rule_text(
     rule: Rule,
     pixels: int,  # of the whole image
@@ -72,7 +72,7 @@ def rule_text(
         parts.append(f"gate by {rule.gate_by}" + (f" {rule.gate}" if rule.gate_by != "product" else ""))
     return ", ".join(parts)
 
-# %% ../nbs/42_trial.ipynb #5fc49215
+# %% ../nbs/42_trial.ipynb #1a2091e3
 def class_names(
     n_classes: int,
 ) -> list[str]:
@@ -84,7 +84,7 @@ def _fold_names(fold: np.ndarray | None) -> dict:
     "`fold 0` and so on, to the number of the fold."
     return {} if fold is None else {f"fold {number}": number for number in np.unique(fold)}
 
-
+# %% ../nbs/42_trial.ipynb #ee331d48
 def subset_rows(
     name: str,  # one of `subset_names`
     truth: np.ndarray,  # (N,C) labelled pixels
@@ -102,7 +102,7 @@ def subset_rows(
         return np.asarray(fold) == folds[name]
     raise ValueError(f"no part of the images is called {name!r}; there are {', '.join(subset_names(truth, fold))}")
 
-
+# %% ../nbs/42_trial.ipynb #6d98f847
 def subset_names(
     truth: np.ndarray,  # (N,C) labelled pixels
     fold: np.ndarray | None = None,  # (N,) fold of each image
@@ -114,7 +114,7 @@ def subset_names(
     names = ["all", *_fold_names(fold), "with a defect", "clean", *class_names(truth.shape[1])]
     return [name for name in names if subset_rows(name, truth, fold).any()]
 
-# %% ../nbs/42_trial.ipynb #d140de9b
+# %% ../nbs/42_trial.ipynb #d517ee8a
 _SUMS = (
     "images",
     "dice",
@@ -159,7 +159,7 @@ def _sums(new, kept, truth, rows):
     out[0, 5], out[0, 6] = out[1:, 5].sum(), out[1:, 6].sum()
     return out
 
-# %% ../nbs/42_trial.ipynb #ab870a7e
+# %% ../nbs/42_trial.ipynb #694f6c23
 _Z = NormalDist().inv_cdf(0.975)
 
 
@@ -173,7 +173,7 @@ def _share(part, whole):
     "part / whole, NaN where there is nothing."
     return np.where(whole > 0, part / np.maximum(whole, 1), np.nan)
 
-
+# %% ../nbs/42_trial.ipynb #74682898
 def score_changes(
     new_dice: np.ndarray,  # (N,C) Dice under the rules
     kept_dice: np.ndarray,  # (N,C) Dice under the rules to compare with
@@ -210,7 +210,7 @@ def score_changes(
     # One array for all columns: a third of the time of a DataFrame from a dict.
     return pd.DataFrame(np.stack(list(columns.values()), 1), ["all", *class_names(n_classes)], list(columns))
 
-# %% ../nbs/42_trial.ipynb #5ce8048a
+# %% ../nbs/42_trial.ipynb #0f44cae4
 FEW = 10  # images that moved: with fewer, an interval by the normal curve is not to be believed
 
 
@@ -232,7 +232,7 @@ def verdict(
     images = f"{r.gained:,.0f} images gain, {r.lost:,.0f} lose."
     return f"Against the kept rule, {name}: {r.change:+.4f}{interval}, {meaning}. {images}"
 
-# %% ../nbs/42_trial.ipynb #11ddf03c
+# %% ../nbs/42_trial.ipynb #d44d38e7
 def change_rules(
     rules: Sequence[Rule],  # C of them
     channel: int | None,  # None: all
@@ -245,10 +245,10 @@ def change_rules(
     """
     changes = {field: value}
     if field == "gate_by":
-        changes = {"gate_by": value, "gate": GATE_KINDS[value].start} if value else {"gate_by": "peak", "gate": 0}
+        changes = {"gate_by": value, "gate": GATE_KINDS[str(value)].start} if value else {"gate_by": "peak", "gate": 0}
     return tuple(replace(rule, **changes) if channel in (None, c) else rule for c, rule in enumerate(rules))
 
-
+# %% ../nbs/42_trial.ipynb #162bddeb
 def core_above_floor(
     rules: Sequence[Rule],
     floor: int,  # the lowest level that the store keeps
@@ -256,7 +256,7 @@ def core_above_floor(
     "The rules with each gate by core at the floor or above: below it no levels are known."
     return tuple(replace(r, gate=max(r.gate, floor)) if r.gate_by == "core" and r.gate else r for r in rules)
 
-# %% ../nbs/42_trial.ipynb #8dee20e4
+# %% ../nbs/42_trial.ipynb #25ef1504
 def _of_channel(values, channel):
     "(N,) of an (N,C) array: one class, or the mean over classes."
     return values.mean(1) if channel is None else values[:, channel]
@@ -268,7 +268,7 @@ def _class_dice(opened, channel, rule):
     area, hit = counts_of(curves, channel, rule, None if levels is None else levels[:, channel])
     return dice(area, hit, curves.truth[:, channel])
 
-# %% ../nbs/42_trial.ipynb #10cc9f89
+# %% ../nbs/42_trial.ipynb #0cd0c867
 # A surface and a nested score are of a kind of rule: another threshold or minimum area leaves them as they are.
 _KIND = ("fill_holes", "min_component", "connectivity", "gate", "gate_by")
 
@@ -325,7 +325,7 @@ class RuleTrial:
         change = abs(_of_channel(self.dice - self.before, channel)) * rows
         return [self.opened.curves.image_ids[i] for i in np.argsort(-change, kind="stable") if change[i] > 1e-12]
 
-# %% ../nbs/42_trial.ipynb #0cbd73ef
+# %% ../nbs/42_trial.ipynb #aa58976e
 def checked_rules(
     opened: OpenRun,
     rules: Sequence[Rule] | None,  # one per class; None: as `run_rules` finds them
@@ -340,7 +340,7 @@ def checked_rules(
             raise ValueError(reason)
     return checked
 
-# %% ../nbs/42_trial.ipynb #b506bfb6
+# %% ../nbs/42_trial.ipynb #e2aa1e47
 class ScoreSurface(NamedTuple):
     "Mean Dice over thresholds and sizes."
 
@@ -376,7 +376,7 @@ def surface_of(
             surfaces.append(surface(class_rows, levels, sizes, weight))
     return ScoreSurface(np.mean(surfaces, axis=0), levels, sizes)
 
-# %% ../nbs/42_trial.ipynb #4640a411
+# %% ../nbs/42_trial.ipynb #d81786be
 def level_boxes(
     levels: np.ndarray,  # (C,H,W) uint8
 ) -> list[tuple[slice, slice]]:  # rows and columns, for each class
@@ -390,7 +390,7 @@ def level_boxes(
         boxes.append((slice(y[0], y[-1] + 1), slice(x[0], x[-1] + 1)) if len(y) else (slice(0, 0), slice(0, 0)))
     return boxes
 
-
+# %% ../nbs/42_trial.ipynb #8518eddd
 def image_masks(
     levels: np.ndarray,  # (C,H,W) uint8
     rules: Sequence[Rule],  # C of them
@@ -405,7 +405,7 @@ def image_masks(
         masks[c][boxes[c]] = apply_rule(levels[c][boxes[c]], rules[c], score)
     return masks
 
-# %% ../nbs/42_trial.ipynb #37d9d084
+# %% ../nbs/42_trial.ipynb #7f44e73d
 def image_line(
     image_id: str,
     truth: np.ndarray,  # (C,H,W) labels
@@ -429,14 +429,14 @@ def image_line(
             )
     return " · ".join(parts if len(parts) > 1 else [image_id, "clean, and nothing predicted"])
 
-# %% ../nbs/42_trial.ipynb #51f59adb
+# %% ../nbs/42_trial.ipynb #c47e58d5
 class NestedDice(NamedTuple):
     "What one way of choosing is worth."
 
     nested: np.ndarray  # (N,C) Dice under rules that were chosen on the other folds
     chosen: np.ndarray  # (N,C) Dice under the rules that were chosen on all images
 
-
+# %% ../nbs/42_trial.ipynb #105d9b75
 def nested_choices(
     opened: OpenRun,  # with at least two folds
     base_rule: Sequence[Rule],  # C of them: all but their threshold and minimum area is kept
@@ -457,7 +457,7 @@ def nested_choices(
         choices[how] = NestedDice(nested, pair_dice(opened, all_rules))
     return choices
 
-# %% ../nbs/42_trial.ipynb #55d270f3
+# %% ../nbs/42_trial.ipynb #e1aad1ab
 def save_rules(
     path: str | Path,  # NAME.json
     rules: Rules,
