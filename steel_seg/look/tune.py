@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['scores_html', 'SurfacePicture', 'draw_surface', 'SurfaceRequest', 'SurfaceView', 'ReadImage', 'RuleView',
-           'Expectation', 'CountOffer', 'tuner_still', 'TunerPanel', 'check_setting', 'TunerSettings', 'TunerViews',
-           'Tuner']
+           'Expectation', 'CountOffer', 'tuner_still', 'TunerPanel', 'check_setting', 'TunerSettings', 'TunerActions',
+           'TunerViews', 'Tuner']
 
 # %% ../../nbs/49_tune.ipynb #d01789bb
 import html
@@ -86,7 +86,7 @@ def _table(head: Sequence[str], rows: Sequence[tuple[Sequence[str], bool]]) -> s
     lines = [_row_html("th", head), *(_row_html("td", texts, bold) for texts, bold in rows)]
     return f"<table style='line-height:1.4'>{''.join(lines)}</table>"
 
-# %% ../../nbs/49_tune.ipynb #30f2070f
+# %% ../../nbs/49_tune.ipynb #0d91f1e5
 _COLUMNS = ("", "score", "change", "with defect", "without", "pairs with defect", "plateau, nested")
 
 
@@ -153,7 +153,7 @@ class SurfacePicture:
         across, up = (x - left) / (right - left), (bottom - y) / (bottom - top)
         return _at_fraction(self.levels, across), _at_fraction(self.sizes, up)
 
-# %% ../../nbs/49_tune.ipynb #ac3395b5
+# %% ../../nbs/49_tune.ipynb #e08c3c4d
 def draw_surface(
     scores: np.ndarray,  # (T,A) mean Dice, as from `surface_of`
     levels: np.ndarray,  # (T,)
@@ -180,6 +180,19 @@ def draw_surface(
     place = ax.get_position()
     return SurfacePicture(buffer.getvalue(), levels, sizes, (place.x0, place.x1, 1 - place.y0, 1 - place.y1))
 
+# %% ../../nbs/49_tune.ipynb #d44f655e
+def _marks(drawn, rules, channel, over, shape, note):
+    "A marker for each rule, as of `MarkedPicture`."
+    marks = []
+    for c, (name, colour) in enumerate(class_colours(len(rules)).items()):
+        if channel not in (None, c):
+            continue
+        x, y = drawn.place(rules[c].thresh, getattr(rules[c], over))
+        rgb = colour if channel is None else COMPARE["missed"]
+        hex_colour = "#{:02x}{:02x}{:02x}".format(*rgb)
+        marks.append({"x": x, "y": y, "name": f"{name}, {note}", "colour": hex_colour, "shape": shape})
+    return marks
+
 # %% ../../nbs/49_tune.ipynb #877b6b41
 @dataclass(frozen=True, eq=False)
 class SurfaceRequest:
@@ -197,7 +210,7 @@ class SurfaceRequest:
         "Add it up."
         return surface_of(self.curves, self.channel, self.rules, self.over, self.weight, self.class_levels)
 
-
+# %% ../../nbs/49_tune.ipynb #59e11ae1
 class SurfaceView(MarkedPicture):
     "The surface of a class with its rules on it. `drawn` is what it shows, `waits` the request that is not drawn yet."
 
@@ -236,20 +249,7 @@ class SurfaceView(MarkedPicture):
         rings = _marks(self.drawn, kept, channel, over, "ring", "kept")
         self.marks = (*rings, *_marks(self.drawn, rules, channel, over, "dot", "now"))
 
-
-def _marks(drawn, rules, channel, over, shape, note):
-    "A marker for each rule, as of `MarkedPicture`."
-    marks = []
-    for c, (name, colour) in enumerate(class_colours(len(rules)).items()):
-        if channel not in (None, c):
-            continue
-        x, y = drawn.place(rules[c].thresh, getattr(rules[c], over))
-        rgb = colour if channel is None else COMPARE["missed"]
-        hex_colour = "#{:02x}{:02x}{:02x}".format(*rgb)
-        marks.append({"x": x, "y": y, "name": f"{name}, {note}", "colour": hex_colour, "shape": shape})
-    return marks
-
-# %% ../../nbs/49_tune.ipynb #4f5c1c27
+# %% ../../nbs/49_tune.ipynb #35bc8eee
 @dataclass(frozen=True, eq=False)
 class ReadImage:
     "The files of an image, read once and kept while rules change."
@@ -401,7 +401,7 @@ class Expectation(HTML):
         "Write what is known as a line of text."
         self.value = line_html(_expectation_text(self.nested, rows, folds))
 
-# %% ../../nbs/49_tune.ipynb #8fe3e82a
+# %% ../../nbs/49_tune.ipynb #7ea78b85
 def _expectation_text(nested: Mapping[str, NestedDice], rows: np.ndarray, folds: bool) -> str:
     if not nested and folds:
         return "Nested scores are being made …"
@@ -549,7 +549,7 @@ def _arranged(panel: TunerPanel) -> list:
     menus, images = control_row(p.menu, p.part, p.axis), control_row(p.picker, p.changed, p.random)
     return [menus, both, p.score_table, images, p.view, p.expect]
 
-# %% ../../nbs/49_tune.ipynb #9e0eec48
+# %% ../../nbs/49_tune.ipynb #b2cf3bea
 def check_setting(
     name: str,  # of a trait of `TunerSettings`
     value: Any,
@@ -561,30 +561,58 @@ def check_setting(
         return checked_rules(opened, value)
     if name == "image_id" and value not in curves.image_ids:
         raise ValueError(f"no image {value!r} in {opened.store.path}")
-    if name == "channel" and value is not None and not 0 <= value < n_classes:
-        raise ValueError(f"channel {value}: there are {n_classes} classes, 0 to {n_classes - 1}, and None for all")
     if name == "subset":
         subset_rows(value, curves.truth, opened.fold)
+    if name == "channel" and value is not None and not 0 <= value < n_classes:
+        raise ValueError(f"channel {value}: there are {n_classes} classes, 0 to {n_classes - 1}, and None for all")
     if name == "over":
         not_counted = curves.lacks(False, 2)
         if value not in [key for _, key in _OVER[: 1 if not_counted else 2]]:
             raise ValueError(f"over {value!r}: " + (not_counted or "give 'min_area' or 'min_component'"))
     return value
 
-# %% ../../nbs/49_tune.ipynb #da98e15f
+# %% ../../nbs/49_tune.ipynb #af576871
 class TunerSettings(HasTraits):
-    """What a tuner shows, and how its rules are changed: by one field, by a search, or back.
+    """What a tuner shows, and how its rules are set.
 
-    Needs `opened`, the `trial` of its rules, and `rows`, the (N,) images that are scored.
+    Traits: `channel` (the class shown, 0..C-1; None for all), `rules` (one per class), `kept` (rules to compare with),
+    `subset` (the images that are scored, one of `subset_names`), `over` (what the surface shows against the threshold),
+    `image_id`. Raises `ValueError` for what does not fit.
     """
 
     opened: OpenRun
     trial: RuleTrial
-    rows: np.ndarray
+    rows: np.ndarray  # (N,) bool, the images that are scored
     channel, image_id, rules, kept = Int(None, allow_none=True), Unicode(), Tuple(), Tuple()
     subset, over = Unicode("all"), Unicode("min_area")
     step_kind: str | None = None  # as for `RuleTrial.go`, while a method here changes the rules
     last_move: tuple | None = None  # class and field of the last move: more of it is the same step
+
+    def set_rules(self, rules: Sequence[Rule], move: tuple | None = None, kind: str = "step") -> None:
+        "New rules as a step to undo, as more of the last move, or as a step back."
+        same_move = move is not None and move == self.last_move
+        self.step_kind, self.last_move = "more" if same_move else kind, move
+        try:
+            self.rules = rules
+        finally:
+            self.step_kind = None
+
+    @property
+    def class_name(self) -> str:
+        "The class shown, or all."
+        return "all" if self.channel is None else class_names(len(self.rules))[self.channel]
+
+    @validate("channel", "image_id", "rules", "kept", "subset", "over")
+    def _check(self, proposal):
+        return check_setting(proposal.trait.name, proposal.value, self.opened)
+
+# %% ../../nbs/49_tune.ipynb #0c42f16e
+class TunerActions(TunerSettings):
+    "Change the rules by a field, by a search, or back; go to another image."
+
+    rng: np.random.Generator  # for `go_anywhere`
+    said: HTML  # for messages
+    turn = 0  # how far `next_changed` is
 
     def move(
         self,
@@ -613,20 +641,19 @@ class TunerSettings(HasTraits):
         self.set_rules(self.kept)
         self.kept = shown
 
-    def set_rules(self, rules: Sequence[Rule], move: tuple | None = None, kind: str = "step") -> None:
-        "New rules as a step to undo, as more of the last move, or as a step back."
-        same_move = move is not None and move == self.last_move
-        self.step_kind, self.last_move = "more" if same_move else kind, move
-        try:
-            self.rules = rules
-        finally:
-            self.step_kind = None
+    def next_changed(self) -> None:
+        "Go on through the images that the last step changed, the most changed first."
+        ids = self.trial.most_changed(self.channel, self.rows)
+        self.said.value = "" if ids else line_html("The last move changed no image.")
+        if ids:
+            self.image_id = ids[self.turn % len(ids)]
+        self.turn += 1
 
-    @validate("channel", "image_id", "rules", "kept", "subset", "over")
-    def _check(self, proposal):
-        return check_setting(proposal.trait.name, proposal.value, self.opened)
+    def go_anywhere(self) -> None:
+        "Go to a random image of those that are scored."
+        self.image_id = self.opened.curves.image_ids[self.rng.choice(np.flatnonzero(self.rows))]
 
-# %% ../../nbs/49_tune.ipynb #3a261d13
+# %% ../../nbs/49_tune.ipynb #92b10403
 class TunerViews:
     "Draws what a tuner shows: each method redraws one part from the settings."
 
@@ -679,7 +706,7 @@ class TunerViews:
     def expectation(self) -> None:
         self.tuner.expect.say(self.tuner.rows, self.tuner.opened.fold is not None)
 
-# %% ../../nbs/49_tune.ipynb #8a34adb4
+# %% ../../nbs/49_tune.ipynb #1b5d2c47
 def _surface_request(tuner: "Tuner") -> SurfaceRequest:
     opened = tuner.opened
     title = "mean of all classes" if tuner.channel is None else tuner.class_name
@@ -688,7 +715,7 @@ def _surface_request(tuner: "Tuner") -> SurfaceRequest:
     weight = tuner.rows.astype(float)
     return SurfaceRequest(opened.curves, tuner.channel, tuner.rules, tuner.over, weight, opened.class_levels, title)
 
-# %% ../../nbs/49_tune.ipynb #cb222a5f
+# %% ../../nbs/49_tune.ipynb #d2bb34dc
 def _on_rules(tuner: "Tuner") -> None:
     if tuner.step_kind is None:
         tuner.last_move = None  # set from code: a step of its own
@@ -732,7 +759,7 @@ def _on_subset(tuner: "Tuner") -> None:
     if tuner.image_id not in tuner.picker.ids:
         tuner.picker.go(0)
 
-# %% ../../nbs/49_tune.ipynb #2bc15d3b
+# %% ../../nbs/49_tune.ipynb #a40b6a0d
 def _on_click(tuner: "Tuner", place: tuple[float, float]) -> None:
     "Go to the rule at a place on the surface."
     rule = tuner.surface.drawn.rule_at(*place)
@@ -758,7 +785,7 @@ def _on_save(tuner: "Tuner") -> None:
         message = f"not saved: {error}"
     tuner.said.value = line_html(message)
 
-# %% ../../nbs/49_tune.ipynb #f4a20bbe
+# %% ../../nbs/49_tune.ipynb #682ff0cc
 def _to_menu(channel: int | None) -> int:
     "A menu takes None for nothing chosen, so its value for all classes is -1."
     return -1 if channel is None else channel
@@ -792,7 +819,7 @@ def _connect(tuner: "Tuner") -> None:
     ):
         button.on_click(lambda button, action=action: action())
 
-# %% ../../nbs/49_tune.ipynb #42678718
+# %% ../../nbs/49_tune.ipynb #0870eedb
 def _rules_with_facts(tuner: "Tuner") -> Rules:
     "The rules, with what they score on the images that are scored now."
     row = tuner.table.loc["all"]
@@ -814,7 +841,8 @@ def _still(tuner: "Tuner") -> Picture:
     tuner.views.surface_now()
     table = tuner.table.assign(**{"plateau, nested": tuner.expect.by_row("plateau", tuner.rows) or np.nan})
     columns = ["score", "low", "high", "change", "change_low", "change_high", "plateau, nested"]
-    lines = [table[columns].to_string(na_rep="-", float_format="{:.4f}".format), ""]
+    number: Any = "{:.4f}".format  # pandas takes a function, its types say only str
+    lines = [table[columns].to_string(na_rep="-", float_format=number), ""]
     for name, rule in zip(class_names(len(tuner.rules)), tuner.rules):
         if tuner.class_name in ("all", name):
             lines.append(f"{name}: {rule_text(rule, tuner.sliders.pixels)}")
@@ -843,8 +871,8 @@ def _start(tuner: "Tuner") -> None:
     if tuner.opened.curves.lacks(True, 2):
         tuner.counter.children = [CountOffer(tuner.opened, lambda curves: _on_counted(tuner, curves))]
 
-# %% ../../nbs/49_tune.ipynb #95903b14
-class Tuner(TunerPanel, TunerSettings):
+# %% ../../nbs/49_tune.ipynb #c4092069
+class Tuner(TunerPanel, TunerActions):
     """The rules of a run on sliders, with their score over all images and one image's hits and misses.
 
     Traits, to be read, set and observed: `channel` (the class shown, 0..C-1; None for all), `rules` (one per class),
@@ -867,30 +895,13 @@ class Tuner(TunerPanel, TunerSettings):
     ):
         self.opened = _open_counted(run, folder, scores)
         rules = run_rules(self.opened, rules)
-        self.trial, self.rng, self.turn = RuleTrial(self.opened, rules), rng or np.random.default_rng(0), 0
+        self.trial, self.rng = RuleTrial(self.opened, rules), rng or np.random.default_rng(0)
         self.rows = subset_rows("all", self.opened.curves.truth)
         super().__init__(self.opened, rules, self.move)
         self.views, self.rules, self.kept = TunerViews(self), rules, rules
         _start(self)
 
     rule = property(_rules_with_facts, doc="The result: the rules of all classes with what is known of them.")
-
-    @property
-    def class_name(self) -> str:
-        "The class shown, or all."
-        return "all" if self.channel is None else class_names(len(self.rules))[self.channel]
-
-    def next_changed(self) -> None:
-        "Go on through the images that the last step changed, the most changed first."
-        ids = self.trial.most_changed(self.channel, self.rows)
-        self.said.value = "" if ids else line_html("The last move changed no image.")
-        if ids:
-            self.image_id = ids[self.turn % len(ids)]
-        self.turn += 1
-
-    def go_anywhere(self) -> None:
-        "Go to a random image of those that are scored."
-        self.image_id = self.opened.curves.image_ids[self.rng.choice(np.flatnonzero(self.rows))]
 
     def save(self, path: str | Path) -> Path:  # a JSON file, written whole or not at all
         "Write the result as `steel_seg.post.read_rules` reads it; returns the path."
