@@ -11,20 +11,11 @@ from made import CASES, HOSTILE, Tags, make_run, only_our_tags, pixels, slow_dic
 import steel_seg.look.tune as tune
 from steel_seg.decide import choose_rules, nested_dice
 from steel_seg.folds import write_folds
+from steel_seg.look.tune import Tuner, draw_surface, scores_html
 from steel_seg.post import Rule, apply_rules, read_rules
 from steel_seg.score import dice_at
 from steel_seg.store import ProbStore
-from steel_seg.look.tune import (
-    Tuner,
-    area_steps,
-    change_rules,
-    draw_surface,
-    score_changes,
-    scores_html,
-    subset_names,
-    surface_of,
-    verdict,
-)
+from steel_seg.trial import area_steps, change_rules, score_changes, subset_names, surface_of, verdict
 
 
 @pytest.fixture
