@@ -8,79 +8,53 @@ __all__ = ['read_class_levels', 'gate_values', 'area_values', 'choose_gate', 'co
 
 # %% ../nbs/37_gates.ipynb #cf0cfb06
 import re
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from .curves import Curves
 from .data import class_id, csv_rows
-from .decide import _TIE, Decision, decide
+from .decide import Decision, decide
 from .metric import Interval
-from .post import GATES, NEEDS_SCORE, Rule
-from .score import dice_rows, rows_of, veto_values
-from .surface import surface
+from .post import GATE_KINDS, Rule, require_score
+from .score import Rows, dice_rows, rows_of, veto_values
+from .surface import TIE, surface
 
-# %% ../nbs/37_gates.ipynb #2809be04
-def read_class_levels(
-    path: str | Path,  # a csv with image_id or ImageId, and a column of probabilities 0..1 for each class
-    image_ids,  # N of str
-    n_classes: int,
-    prefix: str
-    | None = None,  # what stands before the class in the columns' names; None: there is only one such prefix in the file
-) -> np.ndarray:  # (N,C) uint8, the levels round(255*p)
-    """Scores of some images, in the order asked for; rows of other images are checked and passed over.
+# %% ../nbs/37_gates.ipynb #a118ff7a
+def _numbered_columns(header):
+    "A dict prefix -> {number: position}, both str, of the columns whose names end in a number."
+    positions = {}
+    for k, name in enumerate(header):
+        if match := re.fullmatch(r"(.*?)([0-9]+)", name):
+            positions.setdefault(match[1], {})[match[2]] = k
+    return positions
 
-    Raises `ValueError` that names the file and the row where a column is missing, an image is missing or twice, or a value is no probability.
-    """
-    records, problems = csv_rows(path)
-    if problems:
-        raise ValueError(f"{path}: " + (f"row {problems[0][0]}: " if problems[0][0] else "") + problems[0][1])
-    (_, header), *records = records
-    ids = [k for k, name in enumerate(header) if name in ("image_id", "ImageId")]
-    if len(ids) != 1 or len(set(header)) < len(header):
-        raise ValueError(f"{path}: columns {', '.join(header)}: needs image_id or ImageId once, and no name twice")
-    columns = _class_columns(path, header, n_classes, prefix)
-    levels = {}
-    for row, record in records:
-        if len(record) != len(header):
-            raise ValueError(f"{path} row {row}: {len(record)} values for {len(header)} columns")
-        image_id = record[ids[0]]
-        if image_id in levels:
-            raise ValueError(f"{path} row {row}: {image_id!r} has a row before this one")
-        levels[image_id] = [_probability(record[k], f"{path} row {row}, column {header[k]}") for k in columns]
-    image_ids = tuple(image_ids)
-    if missing := [i for i in image_ids if i not in levels]:
-        raise ValueError(f"{path}: no row for {len(missing)} of {len(image_ids)} images, {missing[0]!r} for one")
-    return np.rint(255 * np.array([levels[i] for i in image_ids]).reshape(len(image_ids), n_classes)).astype(np.uint8)
-
-
+# %% ../nbs/37_gates.ipynb #f2448925
 def _class_columns(path, header, n_classes, prefix):
     "Positions of the columns of classes 1..C that share a prefix."
-    wanted, found = [str(class_id(c)) for c in range(n_classes)], {}
-    for k, name in enumerate(header):
-        if m := re.fullmatch(r"(.*?)([0-9]+)", name):
-            found.setdefault(m[1], {})[m[2]] = k
-    complete = [p for p in found if set(wanted) <= set(found[p])]
+    requested = [str(class_id(c)) for c in range(n_classes)]
+    positions = _numbered_columns(header)
+    complete = [p for p in positions if set(requested) <= set(positions[p])]
     if prefix is None and len(complete) > 1:
-        raise ValueError(
-            f"{path}: columns of {n_classes} classes begin with {' or '.join(map(repr, complete))}: say which by the prefix"
-        )
+        prefixes = " or ".join(map(repr, complete))
+        raise ValueError(f"{path}: columns of {n_classes} classes begin with {prefixes}: say which by the prefix")
     if prefix is None and not complete or prefix is not None and prefix not in complete:
-        raise ValueError(
-            f"{path}: columns {', '.join(header)}: needs {', '.join((prefix or '') + w for w in wanted)}"
-            + " with any one prefix" * (prefix is None)
-        )
-    prefix = complete[0] if prefix is None else prefix
-    if len(found[prefix]) > n_classes:
-        raise ValueError(
-            f"{path}: {len(found[prefix])} columns begin with {prefix!r}, where there are {n_classes} classes"
-        )
-    return [found[prefix][w] for w in wanted]
+        missing = ", ".join((prefix or "") + number for number in requested)
+        any_prefix = " with any one prefix" * (prefix is None)
+        raise ValueError(f"{path}: columns {', '.join(header)}: needs {missing}{any_prefix}")
+    columns = positions[complete[0] if prefix is None else prefix]
+    if len(columns) > n_classes:
+        prefix = complete[0] if prefix is None else prefix
+        raise ValueError(f"{path}: {len(columns)} columns begin with {prefix!r}, but there are {n_classes} classes")
+    return [columns[number] for number in requested]
 
-
+# %% ../nbs/37_gates.ipynb #2126a218
 def _probability(text, where):
+    "The number of a cell, or a ValueError that begins with `where`."
     try:
         value = float(text)
     except ValueError:
@@ -89,204 +63,335 @@ def _probability(text, where):
         raise ValueError(f"{where}: {text!r} is not a probability 0..1")
     return value
 
+
+def _id_column(path, header):
+    "The position of the image ids; a ValueError where there is not exactly one such column or a name is twice."
+    positions = [k for k, name in enumerate(header) if name in ("image_id", "ImageId")]
+    if len(positions) != 1 or len(set(header)) < len(header):
+        raise ValueError(f"{path}: columns {', '.join(header)}: needs image_id or ImageId once, and no name twice")
+    return positions[0]
+
+# %% ../nbs/37_gates.ipynb #2809be04
+def read_class_levels(
+    path: str | Path,  # a csv with image_id or ImageId, and a column of probabilities 0..1 for each class
+    image_ids: Sequence[str],  # N
+    n_classes: int,
+    prefix: str | None = None,  # of the names of the class columns; None: the file has only one prefix
+) -> np.ndarray:  # (N,C) uint8, the levels round(255*p)
+    """Class levels of some images, in the order asked for; rows of other images are checked and not returned.
+
+    Raises `ValueError` that names the file and the row where a column is missing, an image is missing or twice, or a
+    value is no probability.
+    """
+    records, problems = csv_rows(path)
+    if problems:
+        row, problem = problems[0]
+        raise ValueError(f"{path}: " + (f"row {row}: " if row else "") + problem)
+    (_, header), *records = records
+    id_column = _id_column(path, header)
+    columns = _class_columns(path, header, n_classes, prefix)
+    probabilities = {}
+    for row, record in records:
+        if len(record) != len(header):
+            raise ValueError(f"{path} row {row}: {len(record)} values for {len(header)} columns")
+        image_id = record[id_column]
+        if image_id in probabilities:
+            raise ValueError(f"{path} row {row}: {image_id!r} has a row before this one")
+        probabilities[image_id] = [_probability(record[k], f"{path} row {row}, column {header[k]}") for k in columns]
+    image_ids = tuple(image_ids)
+    if missing := [i for i in image_ids if i not in probabilities]:
+        raise ValueError(f"{path}: no row for {len(missing)} of {len(image_ids)} images, {missing[0]!r} for one")
+    table = np.array([probabilities[i] for i in image_ids]).reshape(len(image_ids), n_classes)
+    return np.rint(255 * table).astype(np.uint8)
+
 # %% ../nbs/37_gates.ipynb #e2864a57
-_VETO = ("peak", "score", "sum")
+_GATES_TO_TRY: dict[str, tuple[int, ...] | Callable[[int], tuple[int, ...]]] = {  # or what makes them of the floor
+    "peak": (0, 1, 2, 4, *range(8, 249, 8), 252, 254, 255),
+    "score": (0, 1, 2, 4, *range(8, 249, 8), 252, 254, 255),
+    "sum": (*range(0, 505, 8), 508, 510),
+    "core": lambda floor: (0, *sorted({max(1, floor), *range(8 * (floor // 8 + 1), 255, 8), 255})),
+    "product": (1,),
+    "area": (1, 2, 3, 4, 5, 7, 10, 15, 25, 40, 60),
+}
 
 
 def gate_values(
-    gate_by: str,  # of Rule
+    gate_by: str,  # of `Rule`
     floor: int,  # of the curves
-) -> tuple:  # of int, rising
-    "The gates that are tried where no others are asked for; the first leaves things as they are, except for a product."
-    if gate_by in ("peak", "score"):
-        return (0, 1, 2, 4, *range(8, 249, 8), 252, 254, 255)
-    if gate_by == "sum":
-        return (*range(0, 505, 8), 508, 510)
-    if gate_by == "core":
-        return (0, *sorted({max(1, floor), *range(8 * (floor // 8 + 1), 255, 8), 255}))
-    return {"area": (1, 2, 3, 4, 5, 7, 10, 15, 25, 40, 60), "product": (1,)}[gate_by]
+) -> tuple[int, ...]:  # rising
+    "The gates that are tried by default; the first one changes nothing, except for a product."
+    values = _GATES_TO_TRY[gate_by]
+    return values(floor) if callable(values) else values
 
 
 def area_values(
-    shape,  # (H,W)
-    n=64,  # about how many
-) -> np.ndarray:  # rising: 0, then growing by some 10 to 30%, up to H*W + 1, which no mask reaches
-    "Minimum areas to try for images of a shape."
+    shape: Sequence[int],  # (H,W)
+    n: int = 64,  # about how many
+) -> np.ndarray:  # int64, rising: 0, then growing by some 10 to 30%, up to H*W + 1, which no mask reaches
+    "Minimum areas that are tried for images of a shape."
     pixels = int(np.prod(shape))
     return np.unique(np.concatenate([[0], np.rint(np.geomspace(1, pixels, n)), [pixels + 1]]).astype(np.int64))
 
+# %% ../nbs/37_gates.ipynb #e1fbe51a
+class _Grid(NamedTuple):
+    "The settings that are tried."
 
-def _fold_sums(curves, channel, gate_by, gates, code, class_levels, rule, threshes, min_areas):
-    "(K,G,T,A): the sum of Dice over each fold's images, for every gate, threshold and area."
-    folds, absent = range(code.max() + 1), curves.truth[:, channel] == 0
-    sums = np.zeros((len(folds), len(gates), len(threshes), len(min_areas)))
-    total = lambda rows, mine: surface(rows, threshes, min_areas, mine) * mine.sum() if mine.any() else 0.0
-    if gate_by not in _VETO:
-        for g, gate in enumerate(gates):
-            rows = rows_of(curves, channel, replace(rule, gate=gate, gate_by=gate_by or "peak"), class_levels)
-            for k in folds:
-                sums[k, g] = total(rows, code == k)
-        return sums
-    rows, last_passed = (
-        rows_of(curves, channel, rule),
-        np.searchsorted(gates, veto_values(curves, channel, gate_by, class_levels), side="right") - 1,
-    )
-    for k in folds:
-        for g in range(len(gates)):
-            sums[k, g] = total(rows, (code == k) & (last_passed == g))
+    gates: Sequence[int]  # G, rising
+    threshes: np.ndarray  # T
+    min_areas: np.ndarray  # A, rising
+
+
+def _sum_of_dice(rows: Rows, grid: _Grid, images: np.ndarray) -> np.ndarray:
+    "(T,A): the sum of Dice over some images, given as a boolean array."
+    if not images.any():
+        return np.zeros((len(grid.threshes), len(grid.min_areas)))
+    return surface(rows, grid.threshes, grid.min_areas, images) * images.sum()
+
+
+def _sums_of_veto(
+    curves: Curves,
+    channel: int,
+    gate_by: str,
+    class_levels: np.ndarray | None,
+    base_rule: Rule,
+    grid: _Grid,
+    fold_code: np.ndarray,  # (N,) 0..K-1
+) -> np.ndarray:  # (K,G,T,A)
+    "`_fold_sums` of a gate that drops images whose value is below it."
+    n_gates, absent = len(grid.gates), curves.truth[:, channel] == 0
+    rows = rows_of(curves, channel, base_rule)
+    values = veto_values(curves, channel, gate_by, class_levels)
+    last_passed = np.searchsorted(grid.gates, values, side="right") - 1  # position of the highest gate passed
+    sums = np.zeros((fold_code.max() + 1, n_gates, len(grid.threshes), len(grid.min_areas)))
+    for k in range(len(sums)):
+        in_fold = fold_code == k
+        for g in range(n_gates):
+            sums[k, g] = _sum_of_dice(rows, grid, in_fold & (last_passed == g))
         sums[k] = sums[k, ::-1].cumsum(0)[::-1]
-        sums[k] += [[[(absent & (code == k) & (last_passed < g)).sum()]] for g in range(len(gates))]
+        for g in range(n_gates):
+            sums[k, g] += (
+                absent & in_fold & (last_passed < g)
+            ).sum()  # a dropped mask is right where there is no defect
     return sums
 
+# %% ../nbs/37_gates.ipynb #d256972e
+def _fold_sums(
+    curves: Curves,
+    channel: int,
+    gate_by: str | None,
+    class_levels: np.ndarray | None,
+    base_rule: Rule,  # its gate is 0
+    grid: _Grid,
+    fold_code: np.ndarray,  # (N,) 0..K-1
+) -> np.ndarray:  # (K,G,T,A)
+    "The sum of Dice over each fold's images, for every gate, threshold and area."
+    if gate_by is not None and GATE_KINDS[gate_by].is_veto:
+        return _sums_of_veto(curves, channel, gate_by, class_levels, base_rule, grid, fold_code)
+    sums = np.zeros((fold_code.max() + 1, len(grid.gates), len(grid.threshes), len(grid.min_areas)))
+    for g, gate in enumerate(grid.gates):
+        rows = rows_of(curves, channel, replace(base_rule, gate=gate, gate_by=gate_by or "peak"), class_levels)
+        for k in range(len(sums)):
+            sums[k, g] = _sum_of_dice(rows, grid, fold_code == k)
+    return sums
 
-def _middle(sums, n, never):
-    "Positions (gate, thresh, area) of the highest of (G,T,A) sums; of a tie its middle, gate by gate, then level by level, then area by area."
+# %% ../nbs/37_gates.ipynb #fddce605
+def _middle_of_best(sums, n_images, never):
+    "Positions (gate, thresh, area) of the highest of (G,T,A) sums; of a tie the middle gate, then level, then area."
     best = sums.max()
-    if best <= never + _TIE * n:
-        return 0, int(sums.shape[1] // 2), sums.shape[2] - 1
-    at = np.argwhere(sums >= best - _TIE * n)
+    if best <= never + TIE * n_images:
+        return 0, int(sums.shape[1] // 2), sums.shape[2] - 1  # no mask at all scores as much
+    positions = np.argwhere(sums >= best - TIE * n_images)
     for axis in range(3):
-        found = np.unique(at[:, axis])
-        at = at[at[:, axis] == found[len(found) // 2]]
-    return tuple(at[0].tolist())
+        tied = np.unique(positions[:, axis])
+        positions = positions[positions[:, axis] == tied[len(tied) // 2]]
+    return tuple(positions[0].tolist())
+
+# %% ../nbs/37_gates.ipynb #83958d43
+def _fold_codes(fold, n_images):
+    "The names of the folds, and the fold of each image as 0..K-1; a ValueError where there are not two folds."
+    fold = np.asarray(fold)
+    if fold.shape != (n_images,):
+        raise ValueError(f"fold has shape {fold.shape} for {n_images} images")
+    names, code = np.unique(fold, return_inverse=True)
+    if len(names) < 2:
+        raise ValueError(f"all {n_images} images are in fold {names.tolist()}: a nested score needs at least two folds")
+    return names.tolist(), code
+
+# %% ../nbs/37_gates.ipynb #2bc6e1c6
+def _grid(curves, gate_by, gates, threshes, min_areas):
+    "The settings to try, with the default where one is None."
+    if gates is None:
+        gates = (0,) if gate_by is None else gate_values(gate_by, curves.floor)
+    threshes = np.arange(max(1, curves.floor), 256) if threshes is None else np.asarray(threshes)
+    min_areas = area_values(curves.shape) if min_areas is None else np.asarray(min_areas)
+    return _Grid(gates, threshes, min_areas)
 
 
 def choose_gate(
     curves: Curves,
     channel: int,  # 0..C-1
-    gate_by: str | None,  # of Rule; None: no gate
+    gate_by: str | None,  # of `Rule`; None: no gate
     fold: np.ndarray,  # (N,) fold of each image
-    class_levels=None,  # (N,) integers, levels 0..255 of this class
-    rule: Rule = Rule(),  # its fill_holes, min_component and connectivity are kept
-    gates=None,  # to try, rising; None: `gate_values`
-    threshes=None,  # to try; None: every level from the floor up
-    min_areas=None,  # to try, rising; None: `area_values`
-) -> tuple:  # Rule chosen on all images, and a dict fold -> Rule chosen on the other folds
-    """The gate, threshold and minimum area with the highest mean Dice of one class, of all that are tried; of a tie its middle.
+    class_levels: np.ndarray | None = None,  # (N,) integers, levels 0..255 of this class
+    base_rule: Rule = Rule(),  # its fill_holes, min_component and connectivity are kept
+    gates: Sequence[int] | np.ndarray | None = None,  # to try, rising; None: `gate_values`
+    threshes: Sequence[int] | np.ndarray | None = None,  # to try; None: every level from the floor up
+    min_areas: Sequence[int] | np.ndarray | None = None,  # to try, rising; None: `area_values`
+) -> tuple[Rule, dict[Any, Rule]]:  # chosen on all images; fold -> chosen on the other folds
+    """The gate, threshold and minimum area with the highest mean Dice of one class; of a tie the middle.
 
-    Where nothing scores more than predicting nothing, the largest area of `min_areas` is chosen. Raises `ValueError` as `rows_of` does, and where there are not two folds.
+    Where nothing scores more than predicting nothing, the largest area of `min_areas` is chosen. Raises `ValueError`
+    as `rows_of` does, and where there are not two folds.
     """
-    fold = np.asarray(fold)
-    if fold.shape != (len(curves),):
-        raise ValueError(f"fold has shape {fold.shape} for {len(curves)} images")
-    names, code = np.unique(fold, return_inverse=True)
-    if len(names) < 2:
-        raise ValueError(
-            f"all {len(curves)} images are in fold {names.tolist()}: a nested score needs at least two folds"
-        )
-    if gate_by in NEEDS_SCORE and class_levels is None:
-        raise ValueError(f"gate_by={gate_by!r} needs a score for each image, and none are given")
+    names, fold_code = _fold_codes(fold, len(curves))
+    require_score(gate_by, class_levels)
     if class_levels is not None:
         rows_of(curves, channel, class_levels=class_levels)  # checks them
-    if gates is None:
-        gates = (0,) if gate_by is None else gate_values(gate_by, curves.floor)
-    threshes = np.arange(max(1, curves.floor), 256) if threshes is None else np.asarray(threshes)
-    min_areas = area_values(curves.shape) if min_areas is None else np.asarray(min_areas)
-    sums = _fold_sums(curves, channel, gate_by, gates, code, class_levels, replace(rule, gate=0), threshes, min_areas)
-    absent = np.bincount(code[curves.truth[:, channel] == 0], minlength=len(names))
+    grid = _grid(curves, gate_by, gates, threshes, min_areas)
+    sums = _fold_sums(curves, channel, gate_by, class_levels, replace(base_rule, gate=0), grid, fold_code)
+    absent = np.bincount(fold_code[curves.truth[:, channel] == 0], minlength=len(names))
 
-    def best(left_out):
-        seen = np.ones(len(names), bool) if left_out is None else np.arange(len(names)) != left_out
-        g, t, a = _middle(sums[seen].sum(0), seen[code].sum(), absent[seen].sum())
+    def best_on(folds: np.ndarray) -> Rule:  # (K,) bool, the folds that choose
+        g, t, a = _middle_of_best(sums[folds].sum(0), folds[fold_code].sum(), absent[folds].sum())
         return replace(
-            rule, thresh=int(threshes[t]), min_area=int(min_areas[a]), gate=int(gates[g]), gate_by=gate_by or "peak"
+            base_rule,
+            thresh=int(grid.threshes[t]),
+            min_area=int(grid.min_areas[a]),
+            gate=int(grid.gates[g]),
+            gate_by=gate_by or "peak",
         )
 
-    return best(None), {name: best(k) for k, name in enumerate(names.tolist())}
+    positions = np.arange(len(names))
+    return best_on(positions >= 0), {name: best_on(positions != k) for k, name in enumerate(names)}
+
+# %% ../nbs/37_gates.ipynb #e7bca888
+def _check_rng(rng):
+    "A ValueError for a seed or anything else that is no generator."
+    if not isinstance(rng, np.random.Generator):
+        raise ValueError(f"rng of type {type(rng).__name__}: pass np.random.default_rng(seed)")
+
+
+def _bounds_of_means(
+    values: np.ndarray,  # (N,K)
+    rng: np.random.Generator,
+    n_boot: int,
+    level: float,
+) -> np.ndarray:  # (2,K)
+    "Low and high of the means over resampled images; the same resamples for all K columns."
+    n = len(values)
+    means = np.array([np.bincount(rng.integers(n, size=n), minlength=n) @ values for _ in range(n_boot)]) / n
+    return np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
+
+# %% ../nbs/37_gates.ipynb #507707ac
+class _TriedGate(NamedTuple):
+    "One kind of gate with the settings chosen for each of C classes, and what N images score."
+
+    best: list[Rule]  # C, chosen on all images
+    by_fold: list[dict[Any, Rule]]  # C, fold -> chosen on the other folds
+    optimistic: np.ndarray  # (N,C) Dice under `best`
+    nested: np.ndarray  # (N,C) Dice, each fold under the choice of the others
+
+
+def _try_gate(
+    curves: Curves,
+    fold: np.ndarray,
+    gate_by: str | None,
+    class_levels: np.ndarray | None,
+    base_rule: Rule,
+    grid: dict[str, Any],
+) -> _TriedGate:
+    "Choose one kind of gate for every class, and score the choices."
+    optimistic, nested = np.empty(curves.truth.shape), np.empty(curves.truth.shape)
+    tried = _TriedGate([], [], optimistic, nested)
+    for c in range(curves.truth.shape[1]):
+        levels = None if class_levels is None else class_levels[:, c]
+        best, by_fold = choose_gate(curves, c, gate_by, fold, levels, base_rule, **grid)
+        gates = {rule.gate for rule in (best, *by_fold.values())}
+        rows = {gate: rows_of(curves, c, replace(best, gate=gate), levels) for gate in gates}
+        tried.optimistic[:, c] = dice_rows(rows[best.gate], best.thresh, best.min_area)
+        for k, rule in by_fold.items():
+            tried.nested[fold == k, c] = dice_rows(rows[rule.gate].take(fold == k), rule.thresh, rule.min_area)
+        tried.best.append(best)
+        tried.by_fold.append(by_fold)
+    return tried
+
+
+def _settings(best, by_fold):
+    "The setting of one class as columns of the table."
+    gates = [rule.gate for rule in by_fold.values()]
+    return dict(gate=best.gate, thresh=best.thresh, min_area=best.min_area, gate_low=min(gates), gate_high=max(gates))
 
 # %% ../nbs/37_gates.ipynb #6cc7cb9d
+_WHOLE_NUMBERS = ["gate", "thresh", "min_area", "gate_low", "gate_high"]  # columns that are empty in the rows "all"
+
+
 def compare_gates(
     curves: Curves,  # of N images, C classes
     fold: np.ndarray,  # (N,) fold of each image, in the order of curves.image_ids
-    class_levels,  # (N,C) integers, levels 0..255, in the same order; None: only the gates that need none
+    class_levels: np.ndarray
+    | None,  # (N,C) integers, levels 0..255, in the same order; None: only gates that need none
     rng: np.random.Generator,  # for the intervals
-    rule: Rule = Rule(),  # its fill_holes, min_component and connectivity are kept
+    base_rule: Rule = Rule(),  # its fill_holes, min_component and connectivity are kept
     n_boot: int = 2000,  # resamples
     level: float = 0.95,  # confidence, 0..1
-    **grid,  # threshes and min_areas to try, see `choose_gate`
+    **grid: Sequence[int] | np.ndarray,  # threshes and min_areas to try, see `choose_gate`
 ) -> pd.DataFrame:  # index (gate_by, row): "none" and the gates, each with the rows "all", "class 1", ...
-    """No gate and every gate, each with the best setting found for it: what it scores, and the paired difference to no gate.
+    """No gate and every gate, each with its best setting: what it scores, and the paired difference to no gate.
 
-    Columns: `gate`, `thresh`, `min_area`, chosen on all images; `gate_low` and `gate_high`, the range of the gates chosen without one
-    of the folds; `optimistic`, the mean Dice on the images that chose; `nested`, with each fold under the choice of the others;
-    `difference` of `nested` to that of no gate, from `low` to `high`. Raises `ValueError` as `choose_gate` does.
+    Columns: `gate`, `thresh`, `min_area`, chosen on all images; `gate_low` and `gate_high`, the range of the gates
+    chosen without one of the folds; `optimistic`, the mean Dice on the images that chose; `nested`, with each fold
+    under the choice of the others; `difference` of `nested` to that of no gate, from `low` to `high`. Raises
+    `ValueError` as `choose_gate` does.
     """
+    _check_rng(rng)
     n, n_classes = curves.truth.shape
     if class_levels is not None:
         class_levels = np.asarray(class_levels)
         if class_levels.shape != (n, n_classes):
             raise ValueError(f"scores of shape {class_levels.shape} for {n} images and {n_classes} classes")
-    fold, found, rows, dices = np.asarray(fold), {}, [], []
-    for by in (None, *GATES):
-        if class_levels is None and by in NEEDS_SCORE:
-            continue
-        nested, chosen = np.empty((2, n, n_classes))
-        for c in range(n_classes):
-            one = None if class_levels is None else class_levels[:, c]
-            best, others = choose_gate(curves, c, by, fold, one, rule, **grid)
-            known = {
-                gate: rows_of(curves, c, replace(best, gate=gate), one)
-                for gate in {r.gate for r in (best, *others.values())}
-            }
-            chosen[:, c] = dice_rows(known[best.gate], best.thresh, best.min_area)
-            for k, r in others.items():
-                nested[fold == k, c] = dice_rows(known[r.gate].take(fold == k), r.thresh, r.min_area)
-            gates = [r.gate for r in others.values()]
-            found[by, c] = dict(
-                gate=best.gate, thresh=best.thresh, min_area=best.min_area, gate_low=min(gates), gate_high=max(gates)
-            )
+    gates = [kind.name for kind in GATE_KINDS.values() if class_levels is not None or not kind.needs_score]
+    records, dice_columns = [], []
+    for gate_by in (None, *gates):
+        tried = _try_gate(curves, np.asarray(fold), gate_by, class_levels, base_rule, grid)
         for c in (None, *range(n_classes)):
-            mine = slice(None) if c is None else [c]
-            rows.append(
-                {
-                    "gate_by": by or "none",
-                    "row": "all" if c is None else f"class {class_id(c)}",
-                    **found.get((by, c), {}),
-                    "optimistic": chosen[:, mine].mean(),
-                    "nested": nested[:, mine].mean(),
-                }
-            )
-            dices.append(nested[:, mine].mean(1))
-    table, dices = pd.DataFrame(rows).set_index(["gate_by", "row"]), np.array(dices).reshape(-1, 1 + n_classes, n)
+            classes = slice(None) if c is None else [c]
+            record: dict[str, Any] = {
+                "gate_by": gate_by or "none",
+                "row": "all" if c is None else f"class {class_id(c)}",
+            }
+            if c is not None:
+                record |= _settings(tried.best[c], tried.by_fold[c])
+            record["optimistic"] = tried.optimistic[:, classes].mean()
+            record["nested"] = tried.nested[:, classes].mean()
+            records.append(record)
+            dice_columns.append(tried.nested[:, classes].mean(1))
+    table = pd.DataFrame(records).set_index(["gate_by", "row"])
+    dices = np.array(dice_columns).reshape(-1, 1 + n_classes, n)
     difference = (dices - dices[0]).reshape(-1, n).T
     table["difference"] = difference.mean(0)
-    table["low"], table["high"] = _resampled(difference, rng, n_boot, level)
-    whole = ["gate", "thresh", "min_area", "gate_low", "gate_high"]
-    return table.astype(dict.fromkeys(whole, "Int64"))[[*whole, "optimistic", "nested", "difference", "low", "high"]]
+    table["low"], table["high"] = _bounds_of_means(difference, rng, n_boot, level)
+    order = [*_WHOLE_NUMBERS, "optimistic", "nested", "difference", "low", "high"]
+    return table.astype(dict.fromkeys(_WHOLE_NUMBERS, "Int64")).reindex(columns=order)
 
-
-def _resampled(d, rng, n_boot, level):
-    "Bounds (2,K) of the means of (N,K) numbers over resampled images; the same resamples for all K."
-    if not isinstance(rng, np.random.Generator):
-        raise ValueError(f"rng of type {type(rng).__name__}: pass np.random.default_rng(seed)")
-    n = len(d)
-    means = np.array([np.bincount(rng.integers(n, size=n), minlength=n) @ d for _ in range(n_boot)]) / n
-    return np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
-
-
+# %% ../nbs/37_gates.ipynb #b18e06ae
 def gate_rules(
     table: pd.DataFrame,  # as from `compare_gates`
-    gate_by,  # "none" or a gate, for all classes; or one for each class
-    rule: Rule = Rule(),  # its fill_holes, min_component and connectivity are kept: give the one that `compare_gates` was given
-) -> tuple:  # C of Rule
-    "The rules that a table shows for a gate, or for a gate of its own for each class."
-    names = [row for by, row in table.index if by == "none" and row != "all"]
-    each = [gate_by] * len(names) if isinstance(gate_by, str) else list(gate_by)
-    if len(each) != len(names) or not set(each) <= set(table.index.get_level_values(0)):
+    gate_by: str | Sequence[str],  # "none" or a gate, for all classes; or one for each class
+    base_rule: Rule = Rule(),  # as given to `compare_gates`: its fill_holes, min_component and connectivity are kept
+) -> tuple[Rule, ...]:  # C
+    "The rules that a table shows for one gate, or for one gate per class."
+    classes = [row for name, row in table.index if name == "none" and row != "all"]
+    gate_of_class = [gate_by] * len(classes) if isinstance(gate_by, str) else list(gate_by)
+    known = dict.fromkeys(table.index.get_level_values(0))
+    if len(gate_of_class) != len(classes) or not set(gate_of_class) <= set(known):
         raise ValueError(
-            f"gate_by {gate_by!r}: needs one of {', '.join(dict.fromkeys(table.index.get_level_values(0)))}, or one for each of {len(names)} classes"
+            f"gate_by {gate_by!r}: needs one of {', '.join(known)}, or one for each of {len(classes)} classes"
         )
-    picked = [table.loc[(by, name)] for by, name in zip(each, names)]
-    return tuple(
-        replace(
-            rule,
-            thresh=int(p.thresh),
-            min_area=int(p.min_area),
-            gate=int(p.gate),
-            gate_by="peak" if by == "none" else by,
-        )
-        for by, p in zip(each, picked)
-    )
+    rules = []
+    for name, row in zip(gate_of_class, classes):
+        numbers = {key: int(table.loc[(name, row), key]) for key in ("thresh", "min_area", "gate")}  # pyright: ignore
+        rules.append(replace(base_rule, **numbers, gate_by="peak" if name == "none" else name))
+    return tuple(rules)
 
 # %% ../nbs/37_gates.ipynb #4dcfb889
 def decide_gate(
@@ -294,28 +399,29 @@ def decide_gate(
     fold: np.ndarray,  # (N,) fold of each image
     rng: np.random.Generator,  # for the intervals and resamples
     gate_by: str,  # of `Rule`, for all classes
-    class_levels=None,  # (N,C) integers, levels 0..255, for the gates that need them
-    rule: Rule = Rule(),  # its fill_holes, min_component and connectivity are kept
-    **grid,  # gates, threshes and min_areas to try, see `choose_gate`
+    class_levels: np.ndarray | None = None,  # (N,C) integers, levels 0..255, for the gates that need them
+    base_rule: Rule = Rule(),  # its fill_holes, min_component and connectivity are kept
+    **grid: Sequence[int] | np.ndarray,  # gates, threshes and min_areas to try, see `choose_gate`
 ) -> Decision:
     "The decision for one gate, its settings those of `choose_gate`. Raises `ValueError` as that does."
-    each = [
-        choose_gate(
-            curves, c, gate_by, fold, None if class_levels is None else np.asarray(class_levels)[:, c], rule, **grid
-        )
-        for c in range(curves.truth.shape[1])
-    ]
-    by_fold = {k: tuple(others[k] for _, others in each) for k in each[0][1]}
-    return decide(
-        curves, fold, rng, how="best", class_levels=class_levels, chosen=(tuple(best for best, _ in each), by_fold)
-    )
+    best, by_fold = [], {}
+    for c in range(curves.truth.shape[1]):
+        levels = None if class_levels is None else np.asarray(class_levels)[:, c]
+        rule, rule_by_fold = choose_gate(curves, c, gate_by, fold, levels, base_rule, **grid)
+        best.append(rule)
+        for k, rule in rule_by_fold.items():
+            by_fold.setdefault(k, []).append(rule)
+    chosen = tuple(best), {k: tuple(rules) for k, rules in by_fold.items()}
+    return decide(curves, fold, rng, how="best", class_levels=class_levels, chosen=chosen)
 
 # %% ../nbs/37_gates.ipynb #0920e50a
-def _checked(score, label):
+def _score_and_label(score, label):
+    "Both as arrays, the label as bool; a ValueError where they do not fit together or a score is no number >= 0."
     score, label = np.asarray(score), np.asarray(label)
     if score.ndim != 1 or score.shape != label.shape:
         raise ValueError(
-            f"scores of shape {score.shape} and labels of shape {label.shape}: expected a number and a label for each image"
+            f"scores of shape {score.shape} and labels of shape {label.shape}: "
+            "expected a number and a label for each image"
         )
     if score.dtype.kind not in "iuf" or not (np.isfinite(score) & (score >= 0)).all():
         raise ValueError("scores must be numbers of at least 0")
@@ -323,131 +429,133 @@ def _checked(score, label):
 
 
 def f1_at(
-    score,  # (N,) numbers of at least 0
-    label,  # (N,) nonzero where the class is present
-    thresh,  # a class is said to be present where its score is at least this
+    score: np.ndarray,  # (N,) numbers of at least 0
+    label: np.ndarray,  # (N,) nonzero where the class is present
+    thresh: float,  # a class is predicted where its score is at least this
 ) -> float:
-    "F1 of a threshold; NaN where nothing is present and nothing is said to be."
-    score, label = _checked(score, label)
-    said = score >= thresh
-    return float(2 * (said & label).sum() / (said.sum() + label.sum())) if said.any() or label.any() else np.nan
+    "F1 of a threshold; NaN where the class is neither present nor predicted in any image."
+    score, label = _score_and_label(score, label)
+    predicted = score >= thresh
+    n_true = predicted.sum() + label.sum()
+    return float(2 * (predicted & label).sum() / n_true) if n_true else np.nan
 
-
+# %% ../nbs/37_gates.ipynb #676a1c94
 def best_f1(
-    score,  # (N,) numbers of at least 0: probabilities or levels
-    label,  # (N,) nonzero where the class is present
-) -> tuple:  # thresh (an int where the scores are), its F1
+    score: np.ndarray,  # (N,) numbers of at least 0: probabilities or levels
+    label: np.ndarray,  # (N,) nonzero where the class is present
+) -> tuple[int | float, float]:  # thresh (an int where the scores are), its F1
     """The threshold with the highest F1, exactly, in the middle of the widest gap between scores that reaches it.
 
     Raises `ValueError` where no image shows the class.
     """
-    score, label = _checked(score, label)
+    score, label = _score_and_label(score, label)
     if not label.any():
         raise ValueError(f"none of {len(label)} images shows the class: F1 has no best threshold")
     order = np.argsort(-score.astype(np.float64), kind="stable")
-    ordered, found = score[order].astype(np.float64), label[order].cumsum()
+    ordered, hits = score[order].astype(np.float64), label[order].cumsum()
     last = np.flatnonzero(np.append(ordered[1:] != ordered[:-1], True))  # a threshold passes equal scores together
-    f1 = 2 * found[last] / (last + 1 + label.sum())
-    high, low = ordered[last], np.append(ordered[last][1:], 0.0)  # thresholds above low, up to high, say the same
-    k = np.flatnonzero(f1 == f1.max())
-    k = k[(high - low)[k].argmax()]
-    if score.dtype.kind in "iu":
-        return int(np.ceil((low[k] + high[k]) / 2)), float(f1[k])
-    return float((low[k] + high[k]) / 2), float(f1[k])
+    f1 = 2 * hits[last] / (last + 1 + label.sum())
+    high = ordered[last]
+    low = np.append(high[1:], 0.0)  # all thresholds above low, up to high, predict the same
+    best = np.flatnonzero(f1 == f1.max())
+    k = best[(high - low)[best].argmax()]
+    middle = (low[k] + high[k]) / 2
+    return int(np.ceil(middle)) if score.dtype.kind in "iu" else float(middle), float(f1[k])
 
 # %% ../nbs/37_gates.ipynb #b89bbeb8
 def f1_intervals(
-    score,  # (N,) numbers of at least 0
-    label,  # (N,) nonzero where the class is present
+    score: np.ndarray,  # (N,) numbers of at least 0
+    label: np.ndarray,  # (N,) nonzero where the class is present
     rng: np.random.Generator,
     n_boot: int = 1000,  # resamples
     level: float = 0.95,  # confidence, 0..1
-) -> tuple:  # Interval of the best threshold, Interval of its F1
-    """How far the best threshold moves when the images are resampled, and its F1 when it is held fixed meanwhile.
+) -> tuple[Interval, Interval]:  # of the best threshold, of its F1
+    """How far the best threshold moves when the images are resampled, and its F1 with the threshold held fixed.
 
     Resamples that do not show the class are drawn again. Raises `ValueError` as `best_f1` does.
     """
-    if not isinstance(rng, np.random.Generator):
-        raise ValueError(f"rng of type {type(rng).__name__}: pass np.random.default_rng(seed)")
-    score, label = _checked(score, label)
-    (thresh, f1), found = best_f1(score, label), []
-    while len(found) < n_boot:
+    _check_rng(rng)
+    score, label = _score_and_label(score, label)
+    thresh, f1 = best_f1(score, label)
+    resampled = []
+    while len(resampled) < n_boot:
         drawn = rng.integers(len(score), size=len(score))
         if label[drawn].any():
-            found.append((best_f1(score[drawn], label[drawn])[0], f1_at(score[drawn], label[drawn], thresh)))
-    bounds = np.quantile(found, [(1 - level) / 2, (1 + level) / 2], axis=0)
-    return tuple(
+            resampled.append((best_f1(score[drawn], label[drawn])[0], f1_at(score[drawn], label[drawn], thresh)))
+    bounds = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    of_thresh, of_f1 = (
         Interval(value, min(low, value), max(high, value), level)
         for value, low, high in zip((thresh, f1), *bounds.tolist())
     )
+    return of_thresh, of_f1
 
-
+# %% ../nbs/37_gates.ipynb #c4cf76c5
 def f1_folds(
-    score,  # (N,) numbers of at least 0
-    label,  # (N,) nonzero where the class is present
-    fold,  # (N,) fold of each image
+    score: np.ndarray,  # (N,) numbers of at least 0
+    label: np.ndarray,  # (N,) nonzero where the class is present
+    fold: np.ndarray,  # (N,) fold of each image
 ) -> pd.DataFrame:  # index fold
     """Fold to fold: the best threshold of each fold's own images and of all the others.
 
-    Columns: `present`, images of the fold that show the class; `own` and `own_f1`, the best threshold on these images and its F1 there;
-    `others`, the best threshold on the other folds, and `others_f1`, its F1 on the fold's images. NaN where a fold does not show the class.
-    Raises `ValueError` where the folds but one do not show the class.
+    Columns: `present`, images of the fold that show the class; `own` and `own_f1`, the best threshold on these images
+    and its F1 there; `others`, the best threshold on the other folds, and `others_f1`, its F1 on the fold's images.
+    NaN where a fold does not show the class. Raises `ValueError` where all folds but one do not show the class.
     """
-    (score, label), fold, rows = _checked(score, label), np.asarray(fold), {}
+    (score, label), fold = _score_and_label(score, label), np.asarray(fold)
     if fold.shape != label.shape:
         raise ValueError(f"fold has shape {fold.shape} for {len(label)} images")
+    rows = {}
     for k in np.unique(fold).tolist():
-        mine = fold == k
-        own = best_f1(score[mine], label[mine]) if label[mine].any() else (np.nan, np.nan)
-        others, _ = best_f1(score[~mine], label[~mine])
-        rows[k] = dict(
-            present=int(label[mine].sum()),
-            own=own[0],
-            own_f1=own[1],
-            others=others,
-            others_f1=f1_at(score[mine], label[mine], others),
-        )
+        in_fold = fold == k
+        own, own_f1 = best_f1(score[in_fold], label[in_fold]) if label[in_fold].any() else (np.nan, np.nan)
+        others, _ = best_f1(score[~in_fold], label[~in_fold])
+        others_f1 = f1_at(score[in_fold], label[in_fold], others)
+        rows[k] = dict(present=int(label[in_fold].sum()), own=own, own_f1=own_f1, others=others, others_f1=others_f1)
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("fold")
 
-
+# %% ../nbs/37_gates.ipynb #dc54616e
 def nested_f1(
-    score,  # (N,) numbers of at least 0
-    label,  # (N,) nonzero where the class is present
-    fold,  # (N,) fold of each image
+    score: np.ndarray,  # (N,) numbers of at least 0
+    label: np.ndarray,  # (N,) nonzero where the class is present
+    fold: np.ndarray,  # (N,) fold of each image
 ) -> float:
     "F1 over all images, each judged by the best threshold of the other folds. Raises as `f1_folds` does."
-    score, label = _checked(score, label)
-    thresh = f1_folds(score, label, fold).others.loc[np.asarray(fold)].to_numpy()
+    score, label = _score_and_label(score, label)
+    thresh = f1_folds(score, label, fold)["others"].loc[np.asarray(fold)].to_numpy()
     return f1_at((score >= thresh).astype(int), label, 1)
 
-
+# %% ../nbs/37_gates.ipynb #c7970aa2
 def f1_table(
-    class_levels,  # (N,C) numbers of at least 0: probabilities or levels
-    labels,  # (N,C) nonzero where the class is present
-    fold,  # (N,) fold of each image
+    class_levels: np.ndarray,  # (N,C) numbers of at least 0: probabilities or levels
+    labels: np.ndarray,  # (N,C) nonzero where the class is present
+    fold: np.ndarray,  # (N,) fold of each image
     rng: np.random.Generator,
     n_boot: int = 1000,  # resamples
 ) -> pd.DataFrame:  # index "class 1", ..., "class C", "mean"
-    """A classifier class by class. `present`: images that show it. `half`: F1 at .5, or at level 128 where the scores are integers.
-    `thresh`, `thresh_low`, `thresh_high`: the best threshold and its 95% interval. `best`, `low`, `high`: its F1, on the images that
-    chose it, and the interval. `nested`: `nested_f1`.
+    """A classifier, class by class.
+
+    Columns: `present`, images that show the class; `half`, F1 at .5, or at level 128 where the scores are integers;
+    `thresh`, `thresh_low`, `thresh_high`, the best threshold and its 95% interval; `best`, `low`, `high`, its F1 on
+    the images that chose it, and the interval; `nested`, as from `nested_f1`.
     """
-    class_levels, labels, rows = np.asarray(class_levels), np.asarray(labels), {}
+    class_levels, labels = np.asarray(class_levels), np.asarray(labels)
     if class_levels.ndim != 2 or class_levels.shape != labels.shape:
         raise ValueError(
             f"scores of shape {class_levels.shape} and labels of shape {labels.shape}: expected (images, classes) twice"
         )
+    half = 0.5 if class_levels.dtype.kind == "f" else 128
+    rows = {}
     for c, (score, label) in enumerate(zip(class_levels.T, labels.T)):
-        t, f = f1_intervals(score, label, rng, n_boot)
+        thresh, f1 = f1_intervals(score, label, rng, n_boot)
         rows[f"class {class_id(c)}"] = dict(
             present=int((label != 0).sum()),
-            half=f1_at(score, label, 0.5 if class_levels.dtype.kind == "f" else 128),
-            thresh=t.value,
-            thresh_low=t.low,
-            thresh_high=t.high,
-            best=f.value,
-            low=f.low,
-            high=f.high,
+            half=f1_at(score, label, half),
+            thresh=thresh.value,
+            thresh_low=thresh.low,
+            thresh_high=thresh.high,
+            best=f1.value,
+            low=f1.low,
+            high=f1.high,
             nested=nested_f1(score, label, fold),
         )
     table = pd.DataFrame.from_dict(rows, orient="index")

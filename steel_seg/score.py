@@ -6,13 +6,14 @@
 __all__ = ['Rows', 'check_level', 'veto_values', 'rows_of', 'dice_rows', 'counts_of', 'dice_at']
 
 # %% ../nbs/33_score.ipynb #4ae80d9c
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from .curves import Curves
 from .metric import dice
-from .post import NEEDS_SCORE, Rule, product_level
+from .post import GATE_KINDS, Rule, product_level, require_score, veto_value
 
 # %% ../nbs/33_score.ipynb #71c6ea6a
 @dataclass(frozen=True)
@@ -29,104 +30,103 @@ class Rows:
     hit: np.ndarray  # (N,256) int32, those that are truth
     truth: np.ndarray  # (N,) int64, pixels of truth
     floor: int  # of the store: thresholds below it are not exact
-    shape: tuple  # (H,W)
+    shape: tuple[int, ...]  # (H,W)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.truth)
 
     def take(
         self,
-        indices,  # positions, or a boolean array of length N
+        indices: np.ndarray | Sequence[int] | slice,  # positions, or a boolean array of length N
     ) -> "Rows":
         "The rows of some of the images, in the order asked for."
         return Rows(
             self.size[indices], self.area[indices], self.hit[indices], self.truth[indices], self.floor, self.shape
         )
 
-
+# %% ../nbs/33_score.ipynb #57b97f5f
 def check_level(
     level: int,
     floor: int,  # of the store
     name: str = "threshold",  # what to call it
-):
+) -> None:
     "Raises `ValueError` for a level below 1, below the floor or above 255."
     if not max(1, floor) <= level <= 255:
         raise ValueError(
-            f"{name} level {level} is outside {max(1, floor)}..255: the store kept no levels below its floor, so nothing is exact there"
+            f"{name} level {level} is outside {max(1, floor)}..255: "
+            "the store kept no levels below its floor, so nothing is exact there"
         )
 
-
-def _score_levels(class_levels, n):
-    "Scores of n images as int64, checked."
+# %% ../nbs/33_score.ipynb #56dea0e8
+def _score_levels(class_levels, n_images):
+    "The levels of one class as int64, checked."
     class_levels = np.asarray(class_levels)
-    if class_levels.shape != (n,) or class_levels.dtype.kind not in "iu":
+    if class_levels.shape != (n_images,) or class_levels.dtype.kind not in "iu":
         raise ValueError(
-            f"scores of one class must be {n} integers, not {class_levels.dtype} {class_levels.shape}: the level of a probability p is round(255*p)"
+            f"scores of one class must be {n_images} integers, not {class_levels.dtype} {class_levels.shape}: "
+            "the level of a probability p is round(255*p)"
         )
     if class_levels.size and not (class_levels.min() >= 0 and class_levels.max() <= 255):
         raise ValueError(f"scores {class_levels.min()}..{class_levels.max()} leave 0..255")
     return class_levels.astype(np.int64)
 
 
-def _gate_of(rule, class_levels, n):
-    'The gate that is on, or "", and the scores, checked.'
-    by = rule.gate_by if rule.gate else ""
-    if class_levels is None and by in NEEDS_SCORE:
-        raise ValueError(f"a rule with gate_by={by!r} needs a score for each image and class, and none are given")
-    return by, None if class_levels is None else _score_levels(class_levels, n)
+def _checked_levels(rule, class_levels, n_images):
+    "The levels of one class as int64, or None where there are none and the gate needs none."
+    require_score(rule.active_gate, class_levels)
+    return None if class_levels is None else _score_levels(class_levels, n_images)
 
-
+# %% ../nbs/33_score.ipynb #418f6a05
 def veto_values(
     curves: Curves,
     channel: int,  # 0..C-1
-    gate_by: str,  # "peak", "score" or "sum"
-    class_levels=None,  # (N,) levels, for the last two
+    gate_by: str,  # a gate whose kind `is_veto`
+    class_levels: np.ndarray | None = None,  # (N,) levels, where the gate needs them
 ) -> np.ndarray:  # (N,) int64
     "What a veto compares with its gate."
-    if gate_by == "score":
-        return np.asarray(class_levels, np.int64)
-    return curves.peaks(channel) if gate_by == "peak" else curves.peaks(channel) + np.asarray(class_levels, np.int64)
+    levels = None if class_levels is None else np.asarray(class_levels, np.int64)
+    peaks = curves.peaks(channel) if gate_by != "score" else np.zeros(0, np.int64)  # peaks cost a search per image
+    return veto_value(gate_by, peaks, levels)
 
-
+# %% ../nbs/33_score.ipynb #ad9882a4
 def _size(curves, channel, rule, class_levels, area):
     "What a minimum area is compared with where `area` is predicted, (N,256) or (N,)."
-    by, gate, wide = rule.gate_by if rule.gate else "", rule.gate, lambda x: x if area.ndim == 1 else x[:, None]
-    if by in ("peak", "score", "sum"):
-        return area * wide(veto_values(curves, channel, by, class_levels) >= gate)
-    if by == "core":
+    gate_by, gate = rule.active_gate, rule.gate
+
+    def per_image(values):  # (N,) to the shape of area
+        return values if area.ndim == 1 else values[:, None]
+
+    if gate_by is not None and GATE_KINDS[gate_by].is_veto:
+        return area * per_image(veto_values(curves, channel, gate_by, class_levels) >= gate)
+    if gate_by == "core":
         check_level(gate, curves.floor, "gate")
         if area.ndim == 2:
             return np.broadcast_to(area[:, gate, None], area.shape)
         return curves.counts_at(channel, gate, rule.fill_holes, rule.min_component, rule.connectivity)[0]
-    if by == "area":
-        return (area * np.int64(255) // wide(255 * gate - (gate - 1) * class_levels)).astype(np.int32)
+    if gate_by == "area":
+        return (area * np.int64(255) // per_image(255 * gate - (gate - 1) * class_levels)).astype(np.int32)
     return area
 
-
+# %% ../nbs/33_score.ipynb #6e3445ce
 def rows_of(
     curves: Curves,
     channel: int,  # 0..C-1
     rule: Rule = Rule(),  # its thresh and min_area do not matter
-    class_levels=None,  # (N,) integers, levels 0..255 of this class, in the order of the curves; None: there are none
+    class_levels: np.ndarray | None = None,  # (N,) integers, levels 0..255 of this class, in the order of the curves
 ) -> Rows:
     """What the rule's fill, components and gate leave of one class, for every threshold and minimum area.
 
-    Without a gate nothing is copied. Raises `ValueError` where the curves were not counted for these steps, for a gate "core"
-    below the floor, for scores that are not N levels, and where the gate needs scores and there are none.
+    Without a gate nothing is copied. Raises `ValueError` where the curves were not counted for these steps, for a gate
+    "core" below the floor, for class levels that are not N levels, and where the gate needs them and there are none.
     """
-    by, class_levels = _gate_of(rule, class_levels, len(curves))
+    class_levels = _checked_levels(rule, class_levels, len(curves))
     area, hit = curves.counts(channel, rule.fill_holes, rule.min_component, rule.connectivity)
-    if by == "product":
+    if rule.active_gate == "product":
+        assert class_levels is not None
         level = product_level(np.arange(256), class_levels[:, None])
         area, hit = (np.where(level < 256, np.take_along_axis(x, np.minimum(level, 255), 1), 0) for x in (area, hit))
-    return Rows(
-        _size(curves, channel, rule, class_levels, area),
-        area,
-        hit,
-        curves.truth[:, channel],
-        curves.floor,
-        curves.shape,
-    )
+    size = _size(curves, channel, rule, class_levels, area)
+    return Rows(size, area, hit, curves.truth[:, channel], curves.floor, curves.shape)
 
 # %% ../nbs/33_score.ipynb #00d3ecb6
 def dice_rows(
@@ -139,45 +139,51 @@ def dice_rows(
     keep = rows.size[:, thresh] >= max(1, min_area)
     return dice(rows.area[:, thresh] * keep, rows.hit[:, thresh] * keep, rows.truth)
 
-
+# %% ../nbs/33_score.ipynb #b222370b
 def counts_of(
     curves: Curves,
     channel: int,  # 0..C-1
     rule: Rule,
-    class_levels=None,  # (N,) integers, levels 0..255 of this class; None: there are none
-) -> tuple:  # area (N,), hit (N,): int32
-    "OpenRun pixels and hits of every image of one class under a rule: of its one threshold, so in a millisecond. Raises `ValueError` as `rows_of` does, and for a threshold below the floor."
+    class_levels: np.ndarray | None = None,  # (N,) integers, levels 0..255 of this class; None: there are none
+) -> tuple[np.ndarray, np.ndarray]:  # area (N,), hit (N,): int32
+    """Predicted pixels and hits of every image of one class under a rule.
+
+    Only the rule's own threshold is looked at, so it takes about a millisecond. Raises `ValueError` as `rows_of` does,
+    and for a threshold below the floor.
+    """
     check_level(rule.thresh, curves.floor)
-    by, class_levels = _gate_of(rule, class_levels, len(curves))
-    level = product_level(rule.thresh, class_levels) if by == "product" else rule.thresh
+    class_levels = _checked_levels(rule, class_levels, len(curves))
+    level = rule.thresh
+    if rule.active_gate == "product":
+        assert class_levels is not None
+        level = product_level(rule.thresh, class_levels)
     area, hit = curves.counts_at(channel, level, rule.fill_holes, rule.min_component, rule.connectivity)
     keep = _size(curves, channel, rule, class_levels, area) >= max(1, rule.min_area)
     return area * keep, hit * keep
 
-
+# %% ../nbs/33_score.ipynb #2a1de224
 def dice_at(
     curves: Curves,  # of N images, C classes
-    rules,  # C of Rule
-    class_levels=None,  # (N,C) integers, levels 0..255 of each image and class; None: there are none
+    rules: Sequence[Rule],  # C
+    class_levels: np.ndarray | None = None,  # (N,C) integers, levels 0..255 of each image and class
 ) -> np.ndarray:  # (N,C) float64
     """Dice of every image and class under the rules, exactly as the masks of `apply_rule` on the store's maps would score.
 
-    A mask that is dropped leaves its pair at 1 where the class is absent and at 0 where it is present. Raises `ValueError`
-    where the curves were not counted for a rule, for a threshold below the floor, where a rule needs scores and there are
-    none, and where there is not one rule and one column of scores per class.
+    A mask that is dropped scores 1 where the class is absent and 0 where it is present. Raises `ValueError` where the
+    curves were not counted for a rule, for a threshold below the floor, where a rule needs class levels and there are
+    none, and where there is not one rule and one column of class levels per class.
     """
     rules, (n, n_classes) = tuple(rules), curves.truth.shape
     if len(rules) != n_classes:
         raise ValueError(f"{len(rules)} rules for {n_classes} classes")
     if class_levels is not None and np.shape(class_levels) != (n, n_classes):
         raise ValueError(f"scores of shape {np.shape(class_levels)} for {n} images and {n_classes} classes")
-    found = np.empty((n, n_classes))
+    dices = np.empty((n, n_classes))
     for c, rule in enumerate(rules):
+        levels = None if class_levels is None else np.asarray(class_levels)[:, c]
         try:
-            found[:, c] = dice(
-                *counts_of(curves, c, rule, None if class_levels is None else np.asarray(class_levels)[:, c]),
-                curves.truth[:, c],
-            )
+            area, hit = counts_of(curves, c, rule, levels)
         except ValueError as e:
             raise ValueError(f"rules[{c}]: {e}") from None
-    return found
+        dices[:, c] = dice(area, hit, curves.truth[:, c])
+    return dices

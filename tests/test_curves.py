@@ -1,4 +1,4 @@
-"""Counts of a store, whole, by components and with holes filled: against drawn masks, in any order, stopped and gone on with."""
+"""Counts of a store, plain, by components, with holes filled: against drawn masks, in any order, stopped and resumed."""
 
 import os
 import signal
@@ -138,16 +138,19 @@ def test_take_agrees_with_counting_those_images():
         taken, at = curves.take(rows), np.arange(9)[rows]
         for c in range(3):
             for fill in (False, True):
-                for mine, all_of_them in zip(taken.counts(c, fill, 6), curves.counts(c, fill, 6)):
-                    assert np.array_equal(mine, all_of_them[at])
+                for of_taken, of_all in zip(taken.counts(c, fill, 6), curves.counts(c, fill, 6)):
+                    assert np.array_equal(of_taken, of_all[at])
 
 
 def test_parts_of_two_counters_are_joined_once_each(tmp_path):
     levels, masks = images(np.random.default_rng(4))
     ids = [f"{i}.jpg" for i in range(9)]
-    new = lambda: CurveCounter(
-        ids, 3, SHAPE, 13, connectivity=8, fill_holes=True, parts=tmp_path, block=2, made_of={"net": 1}
-    )
+
+    def new():
+        return CurveCounter(
+            ids, 3, SHAPE, 13, connectivity=8, fill_holes=True, parts=tmp_path, block=2, made_of={"net": 1}
+        )
+
     a, b = new(), new()  # as two processes would; both count images 2 and 3
     for i in (0, 1, 2, 3):
         a.add(ids[i], levels[i], masks[i])
@@ -175,7 +178,7 @@ def test_parts_of_two_counters_are_joined_once_each(tmp_path):
 
 
 def test_a_killed_count_goes_on(tmp_path):
-    "Killed at moments that fall anywhere in its work, a count loses no part that it wrote, and comes to the same in the end."
+    "Killed at any moment, a count loses no part that it wrote, and gives the same in the end."
     rng = np.random.default_rng(5)
     levels, masks = images(rng, 60, 2, (64, 128))
     np.savez(tmp_path / "maps.npz", levels=levels, masks=masks)
@@ -184,8 +187,11 @@ def test_a_killed_count_goes_on(tmp_path):
         from steel_seg.curves import CurveCounter
         maps = np.load(sys.argv[1] + "/maps.npz")
         levels, masks = maps["levels"], maps["masks"]
-        counter = CurveCounter([str(i) for i in range(60)], 2, levels.shape[2:], 13, connectivity=8, fill_holes=True, parts=sys.argv[1] + "/parts", block=3)
-        CurveCounter(["x"], 2, levels.shape[2:], 13, connectivity=8, fill_holes=True).add("x", levels[0], masks[0]) # compiled code is loaded
+        options = dict(floor=13, connectivity=8, fill_holes=True)
+        ids, parts = [str(i) for i in range(60)], sys.argv[1] + "/parts"
+        counter = CurveCounter(ids, 2, levels.shape[2:], **options, parts=parts, block=3)
+        warm = CurveCounter(["x"], 2, levels.shape[2:], **options)
+        warm.add("x", levels[0], masks[0])  # compiled code is loaded
         print("begins", flush=True)
         for i in counter.missing(): counter.add(i, levels[int(i)], masks[int(i)]); time.sleep(.005)
         """
@@ -206,14 +212,14 @@ def test_a_killed_count_goes_on(tmp_path):
             parts=tmp_path / "parts",
             block=3,
         )
-        now = 60 - len(counter.missing())
-        assert now >= kept and now % 3 == 0
-        kept = now
+        n_kept = 60 - len(counter.missing())
+        assert n_kept >= kept and n_kept % 3 == 0
+        kept = n_kept
     assert kept > 0
     for i in counter.missing():
         counter.add(i, levels[int(i)], masks[int(i)])
-    found, want = counter.finish(), counted(levels, masks, 13, connectivity=8, fill_holes=True)
-    same(replace(found, image_ids=want.image_ids, filled=replace(found.filled, image_ids=want.image_ids)), want)
+    resumed, want = counter.finish(), counted(levels, masks, 13, connectivity=8, fill_holes=True)
+    same(replace(resumed, image_ids=want.image_ids, filled=replace(resumed.filled, image_ids=want.image_ids)), want)
 
 
 def test_what_does_not_fit_is_refused(tmp_path):
@@ -298,7 +304,10 @@ def test_components_that_cannot_be_are_refused(wrong, tmp_path):
         hit=np.int32([0, 0, 0]),
     )
     area = np.zeros((1, 2, 256), np.int32)
-    make = lambda nodes: Curves(("a",), area, area, np.zeros((1, 2), np.int64), 1, (4, 5), Components(8, 1, **nodes))
+
+    def make(nodes):
+        return Curves(("a",), area, area, np.zeros((1, 2), np.int64), 1, (4, 5), Components(8, 1, **nodes))
+
     read_curves(write_curves(tmp_path / "good.npz", make(nodes)))
     with pytest.raises(ValueError, match="bad.npz: no curves to be read there"):
         read_curves(write_curves(tmp_path / "bad.npz", make(nodes | wrong)))

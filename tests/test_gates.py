@@ -61,12 +61,12 @@ def every_rule(by):
 
 def means(curves, c, rules, scores, images):
     "Mean Dice of class c over some images under each rule, one at a time."
-    found = []
+    mean_dices = []
     for rule in rules:
         rules_all = [Rule()] * curves.truth.shape[1]
         rules_all[c] = rule
-        found.append(dice_at(curves, rules_all, scores)[images, c].mean())
-    return np.array(found)
+        mean_dices.append(dice_at(curves, rules_all, scores)[images, c].mean())
+    return np.array(mean_dices)
 
 
 @pytest.mark.parametrize("by", list(GRID))
@@ -98,7 +98,10 @@ def test_the_setting_chosen_is_the_best_of_all_on_the_images_that_choose(by):
 
 
 def test_of_a_tie_the_middle():
-    "Two images: a defect of 10 pixels found at 200, an empty one with a false alarm of 10 at 200; only the score tells them apart."
+    """Two kinds of image: a defect of 10 pixels found at 200, and no defect but a false alarm of 10 at 200.
+
+    Only the score tells them apart.
+    """
     area = np.zeros((4, 1, 256), np.int32)
     area[:, 0, 1:201] = 10
     area[:, 0, 0] = 50
@@ -145,16 +148,18 @@ def test_the_table_is_what_its_rules_score():
             assert gate_rules(table, name) == best
             for k in set(fold.tolist()):
                 nested[by][fold == k] = dice_at(curves.take(fold == k), [o[k] for o in others], scores[fold == k])
-            for row, mine in (("all", slice(None)), ("class 1", [0]), ("class 2", [1])):
-                found = table.loc[(name, row)]
-                assert found.optimistic == pytest.approx(dice_at(curves, best, scores)[:, mine].mean(), abs=1e-12)
-                assert found.nested == pytest.approx(nested[by][:, mine].mean(), abs=1e-12)
+            for row, classes in (("all", slice(None)), ("class 1", [0]), ("class 2", [1])):
+                shown = table.loc[(name, row)]
+                assert shown.optimistic == pytest.approx(dice_at(curves, best, scores)[:, classes].mean(), abs=1e-12)
+                assert shown.nested == pytest.approx(nested[by][:, classes].mean(), abs=1e-12)
                 assert (
-                    found.difference == pytest.approx(found.nested - table.nested["none", row], abs=1e-12)
-                    and found.low <= found.difference <= found.high
+                    shown.difference == pytest.approx(shown.nested - table.nested["none", row], abs=1e-12)
+                    and shown.low <= shown.difference <= shown.high
                 )
-                interval = paired_difference(nested[by][:, mine], nested[None][:, mine], np.random.default_rng(7), 200)
-                assert abs(interval.low - found.low) < 0.03 and abs(interval.high - found.high) < 0.03
+                interval = paired_difference(
+                    nested[by][:, classes], nested[None][:, classes], np.random.default_rng(7), 200
+                )
+                assert abs(interval.low - shown.low) < 0.03 and abs(interval.high - shown.high) < 0.03
             for c in (0, 1):
                 gates = [o[k].gate for o in others[c : c + 1] for k in o]
                 assert (table.gate_low[name, f"class {c + 1}"], table.gate_high[name, f"class {c + 1}"]) == (
@@ -185,8 +190,8 @@ def test_a_fold_has_no_say_in_its_own_setting():
     for by in GRID:
         _, others = choose_gate(curves, 0, by, fold, scores[:, 0], gates=GRID[by], threshes=THRESHES, min_areas=AREAS)
         area, hit, given = curves.area.copy(), curves.hit.copy(), scores.copy()
-        mine = fold == 1
-        area[mine, 0, 1:], hit[mine], given[mine, 0] = 0, 0, rng.permutation(given[mine, 0])
+        in_fold = fold == 1
+        area[in_fold, 0, 1:], hit[in_fold], given[in_fold, 0] = 0, 0, rng.permutation(given[in_fold, 0])
         _, changed = choose_gate(
             replace(curves, area=area, hit=hit),
             0,
@@ -201,7 +206,10 @@ def test_a_fold_has_no_say_in_its_own_setting():
 
 
 def test_fills_and_components_of_the_rule_are_kept():
-    "Curves whose filled maps are those of another case: what is chosen on them is what is chosen on that case, but for the peak, which is the raw map's."
+    """The filled maps of these curves are those of another case.
+
+    What is chosen on them is what is chosen on that case, except for the peak, which is the raw map's.
+    """
     rng = np.random.default_rng(8)
     raw, scores, fold = random_case(rng)
     other, _, _ = random_case(rng)
@@ -303,12 +311,12 @@ def test_intervals_are_of_resampled_images():
         and thresh.low <= thresh.value <= thresh.high
         and f1.low <= f1.value <= f1.high
     )
-    drawn, found = np.random.default_rng(5), []
-    while len(found) < 200:
+    drawn, resampled = np.random.default_rng(5), []
+    while len(resampled) < 200:
         i = drawn.integers(60, size=60)
         if label[i].any():
-            found.append((best_f1(score[i], label[i])[0], slow_f1(score[i], label[i], thresh.value)))
-    assert np.allclose(np.quantile(found, [0.025, 0.975], axis=0), [[thresh.low, f1.low], [thresh.high, f1.high]])
+            resampled.append((best_f1(score[i], label[i])[0], slow_f1(score[i], label[i], thresh.value)))
+    assert np.allclose(np.quantile(resampled, [0.025, 0.975], axis=0), [[thresh.low, f1.low], [thresh.high, f1.high]])
     with pytest.raises(ValueError, match="default_rng"):
         f1_intervals(score, label, 5)
 
@@ -318,21 +326,21 @@ def test_fold_to_fold():
     label, fold = rng.random(80) < 0.3, rng.permutation(np.arange(80) % 4)
     label[fold == 2] = False
     score = np.clip(np.where(label, 0.6, 0.35) + rng.normal(0, 0.2, 80), 0, 1)
-    table, said = f1_folds(score, label, fold), np.zeros(80, bool)
+    table, predicted = f1_folds(score, label, fold), np.zeros(80, bool)
     for k in range(4):
-        mine, row = fold == k, table.loc[k]
-        assert row.others == best_f1(score[~mine], label[~mine])[0] and row.present == label[mine].sum()
-        said[mine] = score[mine] >= row.others
+        in_fold, row = fold == k, table.loc[k]
+        assert row.others == best_f1(score[~in_fold], label[~in_fold])[0] and row.present == label[in_fold].sum()
+        predicted[in_fold] = score[in_fold] >= row.others
         if k == 2:
             assert np.isnan(row.own) and np.isnan(row.own_f1)
         else:
             assert (
-                (row.own, row.own_f1) == best_f1(score[mine], label[mine])
-                and row.others_f1 == pytest.approx(slow_f1(score[mine], label[mine], row.others))
+                (row.own, row.own_f1) == best_f1(score[in_fold], label[in_fold])
+                and row.others_f1 == pytest.approx(slow_f1(score[in_fold], label[in_fold], row.others))
                 and row.own_f1 >= row.others_f1
             )
     assert (
-        nested_f1(score, label, fold) == pytest.approx(slow_f1(said.astype(int), label, 1))
+        nested_f1(score, label, fold) == pytest.approx(slow_f1(predicted.astype(int), label, 1))
         and nested_f1(score, label, fold) <= best_f1(score, label)[1]
     )
     with pytest.raises(ValueError, match="none of 60"):
@@ -376,8 +384,8 @@ def test_scores_come_back_as_levels(tmp_path):
         )[columns]
         frame.iloc[order].to_csv(path, index=False)
         asked = rng.permutation(30)[:11]
-        found = read_class_levels(path, [ids[i] for i in asked], 3)
-        assert found.dtype == np.uint8 and np.array_equal(found, np.rint(255 * p[asked]).astype(np.uint8))
+        levels = read_class_levels(path, [ids[i] for i in asked], 3)
+        assert levels.dtype == np.uint8 and np.array_equal(levels, np.rint(255 * p[asked]).astype(np.uint8))
     assert read_class_levels(path, [], 3).shape == (0, 3)
 
 
@@ -389,7 +397,7 @@ def test_scores_come_back_as_levels(tmp_path):
         ("name,1,2\na,.5,.5\n", "needs image_id or ImageId once"),
         ("image_id,ImageId,1,2\na,a,.5,.5\n", "needs image_id or ImageId once"),
         ("image_id,1,1,2\na,0,0,0\n", "no name twice"),
-        ("image_id,1,2,3\na,0,0,0\n", "3 columns begin with '', where there are 2 classes"),
+        ("image_id,1,2,3\na,0,0,0\n", "3 columns begin with '', but there are 2 classes"),
         ("image_id,a1,a2,b1,b2\na,0,0,0,0\n", "begin with 'a' or 'b': say which by the prefix"),
         ("image_id,1,2\na,0,0\na,0,0\n", "row 3: 'a' has a row before"),
         ("image_id,1,2\na,0,0\nb,0\n", "row 3: 2 values for 3 columns"),
@@ -427,5 +435,5 @@ def test_real_classifiers():
     )
     for c in range(4):
         score, label = frame[f"resnet50_{c + 1}"].to_numpy(), frame[f"label_{c + 1}"].to_numpy() > 0
-        said = score >= np.unique(score)[:, None]
-        assert best_f1(score, label)[1] == (2 * (said & label).sum(1) / (said.sum(1) + label.sum())).max()
+        predicted = score >= np.unique(score)[:, None]
+        assert best_f1(score, label)[1] == (2 * (predicted & label).sum(1) / (predicted.sum(1) + label.sum())).max()

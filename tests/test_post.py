@@ -190,7 +190,10 @@ def test_flat_maps(shape):
 def test_what_equals_a_limit_passes():
     prob = np.zeros((4, 6), np.uint8)
     prob[1, 1:4] = 150, 160, 170
-    area = lambda *args, score=None, **kwargs: apply_rule(prob, Rule(*args, **kwargs), score).sum()
+
+    def area(*args, score=None, **kwargs):
+        return apply_rule(prob, Rule(*args, **kwargs), score).sum()
+
     assert [area(t) for t in (150, 151, 170, 171)] == [3, 2, 1, 0]
     assert [area(150, min_area=a) for a in (3, 4)] == [3, 0]
     assert [area(150, min_component=a) for a in (3, 4)] == [3, 0]
@@ -230,7 +233,10 @@ def test_rules_go_to_their_own_channels():
 def test_what_equals_a_gate_passes():
     prob = np.zeros((4, 6), np.uint8)
     prob[1, 1:4] = 150, 160, 170
-    area = lambda *args, score=None, **kwargs: int(apply_rule(prob, Rule(*args, **kwargs), score).sum())
+
+    def area(*args, score=None, **kwargs):
+        return int(apply_rule(prob, Rule(*args, **kwargs), score).sum())
+
     assert [area(150, gate=g, gate_by="peak", score=0) for g in (170, 171)] == [3, 0]
     assert [area(150, gate=g, gate_by="sum", score=np.uint8(200)) for g in (370, 371)] == [
         3,

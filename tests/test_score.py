@@ -1,4 +1,7 @@
-"""What counts say a rule scores against the pixels of the masks it draws: every gate, fill, component size and connectivity, over thousands of maps."""
+"""What counts say a rule scores, against the pixels of the masks it draws, over thousands of maps.
+
+Every gate, fill, component size and connectivity.
+"""
 
 import itertools
 from dataclasses import replace
@@ -14,7 +17,10 @@ from steel_seg.score import Rows, dice_at, dice_rows, rows_of
 
 
 def slow_components(levels, truth, connectivity):
-    "Components of (N,C,H,W) maps: scipy's labels at every level that a map holds; between two such levels nothing changes."
+    """Components of (N,C,H,W) maps: scipy's labels at every level that a map holds.
+
+    Between two such levels nothing changes.
+    """
     start, rows = [0], []
     for prob, mask in zip(levels.reshape(-1, *levels.shape[2:]), truth.reshape(-1, *levels.shape[2:])):
         found, low = [], 1

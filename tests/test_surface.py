@@ -18,7 +18,10 @@ FOUR = ndimage.generate_binary_structure(2, 1)
 def random_rows(rng, n):
     "Counts that fall as the level rises; some maps empty, some truths too; the size is the area or something smaller."
     truth = rng.integers(0, 30, n) * (rng.random(n) < 0.6)
-    fall = lambda top: -np.sort(-(rng.integers(0, top[:, None] + 1, (n, 256)) * (rng.random((n, 1)) < 0.8)), axis=1)
+
+    def fall(top):
+        return -np.sort(-(rng.integers(0, top[:, None] + 1, (n, 256)) * (rng.random((n, 1)) < 0.8)), axis=1)
+
     hit = fall(truth)
     area = hit + fall(np.full(n, 20))
     size = rng.choice([0, 1, 2])
