@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 
 from steel_seg.data import class_id
-from steel_seg.post import apply_rules, read_rules
 from steel_seg.open_run import open_run
+from steel_seg.post import apply_rules, read_rules
 from steel_seg.score import dice_at, rows_of
 from steel_seg.surface import surface
 from steel_seg.viz import COMPARE, class_colours, compare, gallery, overlay, plot_history, plot_surface

@@ -35,9 +35,6 @@ from traitlets import Bool, Int, Tuple, Unicode, link, validate
 from ..curves import Curves
 from ..data import StripFolder, _decode, class_id, csv_rows, read_folder, same_bytes
 from ..files import write_text
-from ..metric import dice, mask_counts
-from ..open_run import OpenRun, masks_of, open_run, run_rules
-from ..score import counts_of
 from steel_seg.look.parts import (
     Gallery,
     Later,
@@ -49,6 +46,9 @@ from steel_seg.look.parts import (
     view_box,
     with_picture,
 )
+from ..metric import dice, mask_counts
+from ..open_run import OpenRun, masks_of, open_run, run_rules
+from ..score import counts_of
 from ..viz import COMPARE, PALETTE, class_colours, compare_layer, level_layer, mask_layer, overlay
 
 # %% ../../nbs/45_browse.ipynb #2de656b3

@@ -31,7 +31,6 @@ from traitlets import Bool, Int, Unicode, link, validate
 from ..data import StripFolder, class_id, read_folder
 from ..files import read_json
 from ..folds import read_folds
-from ..metric import dice, mask_counts
 from steel_seg.look.parts import (
     Gallery,
     Later,
@@ -43,6 +42,7 @@ from steel_seg.look.parts import (
     view_box,
     with_picture,
 )
+from ..metric import dice, mask_counts
 from steel_seg.viz import (
     COMPARE,
     class_colours,
