@@ -1,6 +1,7 @@
 """`make bench`: every figure as a ratio to a named peer, measured in turn in one process after equality is asserted.
 
-A row is a dict: what, against (the peer), goal (a ratio, or None), ours and peer (callables that do the work once), check (a callable
+A row is a dict: what, against (the peer), goal (a ratio, or None), ours and peer (callables that do the work once),
+check (a callable
 that asserts that both give the same), and perhaps scale (how much more work the whole is than what `peer` does).
 """
 
@@ -73,8 +74,14 @@ def line(r):
         goal, met = f"<= {r['goal']:g}", 1 / r["ratio"] <= r["goal"]
     else:
         goal, met = f">= {r['goal']:g}", r["ratio"] >= r["goal"]
-    ms = lambda x: "" if x is None else f"{x:.4f}"
-    return f"{r['what']:62} {shown:>14} {goal:>8} {'' if met is None else 'yes' if met else 'NO':>4} {ms(r['ours_ms']):>11} {ms(r['peer_ms']):>11}  {r['against']}"
+
+    def ms(x):
+        return "" if x is None else f"{x:.4f}"
+
+    return (
+        f"{r['what']:62} {shown:>14} {goal:>8} {'' if met is None else 'yes' if met else 'NO':>4} "
+        f"{ms(r['ours_ms']):>11} {ms(r['peer_ms']):>11}  {r['against']}"
+    )
 
 
 def main():

@@ -174,7 +174,9 @@ def rows():
     def count(prob, truth):
         return map_counts(prob, truth if truth.any() else None)
 
-    nodes = lambda prob, truth: component_nodes(prob, truth, room=ROOM)
+    def nodes(prob, truth):
+        return component_nodes(prob, truth, room=ROOM)
+
     pass_over = "one numpy sum over the same bytes"
     return [
         dict(

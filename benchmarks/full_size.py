@@ -1,4 +1,5 @@
-"""`make bench-full`: the whole of a competition-sized run, 12,568 images of 4 x 256 x 1600, from a store on disk to a decision.
+"""`make bench-full`: the whole of a competition-sized run, 12,568 images of 4 x 256 x 1600, from a store on disk to a
+decision.
 
 The maps repeat a few hundred drawn ones. Prints the time of each step and the peak of memory.
 """
@@ -78,7 +79,8 @@ def main():
             store, folder, connectivity=8, smallest=args.smallest, fill_holes=True, parts=folder_of / "parts"
         )
         steps.done(
-            f"curves with components and filled holes, kept in parts: {len(curves.components.low) + len(curves.filled.components.low):,} components"
+            "curves with components and filled holes, kept in parts: "
+            f"{len(curves.components.low) + len(curves.filled.components.low):,} components"
         )
         file = write_curves(folder_of / "curves.npz", curves)
         steps.done(f"written to a file of {file.stat().st_size / 2**20:.0f} MiB")

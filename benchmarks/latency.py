@@ -1,9 +1,12 @@
-"""How soon a widget answers a key in JupyterLab, against a bare slider of ipywidgets that only echoes its value through the kernel.
+"""How soon a widget answers a key in JupyterLab, against a bare slider of ipywidgets that only echoes its value through
+the kernel.
 
     python benchmarks/latency.py [--images 12568] [--run FOLDER]     # the tuner on a simulated run
 
-Both stand in one notebook of one browser and take turns. A key press is a real one; its clock starts at the page's own keydown and stops when
-the text has changed and, where there is a picture, when the new one is unpacked. A drag is a hundred key presses with 5 ms between them.
+Both stand in one notebook of one browser and take turns. A key press is a real one; its clock starts at the page's own
+keydown and stops when
+the text has changed and, where there is a picture, when the new one is unpacked. A drag is a hundred key presses with 5
+ms between them.
 """
 
 import argparse
@@ -17,11 +20,12 @@ import numpy as np
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "tests")]
 
-from live import FrontEnd, Server, open_browser
+from live import FrontEnd, Server, open_browser  # noqa: E402
 
 ECHO = """
 from ipywidgets import HTML, SelectionSlider, VBox
-echo, said = SelectionSlider(options=[(f"{t} ({t/255:.2f})", t) for t in range(13, 256)], value=128, description="Echo"), HTML()
+echo, said = SelectionSlider(options=[(f"{t} ({t/255:.2f})", t) for t in range(13, 256)], value=128,
+  description="Echo"), HTML()
 said.add_class("echo-said")
 echo.observe(lambda change: setattr(said, "value", f"<b>{change.new}</b>"), "value")
 VBox([echo, said])"""
@@ -48,7 +52,8 @@ def notebook(cells, timeout=300):
 
 
 def turns(nb, slider, text, image=None, n=10, key="ArrowRight"):
-    "n key presses on a slider (label): ms until the text, ms until text and picture had changed, and whether the picture did; for those that changed the text."
+    """n key presses on a slider (label): ms until the text, ms until text and picture had changed, and whether the
+    picture did; for those that changed the text."""
     found = []
     nb.slider(slider).focus()
     for _ in range(n):
@@ -65,8 +70,11 @@ def measure_latency(
     image: str | None = None,  # selector of the picture that follows it
     n: int = 60,  # key presses of each
     moves: int = 100,  # of a drag
-) -> dict:  # ms: median and 95th percentile of `echo` and `ours`, `settle` after a drag, their ratios; how many presses changed text and picture
-    "Key press to changed text and picture, echo and widget in turn, ten presses each, then five drags of each, by their medians."
+    # ms: median and 95th percentile of `echo` and `ours`, `settle` after a drag, their ratios; how many presses changed
+    # text and picture
+) -> dict:
+    """Key press to changed text and picture, echo and widget in turn, ten presses each, then five drags of each, by
+    their medians."""
     echo, ours = [], []
     turns(nb, "Echo", ".echo-said", n=5), turns(nb, slider, text, image, n=5)  # warm
     for start in range(0, n, 10):  # there and back
@@ -84,8 +92,13 @@ def measure_latency(
         drag.append(nb.drag(keys + ["ArrowRight"] * 2, text, image))
     plain, drag = ({k: float(np.median([d[k] for d in each])) for k in each[0]} for each in (plain, drag))
     e, t, o = (np.array(x) for x in ([x[0] for x in echo], [x[0] for x in ours], [x[1] for x in ours]))
-    p95 = lambda x: float(np.percentile(x, 95))
-    median = lambda x: float(np.median(x))
+
+    def p95(x):
+        return float(np.percentile(x, 95))
+
+    def median(x):
+        return float(np.median(x))
+
     return dict(
         echo=median(e),
         echo_p95=p95(e),

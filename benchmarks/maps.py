@@ -29,14 +29,19 @@ def truth_map(rng, channel, shape=SHAPE):
 
 
 def prob_map(rng, truth, kind):
-    """(H,W) uint8: what a net of this kind says of a truth: "sharp" (sure of itself, 0 nearly everywhere), "soft" and "noisy"
-    (hardly a pixel is 0), or "uniform" noise that has nothing to do with the truth and is the worst a kernel can meet."""
+    """(H,W) uint8: what a net of this kind says of a truth: "sharp" (sure of itself, 0 nearly everywhere), "soft" and
+    "noisy"
+    (hardly a pixel is 0), or "uniform" noise that has nothing to do with the truth and is the worst a kernel can
+    meet."""
     h, w = truth.shape
     if kind == "uniform":
         return rng.integers(0, 256, truth.shape).astype(np.uint8)
-    grain = lambda step: cv2.resize(
-        rng.normal(size=(h // step, w // step)).astype(np.float32), (w, h), interpolation=cv2.INTER_CUBIC
-    )
+
+    def grain(step):
+        return cv2.resize(
+            rng.normal(size=(h // step, w // step)).astype(np.float32), (w, h), interpolation=cv2.INTER_CUBIC
+        )
+
     alarm = truth if truth.any() or rng.random() > 0.08 else truth_map(rng, 0)  # now and then a false one
     inside = (
         cv2.distanceTransform(alarm, cv2.DIST_L2, 3) - cv2.distanceTransform(1 - alarm, cv2.DIST_L2, 3)

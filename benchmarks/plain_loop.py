@@ -1,9 +1,12 @@
-"""Our training beside a plain smp loop on a folder of real strips: the same encoder, images, folds, batch and number of steps.
+"""Our training beside a plain smp loop on a folder of real strips: the same encoder, images, folds, batch and number of
+steps.
 
     python benchmarks/plain_loop.py DATA OUT [--folds 0 1 2 3 4] [--epochs 20] [--only plain|ours]
 
-Each side is kept under OUT, fold by fold, so a stopped comparison goes on. DATA is a folder in the competition's layout; settings and epochs fit
-NEU-Seg: 564 hot-rolled strips of 200 x 200, 3 classes, of which a fold takes 560 steps, half an hour of one core for each side.
+Each side is kept under OUT, fold by fold, so a stopped comparison goes on. DATA is a folder in the competition's
+layout; settings and epochs fit
+NEU-Seg: 564 hot-rolled strips of 200 x 200, 3 classes, of which a fold takes 560 steps, half an hour of one core for
+each side.
 """
 
 import argparse
@@ -71,7 +74,8 @@ def plain(folder, train, valid, epochs, seed=0):
 
 
 def config(epochs, folds, seed=0):
-    "Ours, at the same number of steps: AdamW with one cycle, the Dice of every image, a running mean of the weights, more light."
+    """Ours, at the same number of steps: AdamW with one cycle, the Dice of every image, a running mean of the weights,
+    more light."""
     from steel_seg.config import TrainConfig
 
     return TrainConfig(

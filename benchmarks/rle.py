@@ -74,7 +74,8 @@ def usual_dice(pred, truth):
 
 
 def table(n):
-    "n pairs of strings, a prediction and a truth: of every class as many with a defect as the competition has, drawn from 200 different ones."
+    """n pairs of strings, a prediction and a truth: of every class as many with a defect as the competition has, drawn
+    from 200 different ones."""
     rng = np.random.default_rng(0)
     masks = [[truth_map(rng, c) for _ in range(50)] for c in range(4)]
     pairs = [[(rle_encode(near(m)), rle_encode(m)) for m in row] for row in masks]
@@ -84,9 +85,10 @@ def table(n):
 
 def rows():
     out, part, n = [], 1000, 50272
-    add = lambda what, against, goal, check, ours, peer, **more: out.append(
-        dict(what=what, against=against, goal=goal, check=check, ours=ours, peer=peer, **more)
-    )
+
+    def add(what, against, goal, check, ours, peer, **more):
+        return out.append(dict(what=what, against=against, goal=goal, check=check, ours=ours, peer=peer, **more))
+
     for (kind, mask), goals in zip(kinds().items(), ((3, 10, 1.5), (3, 8, 1.5), (2, 4, 1.5), (1.5, 2, 1.5))):
         a, b, columns = encode(mask), encode(near(mask)), np.asfortranarray(mask)
         theirs, others = coco.encode(columns), coco.encode(np.asfortranarray(near(mask)))
@@ -115,8 +117,12 @@ def rows():
             lambda x=theirs, y=others: coco.iou([x], [y], [0]),
         )
     preds, truths = map(list, table(n))
-    ours = lambda: dice(*table_counts(preds, truths, SHAPE))
-    usual = lambda: [usual_dice(p, t) for p, t in zip(preds[:part], truths[:part])]
+
+    def ours():
+        return dice(*table_counts(preds, truths, SHAPE))
+
+    def usual():
+        return [usual_dice(p, t) for p, t in zip(preds[:part], truths[:part])]
 
     def check():
         np.testing.assert_array_equal(ours()[:part], usual())

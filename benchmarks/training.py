@@ -1,4 +1,5 @@
-"""A training item, from the file to the tensors that go to the device, against the item that public code for this competition makes; and a step."""
+"""A training item, from the file to the tensors that go to the device, against the item that public code for this
+competition makes; and a step."""
 
 import shutil
 import tempfile
@@ -28,14 +29,16 @@ from steel_seg.store import to_level
 from steel_seg.synth import make_folder
 from steel_seg.train import folds_of, start_run
 
-# 64 strips with the competition's mix of classes. As `make_folder` writes them they have 107 kB on average, the competition's 84 to 88:
+# 64 strips with the competition's mix of classes. As `make_folder` writes them they have 107 kB on average, the
+# competition's 84 to 88:
 # a larger file is more work for both sides, and nothing else of an item depends on it.
 N, SHAPE = 64, (256, 1600)
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class UsualItems(Dataset):
-    "Colour image, four float masks decoded with numpy, albumentations to the end; the masks' usual shift by one pixel is put right."
+    """Colour image, four float masks decoded with numpy, albumentations to the end; the masks' usual shift by one pixel
+    is put right."""
 
     def __init__(self, folder, transform):
         self.paths, self.transform = [str(p) for p in folder.images.path], transform
@@ -89,7 +92,8 @@ def made():
 
 
 def check(kind):
-    "Our items with flips alone, normalised as the device does it, are the usual ones with the same flips; all four happen."
+    """Our items with flips alone, normalised as the device does it, are the usual ones with the same flips; all four
+    happen."""
     d, seen = made(), set()
     ours = StripDataset(d.folder, train_transform(brightness=0), cache=d.decoded if kind == "cached" else None)
     usual = {(h, v): UsualItems(d.folder, usual_transform(h, v, 0)) for h in (0, 1) for v in (0, 1)}
@@ -111,7 +115,8 @@ def check(kind):
 
 
 def items(kind):
-    "Every item once, and each let go before the next: what is kept would need new memory each time, which is slow for both sides."
+    """Every item once, and each let go before the next: what is kept would need new memory each time, which is slow for
+    both sides."""
     dataset = getattr(made(), kind)
     for i in range(N):
         dataset[i]
@@ -125,7 +130,7 @@ def batches(kind):
 
 def list_of(loader):
     "Run through a loader as a training does: each batch is let go when the next one comes."
-    for batch in loader:
+    for _batch in loader:
         pass
 
 
@@ -176,7 +181,8 @@ class Steps:
 
 
 class PlainSteps(Steps):
-    "The plain loop: smp's net in float32 and torch's own order of the axes, three float channels, float masks, from a DataLoader."
+    """The plain loop: smp's net in float32 and torch's own order of the axes, three float channels, float masks, from a
+    DataLoader."""
 
     def __init__(self, encoder, batch_size, n, device, workers=0):
         self.net, self.workers = smp.FPN(encoder, encoder_weights=None, classes=4).to(device), workers
@@ -202,7 +208,8 @@ def peak(steps):
 
 
 class Predictions:
-    "A run of two untrained nets on many strips, and what is asked of it: every strip predicted out of fold with four flips, stored and counted."
+    """A run of two untrained nets on many strips, and what is asked of it: every strip predicted out of fold with four
+    flips, stored and counted."""
 
     def __init__(self, encoder, times, device="cpu", precision="no", batch_size=8):
         self.home, self.size, self.device, self.precision = tempfile.TemporaryDirectory(), batch_size, device, precision
@@ -323,7 +330,8 @@ def step_rows():
 
 
 def rows():
-    # From JPEG two thirds of our time is libjpeg's, for the luminance alone. The usual item of 11.5 MB costs as much again when it is put into a batch.
+    # From JPEG two thirds of our time is libjpeg's, for the luminance alone. The usual item of 11.5 MB costs as much
+    # again when it is put into a batch.
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
     against = "imread, cvtColor, numpy decode, albumentations 2.0.8 flips, light, Normalize, ToTensorV2"

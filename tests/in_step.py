@@ -1,4 +1,5 @@
-"""Notebooks clean, exports in step, README made from nbs/index.ipynb: checked on a copy, so that checking changes nothing.
+"""Notebooks clean, exports in step, README made from nbs/index.ipynb: checked on a copy, so that checking changes
+nothing.
 
 python tests/in_step.py            # say what is out of step, exit 1
 python tests/in_step.py --write    # make README.md again (nbdev_export and nbdev_clean do the rest)
@@ -48,7 +49,8 @@ LIVE = "application/vnd.jupyter.widget-view+json"
 
 
 def without_live_views(text):
-    "A notebook's text without what only a kernel can show: a widget's live view (its still picture stays) and progress bars."
+    """A notebook's text without what only a kernel can show: a widget's live view (its still picture stays) and
+    progress bars."""
     nb = json.loads(text)
     for cell in nb["cells"]:
         if "outputs" in cell:

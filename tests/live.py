@@ -1,15 +1,20 @@
-"""Widgets in a real browser: JupyterLab, Notebook 7 or Voilà on a free port of this machine, and a headless Chromium that looks at them.
+"""Widgets in a real browser: JupyterLab, Notebook 7 or Voilà on a free port of this machine, and a headless Chromium
+that looks at them.
 
-A test asks for one of the fixtures `lab`, `notebook7` and `voila`, opens a notebook made of its cells, and uses playwright's page:
+A test asks for one of the fixtures `lab`, `notebook7` and `voila`, opens a notebook made of its cells, and uses
+playwright's page:
 
     def test_a_key_switches_a_layer(lab):
-        nb = lab.open(["from steel_seg.look.parts import StripView", "view = StripView((64, 400), ('image', 'labels'))", "view"])
+        nb = lab.open(["from steel_seg.look.parts import StripView", "view = StripView((64, 400), ('image', 'labels'))",
+        "view"])
         nb.page.locator(".steel-frame").press("2")
         nb.until("view.shown == ('image',)")  # asks the kernel
         nb.fine()  # no error in the console, nothing asked from any other machine
 
-The browser is the one that STEEL_SEG_BROWSER names, else a Chromium or Chrome on the PATH, else the one playwright has installed. Where there is
-none the tests skip, but not where CI is set. Playwright keeps an event loop running in this thread as long as the browser is open, which is one
+The browser is the one that STEEL_SEG_BROWSER names, else a Chromium or Chrome on the PATH, else the one playwright has
+installed. Where there is
+none the tests skip, but not where CI is set. Playwright keeps an event loop running in this thread as long as the
+browser is open, which is one
 module of tests: what behaves differently with a loop (`steel_seg.look.parts.Later`) is tested in other modules.
 """
 
@@ -48,7 +53,10 @@ KNOWN = {
     ("Cannot read properties of undefined (reading 'schema')", "/static/notebook/notebook_core."),
 }
 NAMES = "chromium", "chromium-browser", "google-chrome", "google-chrome-stable"
-ADVICE = "no Chromium or Chrome: install one (Debian: apt install chromium; anywhere: playwright install chromium) or name one in STEEL_SEG_BROWSER"
+ADVICE = (
+    "no Chromium or Chrome: install one (Debian: apt install chromium; anywhere: playwright install chromium) or "
+    "name one in STEEL_SEG_BROWSER"
+)
 
 
 def browser_path(playwright):
@@ -67,7 +75,8 @@ class NoBrowser(RuntimeError):
 
 @contextmanager
 def open_browser(home):
-    "A browser with nothing in it, as playwright's BrowserContext; what it caches it keeps in the folder `home`. Raises `NoBrowser`."
+    """A browser with nothing in it, as playwright's BrowserContext; what it caches it keeps in the folder `home`.
+    Raises `NoBrowser`."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
@@ -83,7 +92,8 @@ def open_browser(home):
 
 
 class Server:
-    'A Jupyter server on `root`: `kind` is "lab", "notebook" or "voila". It reads and writes no settings but those in `state`.'
+    """A Jupyter server on `root`: `kind` is "lab", "notebook" or "voila". It reads and writes no settings but those in
+    `state`."""
 
     def __init__(self, kind, root, state, env=None):
         self.root, self.log = Path(root), Path(state) / "log"
@@ -94,7 +104,10 @@ class Server:
             "settings/@jupyterlab/notebook-extension",
         ):
             (Path(state) / name).mkdir(parents=True)
-        write = lambda name, value: (Path(state) / name).write_text(json.dumps(value), encoding="utf-8")
+
+        def write(name, value):
+            return (Path(state) / name).write_text(json.dumps(value), encoding="utf-8")
+
         # The kernel is this Python, whatever kernels the machine knows.
         argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
         write(
@@ -261,7 +274,8 @@ class Opened:
             ]
         else:
             self.page.wait_for_function(
-                "window.jupyterapp?.shell?.currentWidget?.content?.widgets?.length && jupyterapp.shell.currentWidget.sessionContext?.session?.kernel",
+                "window.jupyterapp?.shell?.currentWidget?.content?.widgets?.length && "
+                "jupyterapp.shell.currentWidget.sessionContext?.session?.kernel",
                 timeout=timeout,
             )
             self.kernel = self.page.evaluate(_LAB_READY)
@@ -338,7 +352,8 @@ class Opened:
         after=1000,  # ms to wait for the picture after the text
         quiet=60,  # ms of rest at the end, so that presses do not overlap
     ) -> dict:
-        "Press a key; `text` and `image` are the ms, on the page's clock, from its keydown to the changed text and to the changed picture, unpacked; None where there was no change."
+        """Press a key; `text` and `image` are the ms, on the page's clock, from its keydown to the changed text and to
+        the changed picture, unpacked; None where there was no change."""
         self.page.evaluate("([text, image]) => steelWatch(text, image)", [changed, image])
         self.page.keyboard.press(press)
         return self.page.evaluate("waits => steelFirst(...waits)", [within, after, quiet])
@@ -351,7 +366,8 @@ class Opened:
         gap=5,  # ms between them
         quiet=700,  # ms without any change that mean it has come to rest
     ) -> dict:
-        "Press keys faster than any can be answered; `settle` is the ms from the last keydown to the last change of text or picture, `changes` how often either changed."
+        """Press keys faster than any can be answered; `settle` is the ms from the last keydown to the last change of
+        text or picture, `changes` how often either changed."""
         self.page.evaluate("([text, image]) => steelWatch(text, image)", [changed, image])
         for key in keys:
             self.page.keyboard.press(key)
@@ -377,22 +393,29 @@ _RUN_ALL = """async () => {
   await jupyterapp.commands.execute("notebook:run-all-cells");
   const { content, sessionContext } = jupyterapp.shell.currentWidget;
   while (sessionContext.session.kernel.status !== "idle") await new Promise(f => setTimeout(f, 20));
-  for (const cell of content.model.cells) for (const out of cell.toJSON().outputs ?? []) if (out.output_type === "error") return out.traceback.join("\\n").replace(/\\x1b\\[[0-9;]*m/g, "");
+  for (const cell of content.model.cells) for (const out of cell.toJSON().outputs ??
+    []) if (out.output_type === "error") return out.traceback.join("\\n").replace(/\\x1b\\[[0-9;]*m/g, "");
   return null;
 }"""
 
 # Voilà draws what the kernel has run already; each widget stands where a script of its own was.
-_VOILA_READY = """() => document.readyState === "complete" && document.getElementById("jupyter-config-data") && !document.getElementById("loading")?.offsetParent
-  && [...document.querySelectorAll("script[type='application/vnd.jupyter.widget-view+json']")].every(s => s.parentElement.querySelector(".jupyter-widgets, .lm-Widget"))"""
+_VOILA_READY = """() => document.readyState === "complete"
+  && document.getElementById("jupyter-config-data") && !document.getElementById("loading")?.offsetParent
+  && [...document.querySelectorAll("script[type='application/vnd.jupyter.widget-view+json']")].every(s =>
+    s.parentElement.querySelector(".jupyter-widgets, .lm-Widget"))"""
 
 # A second line to the kernel, spoken by hand, so that it is the same under every front end.
 _RUN = """([kernel, code]) => new Promise((resolve, reject) => {
-  const session = crypto.randomUUID(), id = crypto.randomUUID(), line = new WebSocket(`${location.origin.replace("http", "ws")}/api/kernels/${kernel}/channels?session_id=${session}`);
+  const session = crypto.randomUUID(), id = crypto.randomUUID(),
+    origin = location.origin.replace("http", "ws"),
+    line = new WebSocket(`${origin}/api/kernels/${kernel}/channels?session_id=${session}`);
   let text = "", error = "", replied = false, idle = false;
   setTimeout(() => { line.close(); reject(new Error("no answer from the kernel in 60 s")) }, 60000);
   line.onerror = () => reject(new Error("no line to the kernel"));
-  line.onopen = () => line.send(JSON.stringify({ channel: "shell", header: { msg_id: id, session, username: "", msg_type: "execute_request", version: "5.3", date: new Date().toISOString() }, parent_header: {}, metadata: {},
-    content: { code, silent: false, store_history: false, user_expressions: {}, allow_stdin: false, stop_on_error: false }, buffers: [] }));
+  line.onopen = () => line.send(JSON.stringify({ channel: "shell", header: { msg_id: id, session, username: "",
+    msg_type: "execute_request", version: "5.3", date: new Date().toISOString() }, parent_header: {}, metadata: {},
+    content: { code, silent: false, store_history: false, user_expressions: {}, allow_stdin: false,
+      stop_on_error: false }, buffers: [] }));
   line.onmessage = async ({ data }) => {
     if (typeof data !== "string") return; // widgets' own traffic, with buffers
     const m = JSON.parse(data);
@@ -405,7 +428,8 @@ _RUN = """([kernel, code]) => new Promise((resolve, reject) => {
   };
 })"""
 
-# When was the key pressed, when did the text change, when was the new picture there? Elements may be replaced, so they are looked up at each change.
+# When was the key pressed, when did the text change, when was the new picture there? Elements may be replaced, so they
+# are looked up at each change.
 _WATCH = """
 {
   const one = s => s ? document.querySelector(s) : null, pause = ms => new Promise(f => setTimeout(f, ms));
@@ -413,17 +437,20 @@ _WATCH = """
   document.addEventListener("keydown", () => { if (w) w.pressed = performance.now() }, true);
   window.steelWatch = (text, image) => {
     w?.observer.disconnect();
-    const mine = w = { pressed: null, text: null, image: null, last: null, changes: 0, wants: !!image, had: one(text).textContent, src: one(image)?.src };
+    const mine = w = { pressed: null, text: null, image: null, last: null, changes: 0, wants: !!image, had: one(text)
+      .textContent, src: one(image)?.src };
     const look = () => {
       const now = one(text)?.textContent, img = one(image);
       if (now !== mine.had) { mine.had = now; mine.changes++; mine.last = performance.now(); mine.text ??= mine.last }
       if (img && img.src !== mine.src) {
         const src = mine.src = img.src;
-        img.decode().then(() => { if (img.src === src) { mine.changes++; mine.last = performance.now(); mine.image ??= mine.last } }, () => {});
+        img.decode().then(() => { if (img.src === src) { mine.changes++; mine.last = performance.now();
+          mine.image ??= mine.last } }, () => {});
       }
     };
     mine.observer = new MutationObserver(look);
-    mine.observer.observe(document.body, { subtree: true, childList: true, characterData: true, attributes: true, attributeFilter: ["src"] });
+    mine.observer.observe(document.body, { subtree: true, childList: true, characterData: true, attributes: true,
+      attributeFilter: ["src"] });
   };
   const since = at => at === null ? null : at - w.pressed;
   window.steelFirst = async (within, after, quiet) => {

@@ -29,7 +29,8 @@ CASES = {
 
 
 def make_run(run, n, shape, classes, defects=True, ids=None, seed=0, predicted=None):
-    "A run folder with its data: noise for steel, boxes for defects, and for probabilities the boxes blurred, under patches of noise."
+    """A run folder with its data: noise for steel, boxes for defects, and for probabilities the boxes blurred, under
+    patches of noise."""
     rng, (h, w) = np.random.default_rng(seed), shape
     (run / "data" / "train_images").mkdir(parents=True)
     ids = sorted(ids or [f"{k:04}.png" for k in range(n)])

@@ -36,7 +36,8 @@ NUMBER = {exports(nb): int(nb.name[:2]) for nb in NOTEBOOKS if exports(nb)}
 
 
 def own_module(parts):
-    "The dotted name of the package's module that an import of steel_seg.PARTS reads, or None where it is only the package."
+    """The dotted name of the package's module that an import of steel_seg.PARTS reads, or None where it is only the
+    package."""
     for end in (2, 1):
         name = ".".join(parts[:end])
         if name in MODULES:
@@ -158,7 +159,8 @@ def test_live_views_and_bars_are_taken_out_and_pictures_stay():
 def test_decisions_import_light(heavy):
     "Everything right of the store runs on a laptop without torch, and scripts without a display."
     code = (
-        "import sys, steel_seg.rle, steel_seg.metric, steel_seg.data, steel_seg.post, steel_seg.decide, steel_seg.submit, steel_seg.cli\n"
+        "import sys, steel_seg.rle, steel_seg.metric, steel_seg.data, steel_seg.post, steel_seg.decide, "
+        "steel_seg.submit, steel_seg.cli\n"
         f"sys.exit({heavy!r} in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

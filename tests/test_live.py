@@ -32,7 +32,8 @@ page.show(thumbs, [f"strip {k}" for k in range(50)], [k % 7 == 0 for k in range(
 page"""
 MARKED = """
 dot = lambda x, y: {"x": x, "y": y, "name": "now", "colour": "#d55e00", "shape": "dot"}
-marked = MarkedPicture(picture=to_png(strip.image), marks=(dot(.5, .2), {**dot(.1, .9), "name": "best", "shape": "ring"}), title="surface", width=800)
+marked = MarkedPicture(picture=to_png(strip.image), marks=(dot(.5, .2), {**dot(.1, .9), "name": "best",
+  "shape": "ring"}), title="surface", width=800)
 marked"""
 PICKER = """
 picker = Picker([f"{k:04}.png" for k in range(12568)], note=", worst first")
@@ -133,12 +134,15 @@ def test_dragging_pans_no_further_than_the_picture(nb):
     nb.page.wait_for_function("document.querySelector('.steel-stack').style.transform.startsWith('scale(4)')")
     box = frame.bounding_box()
     x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
-    drag = lambda dx: (
-        nb.page.mouse.move(x, y),
-        nb.page.mouse.down(),
-        nb.page.mouse.move(x + dx, y, steps=5),
-        nb.page.mouse.up(),
-    )
+
+    def drag(dx):
+        return (
+            nb.page.mouse.move(x, y),
+            nb.page.mouse.down(),
+            nb.page.mouse.move(x + dx, y, steps=5),
+            nb.page.mouse.up(),
+        )
+
     drag(-200)
     nb.until(f"abs(view.left - (.3 + 200/{box['width']}/4)) < .01")
     assert nb.value("view.top") == pytest.approx(0.3, abs=0.01)
@@ -164,14 +168,17 @@ def test_a_layer_changes_in_place_and_is_never_blank(nb):
     nb.page.evaluate("""() => {
       const img = window.steelImg = document.querySelector(".steel-frame img[alt=difference]");
       window.steelSeen = { sources: 0, blank: 0 };
-      const look = () => { if (img.style.visibility === "hidden" || !img.isConnected || !img.complete || !img.naturalWidth) steelSeen.blank++ };
-      new MutationObserver(all => { steelSeen.sources += all.filter(m => m.attributeName === "src").length; look() }).observe(img.parentNode, { subtree: true, attributes: true, childList: true });
+      const gone = () => img.style.visibility === "hidden" || !img.isConnected || !img.complete || !img.naturalWidth;
+      const look = () => { if (gone()) steelSeen.blank++ };
+      new MutationObserver(all => { steelSeen.sources += all.filter(m => m.attributeName === "src").length; look() })
+        .observe(img.parentNode, { subtree: true, attributes: true, childList: true });
       const each = () => { look(); if (window.steelImg) requestAnimationFrame(each) };
       each();
     }""")
     nb.run("import time\nfor layer in layers:\n    view.show({'difference': layer}); time.sleep(.03)")
     last = nb.page.evaluate(
-        "() => new Promise(f => setTimeout(f, 300)).then(() => [steelImg === document.querySelector('.steel-frame img[alt=difference]'), steelSeen.blank, steelSeen.sources])"
+        "() => new Promise(f => setTimeout(f, 300)).then(() => [steelImg === document.querySelector('.steel-frame "
+        "img[alt=difference]'), steelSeen.blank, steelSeen.sources])"
     )
     nb.page.evaluate("window.steelImg = null")
     same, blank, sources = last
@@ -199,7 +206,8 @@ def test_fifty_thumbnails_and_a_choice(nb):
     assert nb.page.locator(".steel-chosen").all_inner_texts() == ["strip 17"]
     nb.run("page.chosen = 3; page.mark([k == 3 for k in range(50)])")
     nb.page.wait_for_function(
-        "document.querySelector('.steel-chosen').innerText.includes('strip 3') && document.querySelectorAll('.steel-mark').length === 1"
+        "document.querySelector('.steel-chosen').innerText.includes('strip 3') && "
+        "document.querySelectorAll('.steel-mark').length === 1"
     )
     nb.run("page.show(thumbs[:2], ['a', 'b'])")
     nb.page.wait_for_function(
@@ -210,7 +218,9 @@ def test_fifty_thumbnails_and_a_choice(nb):
 
 
 def test_keys_are_heard_by_the_widget_and_not_by_jupyterlab(nb):
-    count = lambda: nb.page.evaluate("jupyterapp.shell.currentWidget.content.widgets.length")
+    def count():
+        return nb.page.evaluate("jupyterapp.shell.currentWidget.content.widgets.length")
+
     before = count()
     nb.run("heard.clear()")
     nb.page.locator(".steel-gallery button").nth(4).click()  # and so the page has the focus
@@ -247,12 +257,14 @@ def test_markers_move_and_the_picture_stays(nb):
     source = "document.querySelector('.steel-marked img').src"
     before = nb.page.evaluate(source)
     nb.run(
-        "sent = []\nreal = marked.comm.send\nmarked.comm.send = lambda data=None, *a, **k: (sent.append(sorted(data.get('state', {}))), real(data, *a, **k))"
+        "sent = []\nreal = marked.comm.send\nmarked.comm.send = lambda data=None, *a, **k: "
+        "(sent.append(sorted(data.get('state', {}))), real(data, *a, **k))"
     )
     for k in range(10):
         nb.run(f"marked.marks = (dot({k / 10}, .5),)")
     nb.page.wait_for_function(
-        "document.querySelectorAll('.steel-marked i').length === 1 && document.querySelector('.steel-marked i').style.left === '90%'"
+        "document.querySelectorAll('.steel-marked i').length === 1 && document.querySelector('.steel-marked "
+        "i').style.left === '90%'"
     )
     assert nb.page.evaluate(source) == before
     sent = nb.value("sent")
@@ -297,7 +309,8 @@ def test_it_fits_a_screen_of_1280(nb):
     )
     assert max(wide) <= 1
     edges = nb.page.evaluate(
-        "[...document.querySelectorAll('.steel-frame, .steel-gallery, .steel-marked, .steel-tools, .widget-text')].map(e => e.getBoundingClientRect().right)"
+        "[...document.querySelectorAll('.steel-frame, .steel-gallery, .steel-marked, .steel-tools, "
+        ".widget-text')].map(e => e.getBoundingClientRect().right)"
     )
     assert len(edges) >= 5 and max(edges) <= 1280
 
@@ -308,9 +321,11 @@ def test_text_stays_text(lab):
         [
             PARTS,
             f"hostile = {hostile!r}",
-            "view = StripView(strip.image.shape, hostile[:6], title=hostile[0])\nview.show({hostile[0]: strip.image})\nview",
+            "view = StripView(strip.image.shape, hostile[:6], title=hostile[0])\nview.show({hostile[0]: "
+            "strip.image})\nview",
             "page = Gallery(3)\npage.show([to_png(strip.image)]*len(hostile), hostile, [True]*len(hostile))\npage",
-            "marked = MarkedPicture(picture=to_png(strip.image), title=hostile[0], marks=tuple({'x': .5, 'y': .5, 'name': t, 'colour': 'red', 'shape': 'dot'} for t in hostile))\nmarked",
+            "marked = MarkedPicture(picture=to_png(strip.image), title=hostile[0], marks=tuple({'x': .5, 'y': .5, "
+            "'name': t, 'colour': 'red', 'shape': 'dot'} for t in hostile))\nmarked",
             "picker = Picker(hostile, note=hostile[0])\npicker.ids = tuple(hostile)\npicker",
         ]
     )
@@ -328,7 +343,8 @@ def test_text_stays_text(lab):
         nb.page.get_by_label("Image id").fill(text + "<i>?"), nb.page.get_by_label("Image id").press("Enter")
         nb.page.get_by_text("no image").wait_for()
     own = nb.page.evaluate(
-        "[...document.querySelectorAll('.jp-OutputArea-output *')].filter(e => [...e.attributes].some(a => a.name.startsWith('on')) || (e.tagName === 'IMG' && e.getAttribute('src') === 'x')).map(e => e.outerHTML)"
+        "[...document.querySelectorAll('.jp-OutputArea-output *')].filter(e => [...e.attributes].some(a => "
+        "a.name.startsWith('on')) || (e.tagName === 'IMG' && e.getAttribute('src') === 'x')).map(e => e.outerHTML)"
     )
     assert not own, own
     wide = nb.page.evaluate(
@@ -362,7 +378,8 @@ def test_the_same_parts_elsewhere(request, front):
     end: FrontEnd = request.getfixturevalue(front)
     nb = end.open([PARTS, VIEW, PICKER])
     nb.page.wait_for_function(
-        "[...document.querySelectorAll('.steel-frame img')].length === 3 && [...document.querySelectorAll('.steel-frame img')].every(i => i.naturalWidth)"
+        "[...document.querySelectorAll('.steel-frame img')].length === 3 && "
+        "[...document.querySelectorAll('.steel-frame img')].every(i => i.naturalWidth)"
     )
     nb.page.locator(".steel-frame").press("2")
     nb.page.wait_for_function("document.querySelector('.steel-frame img[alt=labels]').style.display === 'none'")
@@ -459,13 +476,16 @@ def test_without_a_browser_tests_skip_but_not_in_ci(tmp_path):
     env = {**os.environ, "PATH": str(tmp_path), "PLAYWRIGHT_BROWSERS_PATH": str(tmp_path)}
     for name in ("CI", "STEEL_SEG_BROWSER"):
         env.pop(name, None)
-    run = lambda **more: subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-rsE", "-p", "no:cacheprovider", str(tmp_path)],
-        env={**env, **more},
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-    )
+
+    def run(**more):
+        return subprocess.run(
+            [sys.executable, "-m", "pytest", "-q", "-rsE", "-p", "no:cacheprovider", str(tmp_path)],
+            env={**env, **more},
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+        )
+
     skipped, failed = run(), run(CI="1")
     assert skipped.returncode == 0 and "1 skipped" in skipped.stdout and "STEEL_SEG_BROWSER" in skipped.stdout, (
         skipped.stdout
@@ -479,7 +499,8 @@ def test_errors_and_fetches_are_noticed(lab):
     "The harness itself: what it is there to find, it finds."
     nb = lab.open(["1"])
     nb.page.evaluate(
-        "console.error('so it is'); fetch('http://steel.example/x').catch(() => 0); setTimeout(() => { throw new Error('thrown') }); alert('hey')"
+        "console.error('so it is'); fetch('http://steel.example/x').catch(() => 0); setTimeout(() => { throw new "
+        "Error('thrown') }); alert('hey')"
     )
     nb.page.wait_for_timeout(100)
     text = " ".join(nb.errors)

@@ -78,7 +78,8 @@ def hostile(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def others(lab, run, hostile):
-    "All but the tuner, a cell each, in this order; then all five of the run with hostile names. One notebook, for a kernel that loads torch takes seconds."
+    """All but the tuner, a cell each, in this order; then all five of the run with hostile names. One notebook, for a
+    kernel that loads torch takes seconds."""
     bad = [cell.format(**hostile) for cell in (TUNER, BROWSER, DATA, PREVIEW, MONITOR)]
     return lab.open([*(cell.format(**run) for cell in (BROWSER, DATA, PREVIEW, MONITOR)), *bad], name="others")
 
@@ -105,7 +106,8 @@ CUT = """() => { // elements that reach beyond their output, or that a box cuts 
   for (const out of document.querySelectorAll(".jp-OutputArea-output")) {
     const right = out.getBoundingClientRect().right;
     if (out.scrollWidth > out.clientWidth + 1) say("scrolls", out);
-    for (const e of out.querySelectorAll("td, th, button, select, input, label, img, .widget-readout, .widget-html-content *")) {
+    const parts = "td, th, button, select, input, label, img, .widget-readout, .widget-html-content *";
+    for (const e of out.querySelectorAll(parts)) {
       const box = e.getBoundingClientRect();
       if (box.width && box.right > right + 1 && !e.closest(".noUi-target")) say("beyond", e);
     }
@@ -148,7 +150,8 @@ def saved(nb, cells):
 def start(tuner):
     "The tuner as it was opened."
     tuner.run(
-        "tuner.channel = 0\ntuner.channel, tuner.subset, tuner.over, tuner.rules, tuner.kept = None, 'all', 'min_area', first, first\ntuner.settle()\ntuner.picker.go(0)"
+        "tuner.channel = 0\ntuner.channel, tuner.subset, tuner.over, tuner.rules, tuner.kept = None, 'all', "
+        "'min_area', first, first\ntuner.settle()\ntuner.picker.go(0)"
     )
     for label, value in (("Threshold", level_text(128)), ("Minimum area", "0 px")):
         readout(tuner, label).get_by_text(value, exact=True).wait_for()
@@ -176,8 +179,10 @@ def test_a_key_moves_score_and_picture(start):
     nb.page.evaluate(
         """image => {
       const img = document.querySelector(image), seen = window.steelSeen = { img, blank: 0, sources: 0 };
-      const look = () => { if (!img.isConnected || !img.complete || !img.naturalWidth || getComputedStyle(img).visibility === "hidden" || getComputedStyle(img).display === "none") seen.blank++ };
-      new MutationObserver(all => { seen.sources += all.filter(m => m.attributeName === "src").length; look() }).observe(img.parentNode, { subtree: true, attributes: true, childList: true });
+      const look = () => { if (!img.isConnected || !img.complete || !img.naturalWidth ||
+      getComputedStyle(img).visibility === "hidden" || getComputedStyle(img).display === "none") seen.blank++ };
+      new MutationObserver(all => { seen.sources += all.filter(m => m.attributeName === "src").length; look()
+      }).observe(img.parentNode, { subtree: true, attributes: true, childList: true });
       const each = () => { look(); if (seen.img) requestAnimationFrame(each) };
       each();
     }""",
@@ -186,7 +191,8 @@ def test_a_key_moves_score_and_picture(start):
     nb.slider("Threshold").focus()
     found = [nb.latency("ArrowLeft", SCORES, IMAGE) for _ in range(6)]
     same, blank, sources = nb.page.evaluate(
-        "image => { const s = steelSeen, same = s.img === document.querySelector(image); s.img = null; return [same, s.blank, s.sources] }",
+        "image => { const s = steelSeen, same = s.img === document.querySelector(image); s.img = null; return "
+        "[same, s.blank, s.sources] }",
         IMAGE,
     )
     assert all(f["text"] for f in found), found
@@ -203,7 +209,8 @@ def test_a_hundred_quick_keys_settle_on_the_last(start):
     nb.until("[r.thresh for r in tuner.rules] == [168]*4")
     assert readout(nb, "Threshold").inner_text() == level_text(168)
     nb.run(
-        "fresh = Tuner(tuner.opened, rules=first)\nfresh.rules = tuner.rules\nfresh.image_id = tuner.image_id\nfresh.settle()"
+        "fresh = Tuner(tuner.opened, rules=first)\nfresh.rules = tuner.rules\nfresh.image_id = "
+        "tuner.image_id\nfresh.settle()"
     )
     expected = plain(nb.value("fresh.score_table.value"))
     assert "Against the kept rule" in expected
@@ -220,14 +227,16 @@ def test_menus_and_boxes(start):
     menu.press("ArrowDown"), menu.press("ArrowDown")
     nb.until("tuner.channel == 1")
     nb.page.wait_for_function(
-        f"[...document.querySelectorAll('{SCORES} tr')].filter(r => r.cells[0].style.fontWeight === 'bold').map(r => r.cells[0].textContent).join() === 'class 2'"
+        f"[...document.querySelectorAll('{SCORES} tr')].filter(r => r.cells[0].style.fontWeight === 'bold').map(r "
+        "=> r.cells[0].textContent).join() === 'class 2'"
     )
     nb.page.get_by_label("Fill holes").click()
     nb.until("[r.fill_holes for r in tuner.rules] == [False, True, False, False]")
     nb.page.get_by_label("Gate", exact=True).select_option("highest pixel")
     nb.until("(tuner.rules[1].gate_by, tuner.rules[1].gate, tuner.rules[0].gate) == ('peak', 128, 0)")
     nb.page.wait_for_function(
-        "![...document.querySelectorAll('.widget-slider')].find(s => s.textContent.includes('Gate at')).querySelector('.noUi-target').hasAttribute('disabled')"
+        "![...document.querySelectorAll('.widget-slider')].find(s => s.textContent.includes('Gate "
+        "at')).querySelector('.noUi-target').hasAttribute('disabled')"
     )
     assert readout(nb, "Gate at").inner_text() == level_text(128)
     nb.slider("Gate at").press("ArrowRight")
@@ -249,7 +258,10 @@ def test_menus_and_boxes(start):
 
 def test_best_undo_keep_and_swap(start):
     nb = start
-    press = lambda name: nb.page.get_by_role("button", name=re.compile(f"{name}$")).click()
+
+    def press(name):
+        return nb.page.get_by_role("button", name=re.compile(f"{name}$")).click()
+
     press("Best")
     nb.run("fresh = Tuner(tuner.opened, rules=first)\nfresh.choose('best')")
     nb.until("tuner.rules == fresh.rules != first")
@@ -277,7 +289,8 @@ def test_a_click_on_the_surface_goes_there_and_sends_a_marker_alone(start):
     nb = start
     source = nb.page.evaluate(f"document.querySelector('{SURFACE}').src")
     nb.run(
-        "sent, real = [], tuner.surface.comm.send\ntuner.surface.comm.send = lambda data=None, *a, **k: (sent.extend((data or {}).get('state', ())), real(data, *a, **k))"
+        "sent, real = [], tuner.surface.comm.send\ntuner.surface.comm.send = lambda data=None, *a, **k: "
+        "(sent.extend((data or {}).get('state', ())), real(data, *a, **k))"
     )
     box = nb.page.locator(SURFACE).bounding_box()
     for x, y in (0.35, 0.3), (0.6, 0.6):
@@ -287,11 +300,14 @@ def test_a_click_on_the_surface_goes_there_and_sends_a_marker_alone(start):
             "{(r.thresh, r.min_area) for r in tuner.rules} == {tuner.surface.drawn.rule_at(*tuner.surface.clicked)}"
         )
         thresh, area, px, py = nb.value(
-            "(tuner.rules[0].thresh, tuner.rules[0].min_area, *tuner.surface.drawn.place(tuner.rules[0].thresh, tuner.rules[0].min_area))"
+            "(tuner.rules[0].thresh, tuner.rules[0].min_area, *tuner.surface.drawn.place(tuner.rules[0].thresh, "
+            "tuner.rules[0].min_area))"
         )
         assert abs(px - x) < 0.01 and abs(py - y) < 0.01
         nb.page.wait_for_function(
-            "at => [...document.querySelectorAll('.steel-tuner .steel-marked i')].filter(i => i.title.endsWith(', now') && Math.abs(parseFloat(i.style.left) - at[0]) < .01 && Math.abs(parseFloat(i.style.top) - at[1]) < .01).length === 4",
+            "at => [...document.querySelectorAll('.steel-tuner .steel-marked i')].filter(i => i.title.endsWith(', "
+            "now') && Math.abs(parseFloat(i.style.left) - at[0]) < .01 && Math.abs(parseFloat(i.style.top) - "
+            "at[1]) < .01).length === 4",
             arg=[100 * px, 100 * py],
         )
         assert (
@@ -348,7 +364,8 @@ def test_save_writes_the_rules_and_says_so(start, run, tmp_path):
 
 
 def test_keys_on_controls_are_not_jupyterlabs(start):
-    "Elsewhere in a notebook a inserts a cell, d d deletes one, x cuts, z undoes, m makes text of it, arrows go to another."
+    """Elsewhere in a notebook a inserts a cell, d d deletes one, x cuts, z undoes, m makes text of it, arrows go to
+    another."""
     nb = start
     before = nb.page.evaluate("jupyterapp.shell.currentWidget.content.activeCell.id")
     for where in (
@@ -360,7 +377,8 @@ def test_keys_on_controls_are_not_jupyterlabs(start):
         for key in ("a", "b", "d", "d", "x", "z", "m", "ArrowDown", "ArrowUp"):
             where.press(key)
     assert cells_of(nb) == 1 and nb.page.evaluate(
-        "[jupyterapp.shell.currentWidget.content.activeCell.id, jupyterapp.shell.currentWidget.content.activeCell.model.type]"
+        "[jupyterapp.shell.currentWidget.content.activeCell.id, "
+        "jupyterapp.shell.currentWidget.content.activeCell.model.type]"
     ) == [before, "code"]
     nb.page.evaluate("jupyterapp.shell.currentWidget.context.model.dirty = true")
     nb.slider("Threshold").press("Control+s")  # JupyterLab's, wherever it is pressed
@@ -381,7 +399,8 @@ def cells_of(nb):
 def test_thumbnails_appear_and_one_is_shown_large(others):
     nb, here = others, cell(others, 0)
     nb.page.wait_for_function(
-        "(all => all.length === 8 && all.every(i => i.naturalWidth && i.style.visibility === ''))([...document.querySelectorAll('.jp-CodeCell')[0].querySelectorAll('.steel-gallery img')])"
+        "(all => all.length === 8 && all.every(i => i.naturalWidth && i.style.visibility === "
+        "''))([...document.querySelectorAll('.jp-CodeCell')[0].querySelectorAll('.steel-gallery img')])"
     )
     image = here.locator(".steel-frame img[alt='image']")
     before, wanted = image.get_attribute("src"), nb.value("browser.ids[2]")
@@ -452,7 +471,10 @@ def test_layers_are_switched_by_digits(others):
 
 def test_menus_change_the_list(others):
     nb, here = others, cell(others, 0)
-    captions = lambda: here.locator(".steel-gallery span").all_text_contents()
+
+    def captions():
+        return here.locator(".steel-gallery span").all_text_contents()
+
     everything = captions()
     here.get_by_label("Show", exact=True).select_option("class 2")
     nb.until("browser.show == 'class 2'")
@@ -460,21 +482,25 @@ def test_menus_change_the_list(others):
     wanted = {i for i, area in zip(folder.images.image_id, folder.truth_area()) if area[1]}
     assert 0 < len(wanted) < 8
     nb.page.wait_for_function(
-        f"document.querySelectorAll('.jp-CodeCell')[0].querySelectorAll('.steel-gallery button').length === {len(wanted)}"
+        "document.querySelectorAll('.jp-CodeCell')[0].querySelectorAll('.steel-gallery button').length === "
+        f"{len(wanted)}"
     )
     assert {c.split(" · ")[1] for c in captions()} == wanted
     here.get_by_label("Order").select_option("highest first")
     nb.until("not browser.rising")
     here.get_by_text(f"of {len(wanted)}", exact=True).wait_for()
     nb.page.wait_for_function(
-        "(all => all.every((x, i) => !i || x <= all[i - 1]))([...document.querySelectorAll('.jp-CodeCell')[0].querySelectorAll('.steel-gallery span')].map(s => parseFloat(s.textContent)))"
+        "(all => all.every((x, i) => !i || x <= all[i - "
+        "1]))([...document.querySelectorAll('.jp-CodeCell')[0].querySelectorAll('.steel-gallery span')].map(s => "
+        "parseFloat(s.textContent)))"
     )
     here.get_by_label("Thumbnails show").select_option("labels")
     nb.until("browser.paint == 'labels' and all(browser.parts.pages.gallery.pictures)")
     here.get_by_label("Order").select_option("lowest first")
     here.get_by_label("Show", exact=True).select_option("all")
     nb.page.wait_for_function(
-        "wanted => [...document.querySelectorAll('.jp-CodeCell')[0].querySelectorAll('.steel-gallery span')].map(s => s.textContent).join() === wanted",
+        "wanted => [...document.querySelectorAll('.jp-CodeCell')[0].querySelectorAll('.steel-gallery "
+        "span')].map(s => s.textContent).join() === wanted",
         arg=",".join(everything),
     )
 
@@ -502,15 +528,20 @@ def test_a_reason_lands_in_the_file(others, run):
 
 def test_every_view_of_a_folder_opens_by_its_button(others):
     nb, here = others, cell(others, 1)
-    show = lambda name: here.get_by_role("button", name=name, exact=True).click()
+
+    def show(name):
+        return here.get_by_role("button", name=name, exact=True).click()
+
     for name in ("Sizes", "Places", "Classes"):
         show(name)
         nb.until(f"data.view == {name.lower()!r}")
         nb.page.wait_for_function(
-            "(all => all.length === 1 && all[0].naturalWidth > 500)([...document.querySelectorAll('.jp-CodeCell')[1].querySelectorAll('.widget-image')])"
+            "(all => all.length === 1 && all[0].naturalWidth > "
+            "500)([...document.querySelectorAll('.jp-CodeCell')[1].querySelectorAll('.widget-image')])"
         )
         assert nb.page.evaluate(
-            "fetch(document.querySelectorAll('.jp-CodeCell')[1].querySelector('.widget-image').src).then(r => r.arrayBuffer()).then(b => b.byteLength)"
+            "fetch(document.querySelectorAll('.jp-CodeCell')[1].querySelector('.widget-image').src).then(r => "
+            "r.arrayBuffer()).then(b => b.byteLength)"
         ) == nb.value(f"len(data.part({name.lower()!r}).value)")
     show("Images")
     here.locator(".steel-gallery button").nth(8).wait_for()
@@ -532,7 +563,9 @@ def test_every_view_of_a_folder_opens_by_its_button(others):
     here.get_by_role("button", name="Look for near-duplicates").click()
     here.get_by_text("1 pair in 1 groups of 2 images").wait_for()
     nb.page.wait_for_function(
-        "(all => all.length === 2 && all.every(i => i.naturalWidth))([...document.querySelectorAll('.jp-CodeCell')[1].querySelectorAll('.steel-frame img[alt=image]')])"
+        "(all => all.length === 2 && all.every(i => "
+        "i.naturalWidth))([...document.querySelectorAll('.jp-CodeCell')[1].querySelectorAll('.steel-frame "
+        "img[alt=image]')])"
     )
     assert set(nb.value("[one.image_id for one in data.part('near-duplicates').large]")) == {
         "0000.png",
@@ -543,12 +576,19 @@ def test_every_view_of_a_folder_opens_by_its_button(others):
 # --- what augmentation does
 
 
-PICTURES = """async () => Promise.all([...document.querySelectorAll(".jp-CodeCell")[2].querySelectorAll(".steel-gallery img")].map(async i => [...new Uint8Array(await (await fetch(i.src)).arrayBuffer())].reduce((h, b) => (31*h + b) % 1e9, 7)))"""
+PICTURES = """async () => {
+  const images = document.querySelectorAll(".jp-CodeCell")[2].querySelectorAll(".steel-gallery img");
+  const bytes = async i => [...new Uint8Array(await (await fetch(i.src)).arrayBuffer())];
+  return Promise.all([...images].map(async i => (await bytes(i)).reduce((h, b) => (31*h + b) % 1e9, 7)));
+}"""
 
 
 def test_next_epochs_are_other_pictures(others):
     nb, here = others, cell(others, 2)
-    loaded = "(all => all.length === 8 && all.every(i => i.naturalWidth))([...document.querySelectorAll('.jp-CodeCell')[2].querySelectorAll('.steel-gallery img')])"
+    loaded = (
+        "(all => all.length === 8 && all.every(i => "
+        "i.naturalWidth))([...document.querySelectorAll('.jp-CodeCell')[2].querySelectorAll('.steel-gallery img')])"
+    )
     nb.page.wait_for_function(loaded)
     before, large = nb.page.evaluate(PICTURES), here.locator(".steel-frame img[alt='image']").get_attribute("src")
     here.get_by_role("button", name="Next epochs").click()
@@ -557,7 +597,9 @@ def test_next_epochs_are_other_pictures(others):
         "was => document.querySelectorAll('.jp-CodeCell')[2].querySelector('.steel-frame img').src !== was", arg=large
     )
     nb.page.wait_for_function(
-        "(all => all.length === 8 && all[1].startsWith('epoch 7: ') && all[7].startsWith('epoch 13: '))([...document.querySelectorAll('.jp-CodeCell')[2].querySelectorAll('.steel-gallery span')].map(s => s.textContent))"
+        "(all => all.length === 8 && all[1].startsWith('epoch 7: ') && all[7].startsWith('epoch 13: "
+        "'))([...document.querySelectorAll('.jp-CodeCell')[2].querySelectorAll('.steel-gallery span')].map(s => "
+        "s.textContent))"
     )
     end = time.monotonic() + 30
     while (after := nb.page.evaluate(PICTURES))[1:] == before[1:]:
@@ -636,7 +678,9 @@ def test_the_others_fit(others):
     for view in nb.value("data.views"):
         nb.run(f"data.view = {view!r}")
         nb.page.wait_for_function(
-            "view => [...document.querySelectorAll('.jp-CodeCell')[1].querySelectorAll('.widget-toggle-button.mod-active')].map(b => b.textContent.trim().toLowerCase()).join() === view",
+            "view => "
+            "[...document.querySelectorAll('.jp-CodeCell')[1].querySelectorAll('.widget-toggle-button.mod-active')]"
+            ".map(b => b.textContent.trim().toLowerCase()).join() === view",
             arg=view,
         )
         fits(nb)
@@ -676,7 +720,9 @@ def test_hostile_names_stay_text(others, hostile):
             "svg",
         }
         own = nb.page.evaluate(
-            "[...document.querySelectorAll('.jp-OutputArea-output *')].filter(e => [...e.attributes].some(a => a.name.startsWith('on')) || (e.tagName === 'IMG' && e.getAttribute('src') === 'x') || (e.tagName === 'B' && e.closest('.steel-gallery, .steel-table, .steel-frame'))).map(e => e.outerHTML)"
+            "[...document.querySelectorAll('.jp-OutputArea-output *')].filter(e => [...e.attributes].some(a => "
+            "a.name.startsWith('on')) || (e.tagName === 'IMG' && e.getAttribute('src') === 'x') || (e.tagName === "
+            "'B' && e.closest('.steel-gallery, .steel-table, .steel-frame'))).map(e => e.outerHTML)"
         )
         assert not own, own
         fits(nb)
@@ -704,7 +750,8 @@ def test_tuner_and_browser_in_notebook_7(notebook7, tmp_path):
     nb.until("tuner.rules[0].thresh == 124")
     gallery = nb.page.locator(".steel-gallery")
     nb.page.wait_for_function(
-        "(all => all.length === 8 && all.every(i => i.naturalWidth))([...document.querySelectorAll('.steel-gallery img')])"
+        "(all => all.length === 8 && all.every(i => "
+        "i.naturalWidth))([...document.querySelectorAll('.steel-gallery img')])"
     )
     gallery.locator("button").nth(3).click()
     nb.page.keyboard.press("n"), nb.page.keyboard.press("f")

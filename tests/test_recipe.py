@@ -1,4 +1,5 @@
-"""The recipe's training: every option does something and survives a kill; stages, means of weights, memory, several processes."""
+"""The recipe's training: every option does something and survives a kill; stages, means of weights, memory, several
+processes."""
 
 import json
 import os
@@ -195,7 +196,8 @@ def test_one_line_says_it_all(folder, tmp_path, capsys):
 
 
 def test_ten_folds_go_from_train_to_submit(tmp_path, capsys):
-    "Every image is predicted by the one net of ten that has not seen it, and what comes out is a submission without a fault."
+    """Every image is predicted by the one net of ten that has not seen it, and what comes out is a submission without a
+    fault."""
     data, run = tmp_path / "data", tmp_path / "run"
 
     def says(*line):
@@ -358,7 +360,8 @@ def test_epochs_are_scored_under_the_rule(folder, tmp_path):
 
 
 def test_step_in_parts_has_the_same_images(folder, tmp_path, monkeypatch):
-    "Three images at once do not fit: steps, images and (but for batch norm) the loss stay what they were; the found size survives a kill."
+    """Three images at once do not fit: steps, images and (but for batch norm) the loss stay what they were; the found
+    size survives a kill."""
     real, seen = SegModel.forward, []
 
     def small(self, images):
@@ -439,7 +442,7 @@ def test_rich_run_stopped_and_resumed(folder, tmp_path):
     start_run(run, replace(RICH, save_every=2), folder)
     for place in ((0, 1), (1, 2), (2, 0), (3, 1)):
 
-        def stop(*now):
+        def stop(*now, place=place):
             if now == place:
                 raise Stop
 

@@ -82,14 +82,17 @@ save(
 
 # The widgets as they look in JupyterLab. Tests drive the same browser.
 sys.path.insert(0, str(here.parents[1] / "tests"))
-from live import FrontEnd, NoBrowser, Server, open_browser
+from live import FrontEnd, NoBrowser, Server, open_browser  # noqa: E402
 
 SHOTS = {
     "tuner": [
-        f"from steel_seg.look.tune import Tuner\ntuner = Tuner('runs/demo')\ntuner.channel = {c}\ntuner.move('thresh', 60)\ntuner.move('min_area', 300)\ntuner.image_id = {curves.image_ids[pairs[1][0]]!r}\ntuner.settle()\ntuner"
+        "from steel_seg.look.tune import Tuner\ntuner = Tuner('runs/demo')\ntuner.channel = "
+        f"{c}\ntuner.move('thresh', 60)\ntuner.move('min_area', 300)\ntuner.image_id = "
+        f"{curves.image_ids[pairs[1][0]]!r}\ntuner.settle()\ntuner"
     ],
     "browser": [
-        "from steel_seg.look.browse import Browser\nbrowser = Browser('runs/demo')\nbrowser.sort, browser.rising = 'loss', False\nbrowser"
+        "from steel_seg.look.browse import Browser\nbrowser = Browser('runs/demo')\nbrowser.sort, browser.rising "
+        "= 'loss', False\nbrowser"
     ],
 }
 with tempfile.TemporaryDirectory() as temp:
