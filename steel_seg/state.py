@@ -31,7 +31,7 @@ def digest(
         h.update(t.reshape(-1).view(torch.uint8).numpy().data)
     return h.hexdigest()
 
-# %% ../nbs/26_state.ipynb #1a27f4f4
+# %% ../nbs/26_state.ipynb #767fa951
 def save_state(
     path: str | Path,  # replaced in one step
     tensors: dict[str, torch.Tensor],  # on any device; no two share memory
@@ -60,7 +60,7 @@ def load_state(
     except (SafetensorError, KeyError, ValueError, UnicodeError) as e:
         raise ValueError(
             f"{path} is damaged ({e}). Restore a good copy of it, or remove the folder {Path(path).parent} "
-            "to train this fold again."
+            "to train this fold anew."
         ) from None
 
 # %% ../nbs/26_state.ipynb #f9f594c6
@@ -129,7 +129,7 @@ def keep_best(
     candidates = [*best, (score, epoch, tensors())]
     return sorted(candidates, key=lambda candidate: (-candidate[0], candidate[1]))[:k]
 
-# %% ../nbs/26_state.ipynb #89959884
+# %% ../nbs/26_state.ipynb #61ac6367
 def mean_tensors(
     nets: Iterable[Mapping[str, torch.Tensor]],  # dicts of tensors with the same names and shapes
 ) -> dict[str, torch.Tensor]:
