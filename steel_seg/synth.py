@@ -7,8 +7,11 @@ __all__ = ['FULL', 'CLASS_SETS', 'AREA_LEVELS', 'AREAS', 'LAYOUTS', 'QUALITY', '
 
 # %% ../nbs/10_synth.ipynb #1e3aebf8
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -39,20 +42,21 @@ AREAS = (  # labelled pixels at these quantiles, per channel, over the images th
     (491, 2948, 7111, 13088, 25453, 45155, 75709, 119472, 192780),
 )
 
-
-def _draw_classes(rng):
+# %% ../nbs/10_synth.ipynb #9e6e5e3d
+def _draw_classes(rng: np.random.Generator) -> tuple[int, ...]:
+    "Channels of one image, as often as the competition shows them together."
     sets = list(CLASS_SETS)
     count = np.array([CLASS_SETS[s] for s in sets])
     return sets[rng.choice(len(sets), p=count / count.sum())]
 
 
-def _draw_area(rng, channel, shape):
+def _draw_area(rng: np.random.Generator, channel: int, shape: tuple[int, int]) -> float:
     "Labelled area in pixels of a strip of `shape`: the quantiles, joined by straight lines in log area."
     area = np.exp(np.interp(rng.random(), AREA_LEVELS, np.log(AREAS[channel])))
     return area * shape[0] * shape[1] / (FULL[0] * FULL[1])
 
 # %% ../nbs/10_synth.ipynb #ed1f812f
-def _field(rng, shape, dy, dx):
+def _field(rng: np.random.Generator, shape: tuple[int, int], dy: float, dx: float) -> np.ndarray:
     "Smooth random field of `shape`, float32, mean 0, deviation 1; features are about `dy` rows by `dx` columns."
     (h, w), dy, dx = shape, max(dy, 1.0), max(dx, 1.0)
     z = rng.standard_normal((math.ceil(h / dy) + 3, math.ceil(w / dx) + 3), dtype=np.float32)
@@ -62,26 +66,28 @@ def _field(rng, shape, dy, dx):
     z = z[top : top + h, left : left + w]
     return (z - z.mean()) / (z.std() + 1e-6)
 
-
+# %% ../nbs/10_synth.ipynb #54ba3566
 @dataclass
 class _Canvas:
     "A strip in the making."
 
     rng: np.random.Generator
-    tone: np.ndarray  # (H,W) float32, light sent back
+    tone: np.ndarray  # (H,W) float32, light reflected
     labels: np.ndarray  # (C,H,W) bool
     defects: np.ndarray  # (C,H,W) bool
-    left: int  # steel is seen in columns left..right-1
+    left: int  # steel is visible in columns left..right-1
     right: int
-    s: float  # this strip's pixels per pixel of a full-size one
+    scale: float  # this strip's pixels per pixel of a full-size one
 
     @property
-    def shape(self):
-        return self.tone.shape
+    def shape(self) -> tuple[int, int]:
+        "Rows and columns."
+        h, w = self.tone.shape
+        return h, w
 
 # %% ../nbs/10_synth.ipynb #3409c526
-def _steel(rng, shape, s):
-    "Rolled steel without a mark, (H,W) float32 about 1: soft bands, mottling, short dark dashes along the strip, chatter across it."
+def _steel(rng: np.random.Generator, shape: tuple[int, int], s: float) -> np.ndarray:
+    "Rolled steel without a mark, (H,W) float32 about 1: soft bands, mottling, short dark dashes, chatter marks."
     h, w = shape
     tone = np.ones(shape, np.float32)
     for dx, amount in (350, 0.11), (70, 0.06), (9, 0.02):
@@ -92,250 +98,268 @@ def _steel(rng, shape, s):
     tone *= 1 - rng.uniform(0.05, 0.35) * np.clip(dash - rng.uniform(1.6, 2.8), 0, 1)
     if rng.random() < 0.5:  # chatter: faint lines across the strip, from the rolls
         rows = np.arange(h)[:, None] / max(rng.uniform(5, 9) * s, 2.5) + 0.12 * _field(rng, shape, 30 * s, 300 * s)
-        tone += (
-            rng.uniform(0.03, 0.07)
-            * np.sin(2 * np.pi * rows)
-            * np.clip(_field(rng, shape, 60 * s, 150 * s) + 0.6 * _field(rng, shape, 4 * s, 25 * s), 0, 1.5)
-        )
+        waves = rng.uniform(0.03, 0.07) * np.sin(2 * np.pi * rows)
+        fading = _field(rng, shape, 60 * s, 150 * s) + 0.6 * _field(rng, shape, 4 * s, 25 * s)
+        tone += waves * np.clip(fading, 0, 1.5)
     return tone
 
-# %% ../nbs/10_synth.ipynb #aecaf1ee
-def _two_tone(c):
+# %% ../nbs/10_synth.ipynb #2339c728
+def _two_tone(canvas: _Canvas) -> None:
     "Patches of scale, a little lighter or darker, with edges torn along the rolling direction."
-    rng, s = c.rng, c.s
+    rng, s = canvas.rng, canvas.scale
     field = (
-        _field(rng, c.shape, 110 * s, 22 * s)
-        + 0.5 * _field(rng, c.shape, 24 * s, 5 * s)
-        + 0.3 * _field(rng, c.shape, 4 * s, 1.5 * s)
+        _field(rng, canvas.shape, 110 * s, 22 * s)
+        + 0.5 * _field(rng, canvas.shape, 24 * s, 5 * s)
+        + 0.3 * _field(rng, canvas.shape, 4 * s, 1.5 * s)
     )
-    field += 1.2 * _field(rng, (1, c.shape[1]), 1, 150 * s)
+    field += 1.2 * _field(rng, (1, canvas.shape[1]), 1, 150 * s)
     patch = cv2.GaussianBlur((field > rng.uniform(0.2, 1.2)).astype(np.float32), (3, 3), 0)
-    c.tone *= 1 + rng.choice([-1, 1]) * rng.uniform(0.12, 0.28) * patch
+    canvas.tone *= 1 + rng.choice([-1, 1]) * rng.uniform(0.12, 0.28) * patch
 
-
-def _flecks(c):
+# %% ../nbs/10_synth.ipynb #43b625e0
+def _flecks(canvas: _Canvas) -> None:
     "Dark flecks of scale, dense in one or two columns."
-    rng, s, (h, w) = c.rng, c.s, c.shape
-    x, y, column = np.arange(w)[None], np.arange(h)[:, None], np.zeros(c.shape, np.float32)
+    rng, s, (h, w) = canvas.rng, canvas.scale, canvas.shape
+    x, y, column = np.arange(w)[None], np.arange(h)[:, None], np.zeros(canvas.shape, np.float32)
     for _ in range(rng.integers(1, 4)):
         middle = rng.uniform(0, w) + rng.uniform(-0.3, 0.3) * (y - h / 2)
         column = np.maximum(column, np.exp(-(((x - middle) / (rng.uniform(12, 45) * s + 1)) ** 2)))
     field = (
-        0.8 * _field(rng, c.shape, 9 * s, 3 * s)
-        + 0.5 * _field(rng, c.shape, 3 * s, 1.5 * s)
-        + 0.8 * _field(rng, c.shape, 60 * s, 14 * s)
+        0.8 * _field(rng, canvas.shape, 9 * s, 3 * s)
+        + 0.5 * _field(rng, canvas.shape, 3 * s, 1.5 * s)
+        + 0.8 * _field(rng, canvas.shape, 60 * s, 14 * s)
     )
-    c.tone *= 1 - rng.uniform(0.25, 0.5) * cv2.GaussianBlur((field + 2.2 * column > 2.6).astype(np.float32), (3, 3), 0)
+    canvas.tone *= 1 - rng.uniform(0.25, 0.5) * cv2.GaussianBlur(
+        (field + 2.2 * column > 2.6).astype(np.float32), (3, 3), 0
+    )
 
-# %% ../nbs/10_synth.ipynb #e06f76b0
-def _glitter(c):
+# %% ../nbs/10_synth.ipynb #a94e90d1
+def _glitter(canvas: _Canvas) -> None:
     "Bright dust: single points, in columns."
-    rng, s, (h, w) = c.rng, c.s, c.shape
+    rng, s, (h, w) = canvas.rng, canvas.scale, canvas.shape
     n = rng.poisson(h * w * s * rng.uniform(0.0001, 0.0015))
     columns = rng.uniform(0, w, 6)
     x = np.clip(rng.choice(columns, n) + rng.normal(0, 60 * s, n), 0, w - 1).astype(int)
-    c.tone[rng.integers(0, h, n), x] *= rng.uniform(1.4, 2.4, n).astype(np.float32)
+    canvas.tone[rng.integers(0, h, n), x] *= rng.uniform(1.4, 2.4, n).astype(np.float32)
+
+# %% ../nbs/10_synth.ipynb #a4a3f46d
+def _drop(rng: np.random.Generator, wet: np.ndarray, x: float, y: float, s: float) -> None:
+    "Draw one ring or drop of paint about (x, y) into `wet`, and its splashes."
+    size = rng.uniform(5, 13) * s
+    axes = (max(1, round(size * rng.uniform(0.5, 0.9))), max(1, round(size * rng.uniform(0.8, 1.6))))
+    centre = (round(x + rng.normal(0, 5 * s)), round(y))
+    start, end = rng.uniform(-60, 60), rng.uniform(200, 360)
+    thickness = max(1, round(3.5 * s)) if rng.random() < 0.7 else -1
+    cv2.ellipse(wet, centre, axes, 0, start, end, 1.0, thickness)
+    for _ in range(rng.integers(0, 4)):
+        splash = (round(centre[0] + rng.normal(0, 2 * size)), round(centre[1] + rng.normal(0, 2 * size)))
+        cv2.circle(wet, splash, round(1.3 * s * rng.random()), 1.0, -1)
 
 
-def _paint(c):
-    "White paint or chalk: ragged rings and drops one below the other, bright enough to blind the camera."
-    rng, s, (h, w) = c.rng, c.s, c.shape
-    wet = np.zeros(c.shape, np.float32)
+def _paint(canvas: _Canvas) -> None:
+    "White paint or chalk: ragged rings and drops one below the other, bright enough to saturate the camera."
+    rng, s, (h, w) = canvas.rng, canvas.scale, canvas.shape
+    wet = np.zeros(canvas.shape, np.float32)
     first = rng.uniform(0.1, 0.9) * w
     for k in range(rng.integers(1, 5)):
         x = first + k * rng.uniform(25, 60) * s
         for y in rng.uniform(0, h, rng.integers(1, 9 if k else 16)):
-            size = rng.uniform(5, 13) * s
-            axes = (max(1, round(size * rng.uniform(0.5, 0.9))), max(1, round(size * rng.uniform(0.8, 1.6))))
-            at = (round(x + rng.normal(0, 5 * s)), round(y))
-            cv2.ellipse(
-                wet,
-                at,
-                axes,
-                0,
-                rng.uniform(-60, 60),
-                rng.uniform(200, 360),
-                1.0,
-                max(1, round(3.5 * s)) if rng.random() < 0.7 else -1,
-            )
-            for _ in range(rng.integers(0, 4)):  # splashes
-                cv2.circle(
-                    wet,
-                    (round(at[0] + rng.normal(0, 2 * size)), round(at[1] + rng.normal(0, 2 * size))),
-                    round(1.3 * s * rng.random()),
-                    1.0,
-                    -1,
-                )
-    wet = cv2.GaussianBlur(wet, (0, 0), max(0.4, 1.2 * s)) + 0.16 * _field(rng, c.shape, 3 * s, 3 * s) * (wet.max() > 0)
-    c.tone[:] = np.where(wet > 0.42, np.maximum(c.tone, 2.4 + 0.5 * _field(rng, c.shape, 4 * s, 4 * s)), c.tone)
+            _drop(rng, wet, x, y, s)
+    drawn = wet.max()
+    blurred = cv2.GaussianBlur(wet, (0, 0), max(0.4, 1.2 * s))
+    wet = blurred + 0.16 * _field(rng, canvas.shape, 3 * s, 3 * s) * (drawn > 0)
+    white = 2.4 + 0.5 * _field(rng, canvas.shape, 4 * s, 4 * s)
+    canvas.tone[:] = np.where(wet > 0.42, np.maximum(canvas.tone, white), canvas.tone)
 
-# %% ../nbs/10_synth.ipynb #7bd35f78
-def _stain(c):
+# %% ../nbs/10_synth.ipynb #56249efb
+def _stain(canvas: _Canvas) -> None:
     "Soft dark bands, drawn out at a slant."
-    rng, s, (h, w) = c.rng, c.s, c.shape
+    rng, s, (h, w) = canvas.rng, canvas.scale, canvas.shape
     y, x = np.mgrid[:h, :w].astype(np.float32)
     along = (
         x
         - rng.uniform(0.1, 0.9) * w
         - rng.uniform(-0.6, 0.6) * (y - h / 2)
-        + 12 * s * _field(rng, c.shape, 130 * s, 130 * s)
+        + 12 * s * _field(rng, canvas.shape, 130 * s, 130 * s)
     )
-    wide = rng.uniform(60, 200) * s
+    width = rng.uniform(60, 200) * s
     bands = _field(rng, (1, w), 1, 16 * s)[0]
     lines = np.interp(along, np.arange(w) - w / 2, bands).astype(np.float32)
-    c.tone *= 1 - rng.uniform(0.1, 0.3) * np.exp(-((along / wide) ** 2)) * np.clip(0.6 + 0.6 * lines, 0, 1.2)
+    canvas.tone *= 1 - rng.uniform(0.1, 0.3) * np.exp(-((along / width) ** 2)) * np.clip(0.6 + 0.6 * lines, 0, 1.2)
 
-
-def _ridges(c):
-    "Low relief under grazing light, as on very dark strips: a few torn ledges with a dark and a bright side, rough ground on them."
-    rng, s = c.rng, c.s
+# %% ../nbs/10_synth.ipynb #6afb090f
+def _ridges(canvas: _Canvas) -> None:
+    "Low relief on very dark strips: a few torn ledges with a dark and a bright side, and rough ground on them."
+    rng, s = canvas.rng, canvas.scale
     height = (
-        _field(rng, c.shape, 60 * s, 190 * s)
-        + 0.45 * _field(rng, c.shape, 18 * s, 40 * s)
-        + 0.15 * _field(rng, c.shape, 5 * s, 9 * s)
+        _field(rng, canvas.shape, 60 * s, 190 * s)
+        + 0.45 * _field(rng, canvas.shape, 18 * s, 40 * s)
+        + 0.15 * _field(rng, canvas.shape, 5 * s, 9 * s)
     )
     for level in rng.uniform(0.2, 1.6, rng.integers(1, 4)).tolist():
         step = np.clip((height - level) * 6 / max(s, 0.2) + 0.5, 0, 1)
         ledge = cv2.Sobel(cv2.GaussianBlur(step, (0, 0), max(s, 0.5)), cv2.CV_32F, 0, 1, ksize=3) * np.clip(
-            0.2 + _field(rng, c.shape, 50 * s, 80 * s), 0, 1
+            0.2 + _field(rng, canvas.shape, 50 * s, 80 * s), 0, 1
         )
-        c.tone *= np.clip(1 + 0.35 * ledge, 0.35, 2) * (1 + step * (0.15 + 0.15 * _field(rng, c.shape, 4 * s, 6 * s)))
+        canvas.tone *= np.clip(1 + 0.35 * ledge, 0.35, 2) * (
+            1 + step * (0.15 + 0.15 * _field(rng, canvas.shape, 4 * s, 6 * s))
+        )
 
 # %% ../nbs/10_synth.ipynb #859183ff
-def _fill(shape, points):
-    "Mask of a polygon, its points given as (x, y)."
+def _fill(shape: tuple[int, int], points: np.ndarray) -> np.ndarray:
+    "Mask of a polygon, (H,W) bool; its points are given as (x, y)."
     mask = np.zeros(shape, np.uint8)
-    cv2.fillPoly(mask, [np.round(points).astype(np.int32)], 1)
+    cv2.fillPoly(mask, [np.round(points).astype(np.int32)], (1,))
     return mask.astype(bool)
 
 
-def _free(c, channel):
-    "Steel in view that no other class has."
-    free = ~c.labels[[k for k in range(len(c.labels)) if k != channel]].any(0)
-    free[:, : c.left] = free[:, c.right :] = False
+def _scaled(points: np.ndarray, centre: np.ndarray, k: float, offset: float = 0.0) -> np.ndarray:
+    "Points k times as large about `centre`, moved up and left by `offset`."
+    return centre + k * points - offset
+
+
+def _widened(points: np.ndarray, centre: tuple[float, float], k: float) -> np.ndarray:
+    "Points k times as wide about `centre`, and the square root of k times as high."
+    return np.asarray(centre) + np.array((k, math.sqrt(k))) * points
+
+# %% ../nbs/10_synth.ipynb #b8f3a89b
+def _free(canvas: _Canvas, channel: int) -> np.ndarray:
+    "Visible steel that no other class has, (H,W) bool."
+    others = [k for k in range(len(canvas.labels)) if k != channel]
+    free = np.asarray(~canvas.labels[others].any(0))
+    free[:, : canvas.left] = free[:, canvas.right :] = False
     return free
 
 
-def _fit(c, channel, outline, area, power=0.5):
-    "Label `outline(k)`, a polygon of size k, at the k where about `area` pixels of it are free; returns what was labelled."
-    free, k, best = _free(c, channel) & ~c.labels[channel], 1.0, None
+def _fit(
+    canvas: _Canvas, channel: int, outline: Callable[[float], np.ndarray], area: float, power: float = 0.5
+) -> np.ndarray:
+    "Label `outline(k)`, a polygon of size k, at the k where about `area` pixels of it are free; returns the new label."
+    free, k = _free(canvas, channel) & ~canvas.labels[channel], 1.0
+    best, best_error = np.zeros(canvas.shape, bool), math.inf
     for _ in range(6):
-        mask = _fill(c.shape, outline(k)) & free
-        got = int(mask.sum())
-        if best is None or abs(got - area) < abs(best.sum() - area):
-            best = mask
-        if abs(got - area) < 0.04 * area:
+        mask = _fill(canvas.shape, outline(k)) & free
+        labelled = int(mask.sum())
+        error = abs(labelled - area)
+        if error < best_error:
+            best, best_error = mask, error
+        if error < 0.04 * area:
             break
-        k *= min(max(area / max(got, 1), 0.2), 5.0) ** power
-    c.labels[channel] |= best
+        k *= min(max(area / max(labelled, 1), 0.2), 5.0) ** power
+    canvas.labels[channel] |= best
     return best
 
-
-def _blob(rng, n, stretch=1.0, angle=0.0, rough=0.2):
-    "n points about (0, 0), going round, at a distance of about 1; stretched along `angle` (radians)."
+# %% ../nbs/10_synth.ipynb #acd1fc03
+def _blob(rng: np.random.Generator, n: int, stretch: float = 1.0, angle: float = 0.0, rough: float = 0.2) -> np.ndarray:
+    "n points around (0, 0), at a distance of about 1; stretched along `angle` (radians)."
     t = (np.arange(n) + rng.uniform(-0.3, 0.3, n)) * 2 * np.pi / n
-    r = (
-        1
-        + sum(rough * rng.normal(0, 1.6 / k) * np.cos(k * t + rng.uniform(0, 2 * np.pi)) for k in (2, 3, 4))
-        + 0.4 * rough * rng.standard_normal(n)
-    )
-    r = np.clip(r, 0.4, 2)
+    waves = sum(rough * rng.normal(0, 1.6 / k) * np.cos(k * t + rng.uniform(0, 2 * np.pi)) for k in (2, 3, 4))
+    r = np.clip(1 + waves + 0.4 * rough * rng.standard_normal(n), 0.4, 2)
     x, y = r * np.cos(t) * math.sqrt(stretch), r * np.sin(t) / math.sqrt(stretch)
     return np.stack([x * math.cos(angle) - y * math.sin(angle), x * math.sin(angle) + y * math.cos(angle)], 1)
 
-# %% ../nbs/10_synth.ipynb #84430421
-def _taken(c, at, size):
-    "Labelled pixels in a box of `size` (width, height) about `at` (x, y)."
-    (x, y), (w, h) = at, size
-    return int(
-        c.labels[:, max(0, int(y - h / 2)) : int(y + h / 2) + 1, max(0, int(x - w / 2)) : int(x + w / 2) + 1].sum()
-    )
+# %% ../nbs/10_synth.ipynb #925a435a
+def _taken(canvas: _Canvas, centre: Sequence[float] | np.ndarray, size: Sequence[float] | np.ndarray) -> int:
+    "Labelled pixels in a box of `size` (width, height) about `centre` (x, y)."
+    (x, y), (w, h) = centre, size
+    rows = slice(max(0, int(y - h / 2)), int(y + h / 2) + 1)
+    columns = slice(max(0, int(x - w / 2)), int(x + w / 2) + 1)
+    return int(canvas.labels[:, rows, columns].sum())
 
 
-def _spot(c, area):
+def _spot(canvas: _Canvas, area: float) -> np.ndarray:
     "A place (x, y) in view with little labelled about it."
-    rng, r, best = c.rng, max(2.0, 0.6 * math.sqrt(area)), None
+    rng, r = canvas.rng, max(2.0, 0.6 * math.sqrt(area))
+    best, fewest = (0.0, 0.0), math.inf
     for _ in range(12):
-        x, y = rng.uniform(c.left, c.right - 1), rng.uniform(0, c.shape[0] - 1)
-        near = _taken(c, (x, y), (2 * r, 2 * r))
-        if best is None or near < best[0]:
-            best = (near, x, y)
-        if near == 0:
+        x, y = rng.uniform(canvas.left, canvas.right - 1), rng.uniform(0, canvas.shape[0] - 1)
+        labelled = _taken(canvas, (x, y), (2 * r, 2 * r))
+        if labelled < fewest:
+            best, fewest = (x, y), labelled
+        if labelled == 0:
             break
-    return np.array(best[1:])
+    return np.array(best)
 
+# %% ../nbs/10_synth.ipynb #84430421
+def _window(canvas: _Canvas, mask: np.ndarray, channel: int) -> tuple[tuple[slice, slice], np.ndarray]:
+    """Where the damage of a label goes: its bounding box as slices, and depth there, pixels to the label's edge.
 
-def _window(c, mask, channel):
-    """Where the damage of a label goes: its bounding box as slices, and depth there, the distance in pixels to the label's edge.
-
-    Depth is 0 outside; a label that leaves the image has no edge there. One in six is moved a little, but never onto another class.
+    Depth is 0 outside; a label that leaves the image has no edge there. One in six is moved a little, but never
+    onto another class.
     """
-    rng = c.rng
+    rng = canvas.rng
     ys, xs = np.nonzero(mask)
     if rng.random() < 1 / 6:
-        y, x = np.round(rng.normal(0, 0.14, 2) * np.minimum((np.ptp(ys) + 1, np.ptp(xs) + 1), 80 * c.s)).astype(int)
-        mask = cv2.warpAffine(mask.astype(np.uint8), np.float32([[1, 0, x], [0, 1, y]]), mask.shape[::-1]).astype(
-            bool
-        ) & _free(c, channel)
+        sizes = np.minimum((np.ptp(ys) + 1, np.ptp(xs) + 1), 80 * canvas.scale)
+        y, x = np.round(rng.normal(0, 0.14, 2) * sizes).astype(int)
+        mask = _moved(mask.astype(np.uint8), x, y).astype(bool) & _free(canvas, channel)
         if not mask.any():
-            mask = _fill(c.shape, np.array([[xs[0], ys[0]]]))
+            mask = _fill(canvas.shape, np.array([[xs[0], ys[0]]]))
         ys, xs = np.nonzero(mask)
     box = slice(ys.min(), ys.max() + 1), slice(xs.min(), xs.max() + 1)
     depth = cv2.distanceTransform(mask.astype(np.uint8), cv2.DIST_L2, 5)
     return box, depth[box]
 
+
+def _moved(mask: np.ndarray, dx: int, dy: int) -> np.ndarray:
+    "An (H,W) uint8 mask moved right by `dx` and down by `dy`; pixels that come in are 0."
+    h, w = mask.shape
+    return cv2.warpAffine(mask, np.array([[1, 0, dx], [0, 1, dy]], np.float32), (w, h))
+
+# %% ../nbs/10_synth.ipynb #7913fce0
+def _pit_size(rng: np.random.Generator, rest: float, s: float) -> tuple[float, np.ndarray]:
+    "Area of the next box and its (width, height); `rest`: pixels that are still to be labelled."
+    area = min(max(np.exp(rng.normal(6.8, 0.6)) * s * s, 16.0), max(rest, 16.0))
+    if rest - area < 200 * s * s:
+        area = max(rest, 16.0)
+    ratio = min(max(np.exp(rng.normal(0.55, 0.3)), area / (70 * s + 4) ** 2), area / 9)  # height / width
+    return area, np.array([math.sqrt(area / ratio), math.sqrt(area * ratio)])
+
+
+def _pit_corners(rng: np.random.Generator, size: np.ndarray) -> np.ndarray:
+    "Corners of a loose box of `size` about (0, 0), four or six."
+    corners = np.array([[-1, -1], [0, -1.15], [1, -1], [1.1, 0], [1, 1], [-1, 1]])
+    corners = corners[[0, 2, 4, 5] if rng.random() < 0.6 else [0, 1, 2, 3, 4, 5]]
+    return 0.5 * size * corners * (1 + 0.12 * rng.standard_normal(corners.shape))
+
+
+def _pit_place(canvas: _Canvas, middle: np.ndarray, area: float, size: np.ndarray) -> np.ndarray:
+    "Centre (x, y) for a box: near the others around `middle` or anywhere, where least is labelled."
+    rng, s, h = canvas.rng, canvas.scale, canvas.shape[0]
+    if rng.random() < 0.65:
+        places = [middle + rng.normal(0, 1, 2) * (100 * s, 80 * s) for _ in range(6)]
+    else:
+        places = [_spot(canvas, area)]
+    lowest = canvas.left + 0.4 * size[0], 0.3 * size[1]
+    highest = canvas.right - 1 - 0.4 * size[0], h - 1 - 0.3 * size[1]
+    places = [np.clip(place, lowest, highest) for place in places]
+    return min(places, key=lambda place: _taken(canvas, place, size))
+
 # %% ../nbs/10_synth.ipynb #b397c97c
-def _pits(c, area):
-    rng, s, (h, w), done, middle = c.rng, c.s, c.shape, 0, _spot(c, area)
+def _pits(canvas: _Canvas, area: float) -> None:
+    "Class 1: boxes with a pit in each, until about `area` pixels are labelled."
+    rng, labelled, middle = canvas.rng, 0, _spot(canvas, area)
     for _ in range(60):
-        if done and area - done <= 0.25 * area:
+        if labelled and area - labelled <= 0.25 * area:
             break
-        one = min(max(np.exp(rng.normal(6.8, 0.6)) * s * s, 16.0), max(area - done, 16.0))
-        if area - done - one < 200 * s * s:
-            one = max(area - done, 16.0)
-        tall = min(max(np.exp(rng.normal(0.55, 0.3)), one / (70 * s + 4) ** 2), one / 9)
-        size = np.array([math.sqrt(one / tall), math.sqrt(one * tall)])
-        corners = np.array([[-1, -1], [0, -1.15], [1, -1], [1.1, 0], [1, 1], [-1, 1]])[
-            [0, 2, 4, 5] if rng.random() < 0.6 else [0, 1, 2, 3, 4, 5]
-        ]
-        corners = 0.5 * size * corners * (1 + 0.12 * rng.standard_normal(corners.shape))
-        places = (
-            [middle + rng.normal(0, 1, 2) * (100 * s, 80 * s) for _ in range(6)]
-            if rng.random() < 0.65
-            else [_spot(c, one)]
-        )
-        places = [
-            np.clip(at, (c.left + 0.4 * size[0], 0.3 * size[1]), (c.right - 1 - 0.4 * size[0], h - 1 - 0.3 * size[1]))
-            for at in places
-        ]
-        at = min(places, key=lambda at: _taken(c, at, size))
-        mask = _fit(c, 0, lambda k: at + k * corners - 0.5, one)
+        box_area, size = _pit_size(rng, area - labelled, canvas.scale)
+        corners = _pit_corners(rng, size)
+        centre = _pit_place(canvas, middle, box_area, size)
+        mask = _fit(canvas, 0, partial(_scaled, corners, centre, offset=0.5), box_area)
         if not mask.any():
-            middle = _spot(c, one)
+            middle = _spot(canvas, box_area)
             continue
-        done += int(mask.sum())
-        _pit(c, mask)
+        labelled += int(mask.sum())
+        _pit(canvas, mask)
 
 
-def _pit(c, mask):
-    "A pit is a few pixels wide: dark, soft at its edge, torn out along the strip, with a glint at one end."
-    rng, s, (box, depth) = c.rng, c.s, _window(c, mask, 0)
+def _pit(canvas: _Canvas, mask: np.ndarray) -> None:
+    "Paint pits into a label: a few pixels wide, dark, soft at the edge, with a bright reflection at one end."
+    rng, s, (box, depth) = canvas.rng, canvas.scale, _window(canvas, mask, 0)
     h, w = depth.shape
-    y, x = np.mgrid[:h, :w].astype(np.float32) + 0.5
-    inside, tone, seen = depth > 0, c.tone[box], np.zeros((h, w), bool)
+    inside, tone, seen = depth > 0, canvas.tone[box], np.zeros((h, w), bool)
     for k in range(1 + int(h * w > 1500 * s * s) + rng.integers(0, 2)):
-        px, py = w * rng.uniform(0.4, 0.6), h * (rng.uniform(0.38, 0.62) if k == 0 else rng.uniform(0.2, 0.8))
-        rx, ry = (
-            max(min(0.2 * w, 5.5 * s) * rng.uniform(0.6, 1.2), 0.8),
-            max(min(0.3 * h, 13 * s) * rng.uniform(0.6, 1.2), 1.1),
-        )
-        pit = 1.6 - np.hypot((x - px) / rx, (y - py) / ry) + 0.3 * _field(rng, (h, w), 5 * s, 2 * s)
-        end = py + ry * rng.choice([-0.8, 0.8])
-        glint = (
-            1.7
-            - np.hypot((x - px - rng.normal(0, 0.3) * rx) / max(0.6 * rx, 0.7), (y - end) / max(0.3 * ry, 0.7))
-            + 0.3 * _field(rng, (h, w), 2 * s, 2 * s)
-        )
+        pit, glint = _pit_shape(rng, (h, w), s, k == 0)
         pit, glint = np.clip(pit, 0, 1) * inside, np.clip(glint, 0, 1) * inside * (rng.random() < 0.7)
         tone *= 1 - rng.uniform(0.4, 0.65) * pit
         tone += np.maximum(rng.uniform(1.3, 2.5) - tone, 0) * glint
@@ -343,305 +367,377 @@ def _pit(c, mask):
     if not seen.any():
         seen = depth >= depth.max()
         tone[seen] *= 0.5
-    c.defects[0][box] |= seen
+    canvas.defects[0][box] |= seen
+
+# %% ../nbs/10_synth.ipynb #4042a3b2
+def _pit_shape(
+    rng: np.random.Generator, shape: tuple[int, int], s: float, is_first: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    "Two (H,W) maps for one pit: how dark (1 in the pit, below 0 far outside), and how bright at its reflection."
+    h, w = shape
+    y, x = np.mgrid[:h, :w].astype(np.float32) + 0.5
+    px, py = w * rng.uniform(0.4, 0.6), h * (rng.uniform(0.38, 0.62) if is_first else rng.uniform(0.2, 0.8))
+    rx = max(min(0.2 * w, 5.5 * s) * rng.uniform(0.6, 1.2), 0.8)
+    ry = max(min(0.3 * h, 13 * s) * rng.uniform(0.6, 1.2), 1.1)
+    pit = 1.6 - np.hypot((x - px) / rx, (y - py) / ry) + 0.3 * _field(rng, shape, 5 * s, 2 * s)
+    end = py + ry * rng.choice([-0.8, 0.8])
+    away = np.hypot((x - px - rng.normal(0, 0.3) * rx) / max(0.6 * rx, 0.7), (y - end) / max(0.3 * ry, 0.7))
+    return pit, 1.7 - away + 0.3 * _field(rng, shape, 2 * s, 2 * s)
+
+# %% ../nbs/10_synth.ipynb #a1d8ec46
+class _Lines(NamedTuple):
+    "How the lines in one label look."
+
+    n: int
+    width: float  # pixels
+    haze: float = 0.0  # how much darker the ground around them is, 0..1
+    through: float = 0.5  # share of lines that run through the whole label
+
+
+def _sides(depth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    "The left and the right side of a label as straight lines: x for each row, (H,1)."
+    (h, w), inside = depth.shape, (depth > 0).any(1)
+    first, last = (depth > 0).argmax(1) * 1.0, w - (depth > 0)[:, ::-1].argmax(1) * 1.0
+    rows, y = np.arange(h)[inside], np.arange(h)[:, None]
+    degree = 1 if len(rows) > 8 else 0
+    left, right = (np.polyval(np.polyfit(rows, edge[inside], degree), y) for edge in (first, last))
+    return left, right
+
+# %% ../nbs/10_synth.ipynb #8eef27a4
+def _line_cut(
+    rng: np.random.Generator, sides: tuple[np.ndarray, np.ndarray], w: int, k: int, lines: _Lines, s: float
+) -> np.ndarray:
+    "Factor of the tone, (H,W), that draws line number k: 1 beside it, about .4 on it."
+    (left, right), h, n = sides, len(sides[0]), lines.n
+    y, x = np.arange(h)[:, None], np.arange(w)[None] + 0.5
+    f = 0.5 + (rng.uniform(-0.3, 0.3) if n > 1 else rng.uniform(-0.1, 0.1))
+    middle = left + f * (right - left) + rng.normal(0, 0.8 * s) * _field(rng, (h, 1), 60 * s, 1)
+    half = max(0.5 * lines.width * np.exp(rng.normal(0, 0.3)), 0.5)
+    half = half * np.clip(1 + 0.2 * _field(rng, (h, 1), 50 * s, 1), 0.2, 2)
+    if rng.random() < lines.through or k == 0 and n < 3:
+        start, end = -1, h
+    else:
+        start, end = np.sort(rng.uniform(-0.1, 1.1, 2)) * h + (-0.12 * h, 0.12 * h)
+    torn = np.clip(1.4 + 0.5 * _field(rng, (h, w), 30 * s, 1), 0, 1) * ((y > start) & (y < end))
+    away = abs(x - middle) + 0.5 * s * _field(rng, (h, w), 4 * s, 1)
+    return 1 - rng.uniform(0.45, 0.75) * np.clip(half + 0.5 - away, 0, 1) * torn
 
 # %% ../nbs/10_synth.ipynb #80210ec8
-def _lines(c, channel, mask, n, width, haze=0.0, whole=0.5):
-    "Paint n upright lines, about `width` pixels wide, into a label; a share `whole` of them run through it."
-    rng, s, (box, depth) = c.rng, c.s, _window(c, mask, channel)
-    h, w = depth.shape
-    y, x = np.arange(h)[:, None], np.arange(w)[None] + 0.5
-    inside = (depth > 0).any(1)
-    first, last = (depth > 0).argmax(1) * 1.0, w - (depth > 0)[:, ::-1].argmax(1) * 1.0
-    rows = np.arange(h)[inside]
-    line = [np.polyval(np.polyfit(rows, edge[inside], 1 if len(rows) > 8 else 0), y) for edge in (first, last)]
-    cut, tone = np.ones((h, w), np.float32), c.tone[box]
-    for k in range(n):
-        f = 0.5 + (rng.uniform(-0.3, 0.3) if n > 1 else rng.uniform(-0.1, 0.1))
-        middle = line[0] + f * (line[1] - line[0]) + rng.normal(0, 0.8 * s) * _field(rng, (h, 1), 60 * s, 1)
-        half = max(0.5 * width * np.exp(rng.normal(0, 0.3)), 0.5) * np.clip(
-            1 + 0.2 * _field(rng, (h, 1), 50 * s, 1), 0.2, 2
-        )
-        start, end = (
-            (-1, h)
-            if rng.random() < whole or k == 0 and n < 3
-            else np.sort(rng.uniform(-0.1, 1.1, 2)) * h + (-0.12 * h, 0.12 * h)
-        )
-        torn = np.clip(1.4 + 0.5 * _field(rng, (h, w), 30 * s, 1), 0, 1) * ((y > start) & (y < end))
-        away = abs(x - middle) + 0.5 * s * _field(rng, (h, w), 4 * s, 1)
-        cut = np.minimum(cut, 1 - rng.uniform(0.45, 0.75) * np.clip(half + 0.5 - away, 0, 1) * torn)
+def _paint_lines(canvas: _Canvas, channel: int, mask: np.ndarray, lines: _Lines) -> None:
+    "Paint upright lines into a label."
+    rng, s, (box, depth) = canvas.rng, canvas.scale, _window(canvas, mask, channel)
+    (h, w), tone, sides = depth.shape, canvas.tone[box], _sides(depth)
+    cut = np.ones((h, w), np.float32)
+    for k in range(lines.n):
+        cut = np.minimum(cut, _line_cut(rng, sides, w, k, lines, s))
     grey = np.clip(depth / (3 * s + 1) - 1, 0, 1) * np.clip(0.8 + 0.3 * _field(rng, (h, w), 60 * s, 4 * s), 0, 1)
     inner = (depth > 0.4) if depth.max() < 3 else (depth > 1)
-    tone[inner] *= (cut * (1 - haze * grey))[inner]
+    tone[inner] *= (cut * (1 - lines.haze * grey))[inner]
     crumbs = inner & (cut < 0.85) & (rng.random((h, w)) < 0.04 * (rng.random() < 0.4))
     tone[crumbs] *= rng.uniform(1.8, 3.5)
-    seen = inner & ((cut < 0.8) | (haze * grey > 0.12))
+    seen = inner & ((cut < 0.8) | (lines.haze * grey > 0.12))
     if not seen.any():
         seen = inner & (cut <= cut[inner].min())
         tone[seen] *= 0.6
-    c.defects[channel][box] |= seen
+    canvas.defects[channel][box] |= seen
 
 # %% ../nbs/10_synth.ipynb #755f3076
-def _tall(rng, height, width, lean):
-    "Polygon about (0, 0) of a tall, narrow label: two to four clicks a side; its size k widens it, half as much heightens it."
+def _tall(rng: np.random.Generator, height: float, width: float, lean: float) -> np.ndarray:
+    "Polygon about (0, 0) of a tall, narrow label."
     n = rng.integers(2, 5)
     t = np.sort(np.concatenate([[-0.5, 0.5], rng.uniform(-0.4, 0.4, n - 2)]))
-    sides = 0.5 * width * (1 + 0.16 * rng.standard_normal((2, n))), t * height
+    half_widths, y = 0.5 * width * (1 + 0.16 * rng.standard_normal((2, n))), t * height
     if n > 2 and rng.random() < 0.5:
-        sides[0][:, [0, -1]] *= 0.7
-    left, right = (
-        np.stack([lean * sides[1] - sides[0][0], sides[1]], 1),
-        np.stack([lean * sides[1] + sides[0][1], sides[1]], 1),
-    )
+        half_widths[:, [0, -1]] *= 0.7
+    left, right = np.stack([lean * y - half_widths[0], y], 1), np.stack([lean * y + half_widths[1], y], 1)
     return np.concatenate([left, right[::-1]])
 
+# %% ../nbs/10_synth.ipynb #45449449
+def _streak_centre(canvas: _Canvas, width: float, height: float) -> tuple[float, float]:
+    "Centre (x, y) of a streak near the strip's edge: the edge in view, or either one."
+    rng, h = canvas.rng, canvas.shape[0]
+    left_in_full, right_in_full = canvas.left == 0, canvas.right == canvas.shape[1]
+    at_right = left_in_full if left_in_full != right_in_full else rng.random() < 0.5
+    off = min(rng.uniform(25, 190) * canvas.scale + width, 0.9 * (canvas.right - canvas.left))
+    x = canvas.right - off if at_right else canvas.left + off
+    y = rng.choice([0.48 * height, h - 0.48 * height, rng.uniform(0, h)], p=[0.35, 0.35, 0.3])
+    return x, y
 
-def _streak(c, area):
+
+def _streak(canvas: _Canvas, area: float) -> None:
     "Class 2: one thin streak near the strip's edge, rarely two."
-    rng, s, h = c.rng, c.s, c.shape[0]
+    rng, s, h = canvas.rng, canvas.scale, canvas.shape[0]
     n = 1 if rng.random() < 0.8 or area < 60 else 2
-    for k in range(n):
+    for _ in range(n):
         width = max(np.exp(rng.normal(2.75, 0.25)) * s, 3.0)
         height = area / n / width
         if height > 1.1 * h:
             width, height = area / n / (1.1 * h), 1.1 * h
-        side = c.left == 0 if (c.left == 0) != (c.right == c.shape[1]) else rng.random() < 0.5
-        off = min(rng.uniform(25, 190) * s + width, 0.9 * (c.right - c.left))
-        x = c.right - off if side else c.left + off
-        y = rng.choice([0.48 * height, h - 0.48 * height, rng.uniform(0, h)], p=[0.35, 0.35, 0.3])
-        shape = _tall(rng, height, width, rng.normal(0, 0.02))
-        mask = _fit(c, 1, lambda k: (x, y) + (k, math.sqrt(k)) * shape, area / n, 0.6)
+        centre = _streak_centre(canvas, width, height)
+        polygon = _tall(rng, height, width, rng.normal(0, 0.02))
+        mask = _fit(canvas, 1, partial(_widened, polygon, centre), area / n, 0.6)
         if mask.any():
-            _lines(c, 1, mask, 1, max(2.4 * s, 1.0))
+            _paint_lines(canvas, 1, mask, _Lines(1, max(2.4 * s, 1.0)))
 
-
-def _bands(c, area, wide=False):
-    "Class 3: lines in tall, narrow polygons, each at a place of its own; or, `wide`, many in one."
-    rng, s, h, done = c.rng, c.s, c.shape[0], 0
-    for k in range(16):
-        if done > 0.85 * area or done and area - done < 300 * s * s:
+# %% ../nbs/10_synth.ipynb #bda4462c
+def _bands(canvas: _Canvas, area: float, is_wide: bool = False) -> None:
+    "Class 3: lines in tall, narrow polygons, each at a place of its own; or, `is_wide`, many lines in one."
+    rng, s, h, labelled = canvas.rng, canvas.scale, canvas.shape[0], 0
+    for _ in range(16):
+        rest = area - labelled
+        if labelled > 0.85 * area or labelled and rest < 300 * s * s:
             break
-        width = max(np.exp(rng.normal(4.7, 0.35) if wide else rng.normal(3.3, 0.35)) * s, 4.0)
-        height = min(
-            1.15 * h * (1 if rng.random() < 0.45 or wide else rng.uniform(0.25, 1)), (area - done) / width * 1.05
-        )
+        width = max(np.exp(rng.normal(4.7, 0.35) if is_wide else rng.normal(3.3, 0.35)) * s, 4.0)
+        share = 1 if rng.random() < 0.45 or is_wide else rng.uniform(0.25, 1)
+        height = min(1.15 * h * share, rest / width * 1.05)
         y = rng.choice([0.48 * height, h - 0.48 * height, rng.uniform(0.3, 0.7) * h], p=[0.4, 0.25, 0.35])
-        shape = _tall(rng, max(height, 4.0), width, rng.normal(0, 0.03))
-        x = _spot(c, width * height)[0]
-        x = min(max(x, c.left + 0.5 * width), max(c.right - 0.5 * width, c.left))
-        mask = _fit(c, 2, lambda k: (x, y) + (k, math.sqrt(k)) * shape, min(width * height, area - done), 0.6)
+        polygon = _tall(rng, max(height, 4.0), width, rng.normal(0, 0.03))
+        x = _spot(canvas, width * height)[0]
+        x = min(max(x, canvas.left + 0.5 * width), max(canvas.right - 0.5 * width, canvas.left))
+        mask = _fit(canvas, 2, partial(_widened, polygon, (x, y)), min(width * height, rest), 0.6)
         if not mask.any():
             continue
-        done += int(mask.sum())
-        n = max(2, round(width / s / rng.uniform(14, 40))) if wide else rng.integers(1, 4)
-        haze = 0.0 if wide else rng.choice([0, 0.2, 0.4], p=[0.55, 0.3, 0.15])
-        _lines(c, 2, mask, min(n, 24), max(rng.uniform(2, 4.5) * s, 1.0), haze, 0.15 if wide else 0.6)
+        labelled += int(mask.sum())
+        n = max(2, round(width / s / rng.uniform(14, 40))) if is_wide else rng.integers(1, 4)
+        haze = 0.0 if is_wide else rng.choice([0, 0.2, 0.4], p=[0.55, 0.3, 0.15])
+        line_width = max(rng.uniform(2, 4.5) * s, 1.0)
+        _paint_lines(canvas, 2, mask, _Lines(int(min(n, 24)), line_width, haze, 0.15 if is_wide else 0.6))
+
+
+def _wide_bands(canvas: _Canvas, area: float) -> None:
+    "Class 3: many lines in each label."
+    _bands(canvas, area, is_wide=True)
 
 # %% ../nbs/10_synth.ipynb #951fba6d
-def _scratches(c, area):
-    rng, s, done = c.rng, c.s, 0
+def _scratches(canvas: _Canvas, area: float) -> None:
+    "Class 3: one to three blobs of slanted strokes."
+    rng = canvas.rng
     angle = rng.normal(0.25, 0.25) * rng.choice([-1, 1])
     for part in rng.dirichlet(np.full(rng.integers(1, 4), 3.0)) * area:
         part = max(part, 16.0)
         stretch = rng.uniform(2, 5)
-        shape, at = math.sqrt(part / 3) * _blob(rng, rng.integers(7, 12), stretch, angle, 0.22), _spot(c, part)
-        mask = _fit(c, 2, lambda k: at + k * shape, part)
+        polygon = math.sqrt(part / 3) * _blob(rng, int(rng.integers(7, 12)), stretch, angle, 0.22)
+        mask = _fit(canvas, 2, partial(_scaled, polygon, _spot(canvas, part)), part)
         if mask.any():
-            _strokes(c, mask, angle)
+            _strokes(canvas, mask, angle)
 
-
-def _strokes(c, mask, angle):
-    rng, s, (box, depth) = c.rng, c.s, _window(c, mask, 2)
+# %% ../nbs/10_synth.ipynb #e443dab3
+def _stroke_layers(
+    rng: np.random.Generator, depth: np.ndarray, angle: float, s: float
+) -> tuple[np.ndarray, np.ndarray]:
+    "Strokes inside a label, (H,W) 0..1: the bright ones, and the dark shadow below each."
     h, w = depth.shape
     bright, dark = np.zeros((h, w), np.float32), np.zeros((h, w), np.float32)
-    ys, xs = np.nonzero(
-        (depth >= min(0.5 * depth.max(), 4 * s + 1)) & (_field(rng, (h, w), 25 * s, 50 * s) > -0.4)
-    )  # in groups, with gaps
+    in_groups = _field(rng, (h, w), 25 * s, 50 * s) > -0.4  # with gaps between them
+    ys, xs = np.nonzero((depth >= min(0.5 * depth.max(), 4 * s + 1)) & in_groups)
     if len(ys) == 0:
         ys, xs = np.nonzero(depth >= depth.max())
     size = math.sqrt(len(ys) * 2)
     for i in rng.integers(0, len(ys), min(3 + int(len(ys) / (330 * s * s + 4)), 80)):
-        a, t = (
-            angle + rng.normal(0, 0.07),
-            np.linspace(-1, 1, 4) * min(size * rng.uniform(0.2, 0.9), rng.uniform(20, 90) * s + 2),
-        )
+        a = angle + rng.normal(0, 0.07)
+        t = np.linspace(-1, 1, 4) * min(size * rng.uniform(0.2, 0.9), rng.uniform(20, 90) * s + 2)
         line = np.stack([xs[i] + t * math.cos(a), ys[i] + t * math.sin(a) + rng.normal(0, 0.06) * t * t / size], 1)
-        for layer, at in (dark, line + (0, 2 * s)), (bright, line):
-            thick = max(1, round(s * rng.choice([1, 2, 4])))
-            cv2.polylines(
-                layer, [np.round(at * 16).astype(np.int32)], False, rng.uniform(0.5, 1), thick, cv2.LINE_AA, 4
-            )
-    margin = min(7 * s, 0.3 * depth.max()) * np.clip(1 + 0.6 * _field(rng, (h, w), 20 * s, 20 * s), 0.2, 2)
-    ragged = np.clip(0.8 + 0.6 * _field(rng, (h, w), 2 * s, 5 * s), 0, 1) * np.clip(
-        (depth - margin) / (2 * s + 0.3), 0, 1
-    )
-    bright, dark, tone = bright * ragged, dark * ragged, c.tone[box]
+        for layer, points in (dark, line + (0, 2 * s)), (bright, line):
+            thickness = max(1, round(s * rng.choice([1, 2, 4])))
+            corners = [np.round(points * 16).astype(np.int32)]
+            cv2.polylines(layer, corners, False, rng.uniform(0.5, 1), thickness, cv2.LINE_AA, 4)
+    return bright, dark
+
+
+def _strokes(canvas: _Canvas, mask: np.ndarray, angle: float) -> None:
+    "Paint strokes into a label, fading towards its edge."
+    rng, s, (box, depth) = canvas.rng, canvas.scale, _window(canvas, mask, 2)
+    shape, tone = depth.shape, canvas.tone[box]
+    bright, dark = _stroke_layers(rng, depth, angle, s)
+    margin = min(7 * s, 0.3 * depth.max()) * np.clip(1 + 0.6 * _field(rng, shape, 20 * s, 20 * s), 0.2, 2)
+    ragged = np.clip(0.8 + 0.6 * _field(rng, shape, 2 * s, 5 * s), 0, 1)
+    ragged = ragged * np.clip((depth - margin) / (2 * s + 0.3), 0, 1)
+    bright, dark = bright * ragged, dark * ragged
     tone *= (1 - 0.45 * dark) * (1 + rng.uniform(0.8, 2.2) * bright)
     seen = (bright > 0.3) | (dark > 0.4)
     if not seen.any():
         seen = depth >= depth.max()
         tone[seen] *= 2.2
-    c.defects[2][box] |= seen
+    canvas.defects[2][box] |= seen
 
-# %% ../nbs/10_synth.ipynb #b41fe7b2
-def _long(c, area):
-    "A band of strokes across the view, at a slight slant."
-    rng, s, (h, w) = c.rng, c.s, c.shape
-    span = min((c.right - c.left) * rng.choice([1.02, rng.uniform(0.5, 1)]), area / (45 * s))
-    x0 = rng.uniform(c.left, max(c.right - span, c.left + 1e-3))
+# %% ../nbs/10_synth.ipynb #a0993762
+def _long_label(canvas: _Canvas, area: float) -> np.ndarray:
+    "Label a band across the view at a slight slant; returns the label."
+    rng, h = canvas.rng, canvas.shape[0]
+    span = min((canvas.right - canvas.left) * rng.choice([1.02, rng.uniform(0.5, 1)]), area / (45 * canvas.scale))
+    x0 = rng.uniform(canvas.left, max(canvas.right - span, canvas.left + 1e-3))
     t = np.linspace(0, 1, 8)
     path = h * rng.uniform(0.25, 0.75) + h * rng.normal(0, 0.3) * (t - 0.5) + h * rng.normal(0, 0.25) * (t - 0.5) ** 2
-    half = [
-        0.5
-        * area
-        / span
-        * np.clip(rng.uniform(0.6, 1.4) + rng.normal(0, 0.7) * (t - 0.5) + 0.07 * rng.standard_normal(8), 0.3, 2)
-        for _ in range(2)
-    ]
+    half_heights = []
+    for _ in range(2):
+        factor = rng.uniform(0.6, 1.4) + rng.normal(0, 0.7) * (t - 0.5) + 0.07 * rng.standard_normal(8)
+        half_heights.append(0.5 * area / span * np.clip(factor, 0.3, 2))
     x = x0 + t * span
-    outline = lambda k: np.concatenate(
-        [np.stack([x, path - k * half[0]], 1), np.stack([x, path + k * half[1]], 1)[::-1]]
+
+    def outline(k):
+        upper, lower = path - k * half_heights[0], path + k * half_heights[1]
+        return np.concatenate([np.stack([x, upper], 1), np.stack([x, lower], 1)[::-1]])
+
+    return _fit(canvas, 2, outline, area, 1)
+
+
+def _long_texture(rng: np.random.Generator, rows: int, columns: int, s: float) -> np.ndarray:
+    "Lines along a straight band, (rows, columns), about 0."
+    lines = (
+        0.8 * _field(rng, (rows, columns), 2.2 * s, 260 * s)
+        + 0.8 * _field(rng, (rows, 1), 7 * s, 1)
+        + 0.4 * _field(rng, (rows, columns), 1.5 * s, 30 * s)
     )
-    mask = _fit(c, 2, outline, area, 1)
+    lines *= np.clip(0.7 + 0.5 * _field(rng, (rows, columns), 25 * s, 200 * s), 0.1, 1.5)
+    grooves = rng.uniform([0.15, 0.6], [0.4, 0.85])
+    for groove in grooves[: rng.integers(1, 3)]:
+        away = (np.arange(rows)[:, None] - groove * rows) / (1.5 * s + 0.4)
+        profile = 3.2 * np.exp(-(away**2)) - 3.0 * np.exp(-((away / 1.5 - 2) ** 2))
+        lines += profile * np.clip(0.7 + 0.4 * _field(rng, (1, columns), 1, 120 * s), 0, 1.2)
+    return lines
+
+# %% ../nbs/10_synth.ipynb #6bee7aff
+def _long_fade(canvas: _Canvas, box: tuple[slice, slice], depth: np.ndarray, v: np.ndarray) -> np.ndarray:
+    "How strong the texture is, (H,W) 0..1; `v`: 0 at the band's upper edge, 1 at its lower."
+    rng, s, (h, w) = canvas.rng, canvas.scale, depth.shape
+    xs = np.arange(w, dtype=np.float32)[None]
+    across = abs(v - 0.5) / 0.4 * (1 + 0.1 * _field(rng, (h, w), 30 * s, 60 * s))
+    fade = np.clip(1.3 - across, 0, 1) ** 0.5 * (depth > 0.5)
+    if box[1].start > canvas.left:
+        fade *= np.clip((xs + 20 * s * _field(rng, (h, w), 4 * s, 30 * s)) / (60 * s), 0, 1)
+    if box[1].stop < canvas.right:
+        fade *= np.clip((w - xs + 20 * s * _field(rng, (h, w), 4 * s, 30 * s)) / (60 * s), 0, 1)
+    return fade
+
+
+def _long(canvas: _Canvas, area: float) -> None:
+    "Class 3: a band of strokes across the view, at a slight slant."
+    mask = _long_label(canvas, area)
     if not mask.any():
         return
-    box, depth = _window(c, mask, 2)
-    bh, bw = depth.shape
-    ys, xs = np.mgrid[:bh, :bw].astype(np.float32)
+    box, depth = _window(canvas, mask, 2)
+    h, w = depth.shape
+    ys, xs = np.mgrid[:h, :w].astype(np.float32)
     first, height = (depth > 0).argmax(0), np.maximum((depth > 0).sum(0), 1)
-    rise = cv2.GaussianBlur(np.stack([first, height]).astype(np.float32), (0, 0), 20 * s, sigmaY=0.1)
-    v = (ys - rise[0]) / rise[1]  # 0 at the band's upper edge, 1 at its lower
+    rise = cv2.GaussianBlur(np.stack([first, height]).astype(np.float32), (0, 0), 20 * canvas.scale, sigmaY=0.1)
+    v = (ys - rise[0]) / rise[1]
     rows = max(int(height.max()), 8)
-    lines = (
-        0.8 * _field(rng, (rows, bw), 2.2 * s, 260 * s)
-        + 0.8 * _field(rng, (rows, 1), 7 * s, 1)
-        + 0.4 * _field(rng, (rows, bw), 1.5 * s, 30 * s)
-    )
-    lines *= np.clip(0.7 + 0.5 * _field(rng, (rows, bw), 25 * s, 200 * s), 0.1, 1.5)
-    for at in rng.uniform([0.15, 0.6], [0.4, 0.85])[
-        : rng.integers(1, 3)
-    ]:  # a strong double line: the groove and its lit flank
-        away = (np.arange(rows)[:, None] - at * rows) / (1.5 * s + 0.4)
-        lines += (3.2 * np.exp(-(away**2)) - 3.0 * np.exp(-((away / 1.5 - 2) ** 2))) * np.clip(
-            0.7 + 0.4 * _field(rng, (1, bw), 1, 120 * s), 0, 1.2
-        )
-    lines = cv2.remap(
-        lines.astype(np.float32),
-        xs,
-        (v * (rows - 1)).astype(np.float32),
-        cv2.INTER_LINEAR,
-        borderMode=cv2.BORDER_REPLICATE,
-    )
-    inner = np.clip(1.3 - abs(v - 0.5) / 0.4 * (1 + 0.1 * _field(rng, (bh, bw), 30 * s, 60 * s)), 0, 1) ** 0.5 * (
-        depth > 0.5
-    )
-    if box[1].start > c.left:
-        inner *= np.clip((xs + 20 * s * _field(rng, (bh, bw), 4 * s, 30 * s)) / (60 * s), 0, 1)
-    if box[1].stop < c.right:
-        inner *= np.clip((bw - xs + 20 * s * _field(rng, (bh, bw), 4 * s, 30 * s)) / (60 * s), 0, 1)
+    lines = _long_texture(canvas.rng, rows, w, canvas.scale).astype(np.float32)
+    map_y = (v * (rows - 1)).astype(np.float32)
+    lines = cv2.remap(lines, xs, map_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    fade = _long_fade(canvas, box, depth, v)
     change = np.clip(np.maximum(lines - 0.9, 0) * 0.7 - 0.3 * np.maximum(-lines - 0.2, 0) - 0.1, -0.65, 2.0)
-    c.tone[box] *= 1 + inner * change
-    c.defects[2][box] |= inner > 0.35
+    canvas.tone[box] *= 1 + fade * change
+    canvas.defects[2][box] |= fade > 0.35
 
 # %% ../nbs/10_synth.ipynb #3502b1c1
-def _speckle(c, area):
-    rng, s = c.rng, c.s
-    shape, at = math.sqrt(area / 3) * _blob(rng, rng.integers(6, 11), rng.uniform(0.6, 2.4), 0.0, 0.18), _spot(c, area)
-    mask = _fit(c, 2, lambda k: at + k * shape, area)
+def _speckle(canvas: _Canvas, area: float) -> None:
+    "Class 3: bright points in a blob."
+    rng, s = canvas.rng, canvas.scale
+    polygon = math.sqrt(area / 3) * _blob(rng, int(rng.integers(6, 11)), rng.uniform(0.6, 2.4), 0.0, 0.18)
+    mask = _fit(canvas, 2, partial(_scaled, polygon, _spot(canvas, area)), area)
     if not mask.any():
         return
-    box, depth = _window(c, mask, 2)
-    points = rng.random(depth.shape) < rng.uniform(0.008, 0.02) / max(s * s, 0.06) * np.clip(
-        1 + 0.7 * _field(rng, depth.shape, 25 * s, 25 * s), 0, 2
-    )
+    box, depth = _window(canvas, mask, 2)
+    chances = rng.random(depth.shape)
+    density = rng.uniform(0.008, 0.02) / max(s * s, 0.06)
+    points = chances < density * np.clip(1 + 0.7 * _field(rng, depth.shape, 25 * s, 25 * s), 0, 2)
     points &= depth > min(2 * s, 0.5 * depth.max())
     if not points.any():
         points = depth >= depth.max()
-    big = points & (rng.random(depth.shape) < 0.6)
-    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (3, 3))
-    dots = cv2.dilate(big.astype(np.uint8), kernel, iterations=max(1, round(s))).astype(bool) if s > 0.4 else big
+    dots = points & (rng.random(depth.shape) < 0.6)
+    if s > 0.4:
+        kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (3, 3))
+        dots = cv2.dilate(dots.astype(np.uint8), kernel, iterations=max(1, round(s))).astype(bool)
     dots = (dots | points) & (depth > 0)
-    c.tone[box][dots] *= rng.uniform(1.7, 2.6)
-    c.defects[2][box] |= dots
+    canvas.tone[box][dots] *= rng.uniform(1.7, 2.6)
+    canvas.defects[2][box] |= dots
+
+# %% ../nbs/10_synth.ipynb #09a53313
+_SHAPES = _bands, _scratches, _speckle, _wide_bands, _long
+_SHAPE_ODDS = (  # below this area in pixels of a full-size strip: odds of each shape
+    (3000, (0.55, 0.2, 0.25, 0, 0)),
+    (30000, (0.62, 0.15, 0.08, 0.15, 0)),
+    (70000, (0.2, 0.15, 0, 0.3, 0.35)),
+    (math.inf, (0, 0.1, 0, 0.2, 0.7)),
+)
 
 
-def _scratched(c, area):
+def _scratched(canvas: _Canvas, area: float) -> None:
     "Class 3 in one of its five shapes; which ones are likely depends on the area."
-    size = area / c.s**2
-    shapes = (_bands, _scratches, _speckle, lambda c, a: _bands(c, a, wide=True), _long)
-    if size < 3000:
-        odds = 0.55, 0.2, 0.25, 0, 0
-    elif size < 30000:
-        odds = 0.62, 0.15, 0.08, 0.15, 0
-    elif size < 70000:
-        odds = 0.2, 0.15, 0, 0.3, 0.35
-    else:
-        odds = 0, 0.1, 0, 0.2, 0.7
-    before = c.labels[2].sum()
-    shapes[c.rng.choice(5, p=odds)](c, area)
-    if c.labels[2].sum() == before:
-        _bands(c, area)
+    size = area / canvas.scale**2
+    odds = next(odds for limit, odds in _SHAPE_ODDS if size < limit)
+    before = canvas.labels[2].sum()
+    _SHAPES[canvas.rng.choice(5, p=odds)](canvas, area)
+    if canvas.labels[2].sum() == before:
+        _bands(canvas, area)
 
 # %% ../nbs/10_synth.ipynb #1d3ca97a
-def _patches(c, area):
-    rng, s = c.rng, c.s
-    for part in np.sort(rng.dirichlet(np.full(rng.choice([1, 2, 3, 4], p=[0.4, 0.3, 0.2, 0.1]), 1.2)) * area)[::-1]:
+def _patches(canvas: _Canvas, area: float) -> None:
+    "Class 4: one to four torn patches, the largest first."
+    rng = canvas.rng
+    n = rng.choice([1, 2, 3, 4], p=[0.4, 0.3, 0.2, 0.1])
+    for part in np.sort(rng.dirichlet(np.full(n, 1.2)) * area)[::-1]:
         part = max(part, 20.0)
-        tall = math.sqrt(part) / c.shape[0]
+        tall = math.sqrt(part) / canvas.shape[0]
         stretch = max(np.exp(rng.normal(0.5, 0.5)), 3 * tall * tall)
-        shape = math.sqrt(part / 3) * _blob(rng, rng.integers(9, 20), stretch, rng.normal(0, 0.35), 0.22)
-        at = _spot(c, part)
-        mask = _fit(c, 3, lambda k: at + k * shape, part)
+        polygon = math.sqrt(part / 3) * _blob(rng, int(rng.integers(9, 20)), stretch, rng.normal(0, 0.35), 0.22)
+        mask = _fit(canvas, 3, partial(_scaled, polygon, _spot(canvas, part)), part)
         if mask.any():
-            _torn(c, mask)
+            _torn(canvas, mask)
 
-# %% ../nbs/10_synth.ipynb #94e96526
-def _torn(c, mask):
-    rng, s, (box, depth) = c.rng, c.s, _window(c, mask, 3)
-    shape, tone = depth.shape, c.tone[box]
-    wide = min(9 * s + 1, 0.35 * depth.max())
-    edge = depth - wide * (1 + 0.45 * _field(rng, shape, 14 * s, 14 * s) + 0.25 * _field(rng, shape, 4 * s, 4 * s))
+# %% ../nbs/10_synth.ipynb #d1d78084
+def _torn_skin(rng: np.random.Generator, depth: np.ndarray, s: float) -> np.ndarray:
+    "The torn area inside a label, (H,W) bool: a ragged margin remains."
+    shape, margin = depth.shape, min(9 * s + 1, 0.35 * depth.max())
+    edge = depth - margin * (1 + 0.45 * _field(rng, shape, 14 * s, 14 * s) + 0.25 * _field(rng, shape, 4 * s, 4 * s))
     skin = (edge > 0) & (depth > 0)
-    if not skin.any():
-        skin = depth > 0.5 * depth.max()
-    up = rng.choice([-1, 1], p=[0.3, 0.7])  # the lamp stands above, mostly
-    slope = up * cv2.Sobel(
-        cv2.GaussianBlur(skin.astype(np.float32), (0, 0), max(1.6 * s, 0.5)), cv2.CV_32F, 0, 1, ksize=3
-    )
-    height = (
+    return skin if skin.any() else depth > 0.5 * depth.max()
+
+
+def _torn_height(rng: np.random.Generator, shape: tuple[int, int], s: float) -> np.ndarray:
+    "Relief of a torn area: features of four sizes."
+    return (
         _field(rng, shape, 34 * s, 34 * s)
         + 0.5 * _field(rng, shape, 14 * s, 11 * s)
         + 0.22 * _field(rng, shape, 6 * s, 5 * s)
         + 0.1 * _field(rng, shape, 2.5 * s, 2 * s)
     )
-    folds = (
-        up
-        * (cv2.Sobel(height, cv2.CV_32F, 0, 1, ksize=3) - 0.6 * cv2.Sobel(height, cv2.CV_32F, 1, 0, ksize=3))
-        * min(1.5 * s, 1)
+
+
+def _flake(rng: np.random.Generator, shape: tuple[int, int], s: float) -> np.ndarray:
+    "Where bare metal shows: above 0."
+    return (
+        _field(rng, shape, 30 * s, 34 * s)
+        + 0.4 * _field(rng, shape, 8 * s, 8 * s)
+        + 0.12 * _field(rng, shape, 3 * s, 3 * s)
+        - rng.uniform(1.3, 2.1)
     )
+
+# %% ../nbs/10_synth.ipynb #94e96526
+def _torn(canvas: _Canvas, mask: np.ndarray) -> None:
+    "Paint torn skin into a label: tone and folds inside, light and shadow at the edges, flakes, cracks."
+    rng, s, (box, depth) = canvas.rng, canvas.scale, _window(canvas, mask, 3)
+    shape, tone, skin = depth.shape, canvas.tone[box], _torn_skin(rng, depth, s)
+    up = rng.choice([-1, 1], p=[0.3, 0.7])  # the lamp stands above, mostly
+    soft = cv2.GaussianBlur(skin.astype(np.float32), (0, 0), max(1.6 * s, 0.5))
+    slope = up * cv2.Sobel(soft, cv2.CV_32F, 0, 1, ksize=3)
+    height = _torn_height(rng, shape, s)
+    relief = cv2.Sobel(height, cv2.CV_32F, 0, 1, ksize=3) - 0.6 * cv2.Sobel(height, cv2.CV_32F, 1, 0, ksize=3)
+    folds = up * relief * min(1.5 * s, 1)
     base, rough = (rng.uniform(0.35, 0.7), 0.16) if rng.random() < 0.8 else (rng.uniform(0.8, 1.3), 0.4)
-    rough = rough * np.clip(0.7 + 0.5 * _field(rng, shape, 50 * s, 50 * s), 0.1, 2)  # smooth here, rough there
-    inside = base * (
-        1 + 0.18 * _field(rng, shape, 60 * s, 30 * s) + 0.1 * _field(rng, shape, 3 * s, 1.5 * s) - rough * folds
-    )
-    tone[skin] *= np.clip(inside, 0.12, 2.5)[skin]
+    rough = rough * np.clip(0.7 + 0.5 * _field(rng, shape, 50 * s, 50 * s), 0.1, 2)  # smooth and rough parts
+    mottled = 1 + 0.18 * _field(rng, shape, 60 * s, 30 * s) + 0.1 * _field(rng, shape, 3 * s, 1.5 * s)
+    tone[skin] *= np.clip(base * (mottled - rough * folds), 0.12, 2.5)[skin]
     bright = np.clip(-slope, 0, 1) * np.clip(0.4 + 0.8 * _field(rng, shape, 6 * s, 18 * s), 0, 2) * (depth > 0)
     tone *= (1 + rng.uniform(0.5, 1.5) * bright) * (1 - 0.5 * np.clip(slope, 0, 1) * (depth > 0))
     if rng.random() < 0.5:  # flakes of bare metal
-        flake = (
-            _field(rng, shape, 30 * s, 34 * s)
-            + 0.4 * _field(rng, shape, 8 * s, 8 * s)
-            + 0.12 * _field(rng, shape, 3 * s, 3 * s)
-            - rng.uniform(1.3, 2.1)
-        )
-        tone += np.clip(2.5 * flake, 0, 1) * rng.uniform(0.7, 2.2) * np.clip(1 - 0.3 * folds, 0.4, 1.5) * skin
-    cracks = (
-        skin
-        & (abs(height + 0.4 * _field(rng, shape, 40 * s, 60 * s)) < 0.04)
-        & (_field(rng, shape, 40 * s, 40 * s) > 0.4)
-    )
+        shine = np.clip(2.5 * _flake(rng, shape, s), 0, 1) * rng.uniform(0.7, 2.2)
+        tone += shine * np.clip(1 - 0.3 * folds, 0.4, 1.5) * skin
+    near_zero = abs(height + 0.4 * _field(rng, shape, 40 * s, 60 * s)) < 0.04
+    cracks = skin & near_zero & (_field(rng, shape, 40 * s, 40 * s) > 0.4)
     tone[cracks] *= 0.5
-    c.defects[3][box] |= skin | (bright > 0.3)
+    canvas.defects[3][box] |= skin | (bright > 0.3)
 
 # %% ../nbs/10_synth.ipynb #438470f1
 @dataclass(frozen=True)
@@ -652,8 +748,8 @@ class Strip:
     labels: np.ndarray  # (4,H,W) uint8 0/1, loose polygons; no pixel has two classes
     defects: np.ndarray  # (4,H,W) uint8 0/1, what was painted; a little of it can lie outside the labels
 
-
-def _view(rng, shape, classes):
+# %% ../nbs/10_synth.ipynb #8ea0cdad
+def _view(rng: np.random.Generator, shape: tuple[int, int], classes: Sequence[int]) -> tuple[int, int]:
     "Which columns show steel: all of them, or all but a black bar at the left or right."
     w, left, right = shape[1], 0, shape[1]
     if rng.random() < (0.6 if 1 in classes else 0.1):
@@ -666,7 +762,7 @@ def _view(rng, shape, classes):
     return left, right
 
 # %% ../nbs/10_synth.ipynb #1312878a
-def _lamp(rng, shape, dark):
+def _lamp(rng: np.random.Generator, shape: tuple[int, int], dark: bool) -> np.ndarray:
     "Light on the strip, (H,W) float32 in grey levels: a slope along and across, a bright spot, the level of the day."
     h, w = shape
     y, x = np.linspace(-0.5, 0.5, h, dtype=np.float32)[:, None], np.linspace(-0.5, 0.5, w, dtype=np.float32)[None]
@@ -678,49 +774,71 @@ def _lamp(rng, shape, dark):
     level = rng.uniform(18, 40) if dark else np.clip(np.exp(rng.normal(4.45, 0.27)), 45, 160)
     return level * light / light.mean()
 
-
-def _edge(c, light):
-    "Black beside the strip, in place; the edge itself is a little ragged, with a bright rim and a band of another tone."
-    rng, s, (h, w) = c.rng, c.s, c.shape
+# %% ../nbs/10_synth.ipynb #0d7122e1
+def _edge(canvas: _Canvas, light: np.ndarray) -> None:
+    "Black beside the strip, in place; the edge is a little ragged, with a bright rim and a band of another tone."
+    rng, s, (h, w) = canvas.rng, canvas.scale, canvas.shape
     x, y = np.arange(w)[None], np.arange(h)[:, None]
     ragged = np.abs(
         s * (0.5 * _field(rng, (h, 1), 3 * s, 1) + 1.2 * _field(rng, (h, 1), 60 * s, 1)) + rng.normal(0, 0.01) * y
     )
-    for at, side in (c.left, 1), (c.right, -1):
-        if at in (0, w):
+    for edge, side in (canvas.left, 1), (canvas.right, -1):
+        if edge in (0, w):
             continue
-        inward = side * (x - at) + (side < 0) - ragged + rng.choice([0, 3]) * s
+        inward = side * (x - edge) + (side < 0) - ragged + rng.choice([0, 3]) * s
         light *= np.where(inward < rng.uniform(15, 70) * s, rng.uniform(0.6, 1.15), 1)
         if rng.random() < 0.6:
-            rim = np.clip(0.5 + 0.6 * _field(rng, (h, 1), 25 * s, 1) + 0.3 * _field(rng, c.shape, 2 * s, 2), 0, 2.5)
+            rim = np.clip(
+                0.5 + 0.6 * _field(rng, (h, 1), 25 * s, 1) + 0.3 * _field(rng, canvas.shape, 2 * s, 2), 0, 2.5
+            )
             light *= 1 + rng.uniform(0.1, 0.9) * np.exp(-((inward / (4 * s + 0.5)) ** 2)) * rim
         light *= np.clip(inward / (2 * s + 0.3), 0, 1)
 
-
-def _render(c, light):
+# %% ../nbs/10_synth.ipynb #3cd43912
+def _render(canvas: _Canvas, light: np.ndarray) -> np.ndarray:
     "What the camera sees, uint8: the grain is a part of the light, and white is white (the sensor saturates)."
-    grain = c.rng.standard_normal(c.shape, dtype=np.float32)
+    grain = canvas.rng.standard_normal(canvas.shape, dtype=np.float32)
     grain = cv2.sepFilter2D(grain, cv2.CV_32F, np.array([0.33, 0.94, 0.33]), np.array([0.1, 0.99, 0.1]))
-    image = light * np.maximum(c.tone, 0.02) * (
-        1 + c.rng.uniform(0.035, 0.075) * max(math.sqrt(c.s), 0.4) * grain
+    image = light * np.maximum(canvas.tone, 0.02) * (
+        1 + canvas.rng.uniform(0.035, 0.075) * max(math.sqrt(canvas.scale), 0.4) * grain
     ) + 0.8 * grain * (light > 0)
     return np.clip(np.rint(image), 0, 255).astype(np.uint8)
 
-# %% ../nbs/10_synth.ipynb #c1d02297
+# %% ../nbs/10_synth.ipynb #10eb0487
 _PLANT = (_pits, _streak, _scratched, _patches)
 _MARKS = (_two_tone, 0.45), (_flecks, 0.15), (_glitter, 0.5), (_paint, 0.13), (_stain, 0.15)
 
 
+def _tones(rng: np.random.Generator, shape: tuple[int, int], classes: list[int], dark: bool) -> _Canvas:
+    "A strip without light: steel, marks, then the defects of `classes`."
+    h, w = shape
+    s = math.sqrt(h * w / (FULL[0] * FULL[1]))
+    tone = _steel(rng, shape, s)
+    left, right = _view(rng, shape, classes)
+    canvas = _Canvas(rng, tone, np.zeros((4, h, w), bool), np.zeros((4, h, w), bool), left, right, s)
+    for mark, odds in _MARKS:
+        if rng.random() < odds:
+            mark(canvas)
+    if dark:
+        _ridges(canvas)
+    room = 0.8 * h * (right - left) / max(len(classes), 1)
+    for k in classes:
+        area = max(min(_draw_area(rng, k, shape), room), 16.0)
+        while not canvas.labels[k].any():
+            _PLANT[k](canvas, area)  # once, unless others left no room where it was tried
+    return canvas
+
+# %% ../nbs/10_synth.ipynb #c1d02297
 def make_strip(
     rng: np.random.Generator,  # moves on; the same state gives the same strip
     shape: tuple[int, int] = (256, 1600),  # (H,W) in pixels, at least 32×32
-    classes=None,  # channels 0..3 to plant, () for a clean strip; None draws them as often as in the competition
+    classes: Sequence[int] | None = None,  # channels 0..3 to plant, () for a clean strip; None: as in the competition
 ) -> Strip:
     """One strip with loose labels and the true defect pixels.
 
     Class sets and labelled areas follow the training set of the competition (`CLASS_SETS`, `AREAS`); a size other than
-    256×1600 is drawn as a smaller or larger picture of such a strip. Every class asked for has at least one labelled pixel.
-    Raises `ValueError` for a size or a channel that cannot be.
+    256×1600 is drawn as a smaller or larger picture of such a strip. Every class asked for has at least one labelled
+    pixel. Raises `ValueError` for an impossible size or channel.
     """
     h, w = shape
     if h != int(h) or w != int(w) or min(h, w) < 32:
@@ -730,85 +848,80 @@ def make_strip(
     bad = [k for k in classes if isinstance(k, bool) or k not in range(4)]
     if bad:
         raise ValueError(f"channel {bad[0]!r} is not one of 0, 1, 2, 3 (a channel is ClassId - 1)")
-    shape, classes = (int(h), int(w)), sorted({int(k) for k in classes})
-    s = math.sqrt(h * w / (FULL[0] * FULL[1]))
-    dark = not classes and rng.random() < 0.12
-    c = _Canvas(
-        rng,
-        _steel(rng, shape, s),
-        np.zeros((4, *shape), bool),
-        np.zeros((4, *shape), bool),
-        *_view(rng, shape, classes),
-        s,
-    )
-    for mark, odds in _MARKS:
-        if rng.random() < odds:
-            mark(c)
-    if dark:
-        _ridges(c)
-    room = 0.8 * h * (c.right - c.left) / max(len(classes), 1)
-    for k in classes:
-        area = max(min(_draw_area(rng, k, shape), room), 16.0)
-        while not c.labels[k].any():
-            _PLANT[k](c, area)  # once, unless others left no room where it was tried
+    shape, channels = (int(h), int(w)), sorted({int(k) for k in classes})
+    dark = not channels and rng.random() < 0.12
+    canvas = _tones(rng, shape, channels, dark)
     light = np.broadcast_to(_lamp(rng, shape, dark), shape).copy()
-    _edge(c, light)
-    return Strip(_render(c, light), c.labels.astype(np.uint8), c.defects.astype(np.uint8))
+    _edge(canvas, light)
+    return Strip(_render(canvas, light), canvas.labels.astype(np.uint8), canvas.defects.astype(np.uint8))
 
-# %% ../nbs/10_synth.ipynb #ad40b0b0
+# %% ../nbs/10_synth.ipynb #42de6563
 LAYOUTS = {"today": "ImageId,ClassId,EncodedPixels", "2019": "ImageId_ClassId,EncodedPixels"}
 QUALITY, COPY_EVERY = 90, 25  # JPEG quality 90 has the quantisation tables of the competition's files
 _TRAIN, _TEST = 0, 1
 
 
-def _name(seed, split, index):
-    "Nine hexadecimal digits; no two images of a folder share one, because an odd factor permutes the residues of 16**9."
+def _name(seed: int, split: int, index: int) -> str:
+    "Nine hexadecimal digits; no two images of a folder share one: an odd factor permutes the residues of 16**9."
     return f"{((2 * index + split) * 0x9E3779B1D + seed * 0x85EBCA6B) % 16**9:09x}.jpg"
 
 
-def _rng(seed, split, index, what=0):
-    return np.random.default_rng([seed, split, index, what])
+def _rng(seed: int, split: int, index: int, purpose: int = 0) -> np.random.Generator:
+    "The generator of one image: purpose 0 draws it, 1 chooses what it is a copy of, 2 labels it again."
+    return np.random.default_rng([seed, split, index, purpose])
 
-
-def _source(seed, index):
+# %% ../nbs/10_synth.ipynb #abebbab6
+def _source(seed: int, index: int) -> tuple[int, bool]:
     "The training image that `index` is a copy of (itself, if it is none), and whether the copy was labelled again."
     if index % COPY_EVERY != COPY_EVERY - 1:
         return index, False
-    rng, again = _rng(seed, _TRAIN, index, 1), index // COPY_EVERY % 2 == 1
+    rng, relabelled, source = _rng(seed, _TRAIN, index, 1), index // COPY_EVERY % 2 == 1, index
     for _ in range(100):
         source = int(rng.integers(index))
         if source % COPY_EVERY == COPY_EVERY - 1:
             continue
-        if not again or _draw_classes(_rng(seed, _TRAIN, source)):
+        if not relabelled or _draw_classes(_rng(seed, _TRAIN, source)):
             break
-    return source, again
+    return source, relabelled
 
-
-def _relabel(rng, labels):
-    "The same strip outlined by somebody else: every class a few pixels off and a little wider or tighter."
-    out = np.zeros_like(labels)
+# %% ../nbs/10_synth.ipynb #ad40b0b0
+def _relabel(rng: np.random.Generator, labels: np.ndarray) -> np.ndarray:
+    "The same strip outlined by another annotator: every class a few pixels off and a little wider or tighter."
+    relabelled = np.zeros_like(labels)
     for k, mask in enumerate(labels):
         if not mask.any():
             continue
-        dx, dy = rng.integers(1, 4) * rng.choice([-1, 1]), rng.integers(-2, 3)
-        new = cv2.warpAffine(mask, np.float32([[1, 0, dx], [0, 1, dy]]), mask.shape[::-1])
+        dx, dy = int(rng.integers(1, 4) * rng.choice([-1, 1])), int(rng.integers(-2, 3))
+        moved = _moved(mask, dx, dy)
         if rng.random() < 0.5:
-            new = cv2.dilate(new, np.ones((3, 3), np.uint8))
-        out[k] = np.where(out.any(0), 0, new) if new.any() else mask
-    return out
+            moved = cv2.dilate(moved, np.ones((3, 3), np.uint8))
+        relabelled[k] = np.where(relabelled.any(0), 0, moved) if moved.any() else mask
+    return relabelled
 
 
-def _draw(seed, split, index, shape):
+def _draw(seed: int, split: int, index: int, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     "Image and labels of one file."
-    source, again = _source(seed, index) if split == _TRAIN else (index, False)
+    source, relabelled = _source(seed, index) if split == _TRAIN else (index, False)
     strip = make_strip(_rng(seed, split, source), shape)
-    return strip.image, _relabel(_rng(seed, split, index, 2), strip.labels) if again else strip.labels
+    return strip.image, _relabel(_rng(seed, split, index, 2), strip.labels) if relabelled else strip.labels
+
+# %% ../nbs/10_synth.ipynb #14578c0e
+def _row(layout: str, name: str, class_id: int, rle: str) -> str:
+    "A line of a csv."
+    return f"{name},{class_id},{rle}" if layout == "today" else f"{name}_{class_id},{rle}"
 
 
-def _rows(layout, name, labels, every):
-    "Lines of a csv about one image; `every` class, or only those that are there."
-    found = [(k + 1, rle_encode(mask)) for k, mask in enumerate(labels)]
-    return [f"{name},{k},{rle}" if layout == "today" else f"{name}_{k},{rle}" for k, rle in found if rle or every]
+def _rows(layout: str, name: str, labels: np.ndarray, every_class: bool) -> list[str]:
+    "Lines of a csv about one image: of every class, or only of those that are labelled."
+    rles = [(k + 1, rle_encode(mask)) for k, mask in enumerate(labels)]
+    return [_row(layout, name, class_id, rle) for class_id, rle in rles if rle or every_class]
+
+# %% ../nbs/10_synth.ipynb #e4e17086
+def _write_jpeg(path: Path, image: np.ndarray) -> None:
+    "A grey image as a JPEG of three equal channels."
+    rgb = cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)
+    _, jpeg = cv2.imencode(".jpg", rgb, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
+    path.write_bytes(jpeg.tobytes())
 
 # %% ../nbs/10_synth.ipynb #96fcdbdc
 def make_folder(
@@ -817,15 +930,16 @@ def make_folder(
     n_test: int = 20,
     shape: tuple[int, int] = (256, 1600),  # (H,W) of every image
     layout: str = "today",  # "today" or "2019": how train.csv and sample_submission.csv are laid out
-    seed: int = 0,  # not negative; the same seed, the same bytes (on one machine, with the same versions of numpy and OpenCV)
+    seed: int = 0,  # not negative; same seed, same bytes (on one machine, same versions of numpy and OpenCV)
     progress: bool = False,  # show a bar
 ) -> Path:
     """A data folder as the competition ships it, with the truth of its test images; returns its path.
 
-    Holds train.csv, train_images/, test_images/ and sample_submission.csv, and test_truth.csv with four rows an image in the
-    sample's layout. The images are grey JPEGs of quality 90 stored as three equal channels. Image i is the same whatever
-    `n_train` and `n_test` are; both layouts describe the same masks. The folder appears whole, or not at all.
-    Raises `ValueError` where something is already there, or an argument cannot be.
+    Holds train.csv, train_images/, test_images/ and sample_submission.csv, and test_truth.csv with four rows per
+    image in the sample's layout. The images are grey JPEGs of quality 90 stored as three equal channels. Image i is
+    the same whatever `n_train` and `n_test` are; both layouts describe the same masks. The folder appears whole, or
+    not at all.
+    Raises `ValueError` where something is already there, or for an impossible argument.
     """
     root = Path(root)
     if layout not in LAYOUTS:
@@ -847,15 +961,10 @@ def make_folder(
         for split, i in jobs:
             name = _name(seed, split, i)
             image, labels = _draw(seed, split, i, shape)
-            ok, jpeg = cv2.imencode(
-                ".jpg", cv2.cvtColor(image, cv2.COLOR_GRAY2BGR), [cv2.IMWRITE_JPEG_QUALITY, QUALITY]
-            )
-            (folders[split] / name).write_bytes(jpeg.tobytes())
+            _write_jpeg(folders[split] / name, image)
             if split == _TEST:
                 lines["test_truth.csv"] += _rows(layout, name, labels, True)
-                lines["sample_submission.csv"] += [
-                    f"{name},{k},1 1" if layout == "today" else f"{name}_{k},1 1" for k in range(1, 5)
-                ]
+                lines["sample_submission.csv"] += [_row(layout, name, k, "1 1") for k in range(1, 5)]
             else:
                 lines["train.csv"] += _rows(layout, name, labels, layout == "2019")
         for name, text in lines.items():

@@ -9,7 +9,10 @@ from steel_seg.metric import Interval, bootstrap_ci, dice, mask_counts, paired_d
 def random_pairs(seed, shape=(12, 4, 9, 11)):
     "Predictions and labels where empty, full, missed and falsely alarmed pairs all occur."
     rng = np.random.default_rng(seed)
-    density = lambda: rng.choice([0, 0, 0.1, 0.5, 1], (*shape[:2], 1, 1))
+
+    def density():
+        return rng.choice([0, 0, 0.1, 0.5, 1], (*shape[:2], 1, 1))
+
     return rng.random(shape) < density(), rng.random(shape) < density()
 
 
@@ -163,7 +166,7 @@ def test_same_seed_same_interval_and_it_holds_the_value():
 
 
 def test_interval_is_the_slow_bootstraps():
-    "A loop that draws whole rows and means over pairs, with draws of its own: bounds agree within the noise of the draws."
+    "A loop that draws whole rows and means over pairs, with its own draws: bounds agree within their noise."
     d, _ = strips(np.random.default_rng(4), 200)
     rng = np.random.default_rng(5)
     means = [d[rng.choice(200, 200)].mean() for _ in range(4000)]

@@ -1,4 +1,4 @@
-"""rle against what cannot share its mistakes: a plain loop over pixels, pycocotools, and a slow judge of malformed strings."""
+"""rle against what cannot share its mistakes: a loop over pixels, pycocotools, a slow check of malformed strings."""
 
 import csv
 import random
@@ -31,7 +31,7 @@ def slow_encode(mask):
 
 
 def judge(text, height, width):
-    "The pixels (row, col) that a string names, or None where it is malformed. One character, one number, one pixel at a time."
+    "The pixels (row, col) that a string names, or None where it is malformed; one character and pixel at a time."
     words, word = [], ""
     for char in text + " ":
         if char in "0123456789":

@@ -1,4 +1,4 @@
-"""Synthetic folders: same seed same bytes, the competition's frequencies and areas, labels that fit, and what is refused."""
+"""Synthetic folders: same seed same bytes, the competition's frequencies and areas, labels that fit, refused input."""
 
 import hashlib
 
@@ -44,7 +44,10 @@ def test_same_seed_same_bytes(tmp_path):
     a, b = (make_folder(tmp_path / k, 12, 3, SMALL, seed=4) for k in "ab")
     assert digest(a) == digest(b)
     c = make_folder(tmp_path / "c", 12, 3, SMALL, seed=5)
-    content = lambda folder: {p.read_bytes() for p in folder.rglob("*.jpg")}
+
+    def content(folder):
+        return {p.read_bytes() for p in folder.rglob("*.jpg")}
+
     assert len(content(a)) == 15 and not content(a) & content(c)
 
 
@@ -92,7 +95,10 @@ def test_copies_are_byte_identical_and_some_are_labelled_again(tmp_path):
     n, seed = 2 * COPY_EVERY, 3
     folder = make_folder(tmp_path / "a", n, 0, SMALL, seed=seed)
     found, read = table(folder)[0], lambda i: (folder / "train_images" / _name(seed, 0, i)).read_bytes()
-    masks = lambda i: [found.get((_name(seed, 0, i), str(k)), "") for k in range(1, 5)]
+
+    def masks(i):
+        return [found.get((_name(seed, 0, i), str(k)), "") for k in range(1, 5)]
+
     first, second = COPY_EVERY - 1, 2 * COPY_EVERY - 1
     for copy in first, second:
         source, again = _source(seed, copy)
