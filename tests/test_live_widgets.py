@@ -15,9 +15,9 @@ from made import HOSTILE
 from test_monitor import make_training
 
 from steel_seg.data import read_folder
-from steel_seg.look.browse import read_queue
-from steel_seg.look.tune import level_text
 from steel_seg.post import Rule, read_rules
+from steel_seg.relabel import read_queue
+from steel_seg.trial import level_text
 
 SCORES, IMAGE, SURFACE = (
     ".steel-tuner .steel-scores",

@@ -14,7 +14,7 @@ from made import CASES, HOSTILE, make_run, only_our_tags, parts, pixels
 
 from steel_seg.augment import augment, train_transform
 from steel_seg.data import read_folder
-from steel_seg.look.preview import AugmentPreview, transform_of, versions, what_happened
+from steel_seg.look.preview import AugmentPreview, epoch_versions, transform_of, what_happened
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def test_words_say_what_happened(folders):
     image = folder.image(folder.images.image_id[0])
     seen = set()
     for (new, mask), epoch in zip(
-        versions(folder, train_transform(0.5, 0.5, 0.5, 0.2), folder.images.image_id[0], 3, range(40)), range(40)
+        epoch_versions(folder, train_transform(0.5, 0.5, 0.5, 0.2), folder.images.image_id[0], 3, range(40)), range(40)
     ):
         says = what_happened(image, new)
         flip = {"left-right": np.s_[:, ::-1], "upside down": np.s_[::-1], "turned by 180°": np.s_[::-1, ::-1]}.get(
