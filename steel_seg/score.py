@@ -44,7 +44,7 @@ class Rows:
             self.size[indices], self.area[indices], self.hit[indices], self.truth[indices], self.floor, self.shape
         )
 
-# %% ../nbs/33_score.ipynb #57b97f5f
+# %% ../nbs/33_score.ipynb #e80041cf
 def check_level(
     level: int,
     floor: int,  # of the store
@@ -57,7 +57,7 @@ def check_level(
             "the store kept no levels below its floor, so nothing is exact there"
         )
 
-# %% ../nbs/33_score.ipynb #56dea0e8
+# %% ../nbs/33_score.ipynb #8a4d800f
 def _score_levels(class_levels, n_images):
     "The levels of one class as int64, checked."
     class_levels = np.asarray(class_levels)
@@ -76,7 +76,7 @@ def _checked_levels(rule, class_levels, n_images):
     require_score(rule.active_gate, class_levels)
     return None if class_levels is None else _score_levels(class_levels, n_images)
 
-# %% ../nbs/33_score.ipynb #418f6a05
+# %% ../nbs/33_score.ipynb #51791ad3
 def veto_values(
     curves: Curves,
     channel: int,  # 0..C-1
@@ -88,7 +88,7 @@ def veto_values(
     peaks = curves.peaks(channel) if gate_by != "score" else np.zeros(0, np.int64)  # peaks cost a search per image
     return veto_value(gate_by, peaks, levels)
 
-# %% ../nbs/33_score.ipynb #ad9882a4
+# %% ../nbs/33_score.ipynb #44198582
 def _size(curves, channel, rule, class_levels, area):
     "What a minimum area is compared with where `area` is predicted, (N,256) or (N,)."
     gate_by, gate = rule.active_gate, rule.gate
@@ -107,7 +107,7 @@ def _size(curves, channel, rule, class_levels, area):
         return (area * np.int64(255) // per_image(255 * gate - (gate - 1) * class_levels)).astype(np.int32)
     return area
 
-# %% ../nbs/33_score.ipynb #6e3445ce
+# %% ../nbs/33_score.ipynb #12e7e638
 def rows_of(
     curves: Curves,
     channel: int,  # 0..C-1
@@ -139,7 +139,7 @@ def dice_rows(
     keep = rows.size[:, thresh] >= max(1, min_area)
     return dice(rows.area[:, thresh] * keep, rows.hit[:, thresh] * keep, rows.truth)
 
-# %% ../nbs/33_score.ipynb #b222370b
+# %% ../nbs/33_score.ipynb #2bd064e4
 def counts_of(
     curves: Curves,
     channel: int,  # 0..C-1
@@ -161,13 +161,13 @@ def counts_of(
     keep = _size(curves, channel, rule, class_levels, area) >= max(1, rule.min_area)
     return area * keep, hit * keep
 
-# %% ../nbs/33_score.ipynb #2a1de224
+# %% ../nbs/33_score.ipynb #a886307a
 def dice_at(
     curves: Curves,  # of N images, C classes
     rules: Sequence[Rule],  # C
     class_levels: np.ndarray | None = None,  # (N,C) integers, levels 0..255 of each image and class
 ) -> np.ndarray:  # (N,C) float64
-    """Dice of every image and class under the rules, exactly as the masks of `apply_rule` on the store's maps would score.
+    """Dice of every image and class under the rules, exactly as the masks of `apply_rule` would score.
 
     A mask that is dropped scores 1 where the class is absent and 0 where it is present. Raises `ValueError` where the
     curves were not counted for a rule, for a threshold below the floor, where a rule needs class levels and there are

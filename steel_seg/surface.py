@@ -6,6 +6,8 @@
 __all__ = ['TIE', 'surface', 'moments', 'component_surface']
 
 # %% ../nbs/34_surface.ipynb #8806f8b4
+from collections.abc import Sequence
+
 import numpy as np
 from numba import njit
 
@@ -46,7 +48,7 @@ def _add_gains(size, area, hit, truth, weight, against, first, last, least, sums
                     sums[2, k, u] += gain * against[i]
             t = end
 
-
+# %% ../nbs/34_surface.ipynb #071b445c
 def _weights(weight, n):
     "Weights of n images as float64, checked."
     weight = np.ones(n) if weight is None else np.asarray(weight, np.float64)
@@ -65,7 +67,7 @@ def _grid(threshes, sizes, floor):
     least, column = np.unique(np.maximum(1, np.asarray(sizes, np.int64)), return_inverse=True)
     return threshes, least, column
 
-
+# %% ../nbs/34_surface.ipynb #62efe5a4
 @njit(nogil=True, cache=True)
 def _add_up(sums, dropped, total):
     "Turn gains at each size (M,A,256) into means, in place: a smaller size keeps what a larger one does."
@@ -86,7 +88,7 @@ def _pick(means, column, threshes):
     side_by_side = np.array_equal(threshes, np.arange(first, first + len(threshes)))
     return (means[:, :, first : first + len(threshes)] if side_by_side else means[:, :, threshes]).transpose(0, 2, 1)
 
-
+# %% ../nbs/34_surface.ipynb #d85e772e
 def _means(rows, threshes, min_areas, weight, against, n_sums):
     "(n_sums,T,A): weighted means of d, and of d*d and d*against if asked for."
     threshes, least, column = _grid(threshes, min_areas, rows.floor)
@@ -100,12 +102,14 @@ def _means(rows, threshes, min_areas, weight, against, n_sums):
     _add_up(sums, dropped, weight.sum())
     return _pick(sums, column, threshes)
 
-
+# %% ../nbs/34_surface.ipynb #75c6b4c2
 def surface(
     rows: Rows,  # one class of N images, as from `rows_of`
-    threshes,  # T levels, none below the floor
-    min_areas,  # A areas in pixels, in any order; 0 and 1 are the same
-    weight=None,  # (N,) not negative: how much each image counts; None: all the same
+    threshes: Sequence[int] | np.ndarray,  # T levels, none below the floor
+    min_areas: Sequence[int] | np.ndarray,  # A areas in pixels, in any order; 0 and 1 are the same
+    weight: Sequence[float]
+    | np.ndarray
+    | None = None,  # (N,) not negative: how much each image counts; None: all the same
 ) -> np.ndarray:  # (T,A) float64
     """Weighted mean Dice of one class at each threshold and minimum area.
 
@@ -116,10 +120,10 @@ def surface(
 # %% ../nbs/34_surface.ipynb #ca7625e9
 def moments(
     rows: Rows,  # one class of N images
-    threshes,  # T levels, none below the floor
-    min_areas,  # A areas in pixels
+    threshes: Sequence[int] | np.ndarray,  # T levels, none below the floor
+    min_areas: Sequence[int] | np.ndarray,  # A areas in pixels
     against: np.ndarray,  # (N,) Dice of each image under another rule, as from `dice_rows`
-    weight=None,  # (N,) not negative; None: all the same
+    weight: Sequence[float] | np.ndarray | None = None,  # (N,) not negative; None: all the same
 ) -> np.ndarray:  # (3,T,A) float64: weighted means of d, of d*d and of d*against
     "What the spread of every rule's difference to one other rule needs. Raises `ValueError` as `surface` does."
     against = np.asarray(against, np.float64)
@@ -132,8 +136,8 @@ def moments(
 def _add_component_gains(start, low, high, areas, hits, truth, weight, channel, n_classes, first, last, least, sums):
     """Add to sums (K,256) how much each component changes its image's Dice, where those larger than it are there already.
 
-    Plain loops: most components live at a level or two, so there is nothing to do in bulk. Without a defect only the largest
-    component of a level counts, and it is the larger the lower the level: so what has been seen is always the levels up to `top`.
+    Plain loops: most components exist at a level or two only. Without a defect only the largest component of a level
+    counts, and it grows as the level falls: so the levels that were seen are always those up to `top`.
     """
     state = np.zeros((256, 3))  # pixels shown, pixels found and the Dice they give, at each level so far
     for i in range(len(truth)):
@@ -154,45 +158,43 @@ def _add_component_gains(start, low, high, areas, hits, truth, weight, channel, 
                     sums[k, top] -= weight[i]
                 continue
             for t in range(max(first, low[node]), min(last, high[node]) + 1):
-                shown, found = state[t, 0] + areas[node], state[t, 1] + hits[node]
-                now = 2.0 * found / (shown + labelled)
-                sums[k, t] += weight[i] * (now - state[t, 2])
-                state[t, 0], state[t, 1], state[t, 2] = shown, found, now
+                pixels, true_pixels = state[t, 0] + areas[node], state[t, 1] + hits[node]
+                dice = 2.0 * true_pixels / (pixels + labelled)
+                sums[k, t] += weight[i] * (dice - state[t, 2])
+                state[t, 0], state[t, 1], state[t, 2] = pixels, true_pixels, dice
 
-
+# %% ../nbs/34_surface.ipynb #73caf153
 def component_surface(
     curves: Curves,  # with components, and with filled holes if these are asked for
     channel: int,  # 0..C-1
-    threshes,  # T levels, none below the floor
-    min_components,  # K sizes in pixels, in any order; 0 and 1 keep all
-    fill_holes=False,  # before components are looked at
-    weight=None,  # (N,) not negative: how much each image counts; None: all the same
+    threshes: Sequence[int] | np.ndarray,  # T levels, none below the floor
+    min_components: Sequence[int] | np.ndarray,  # K sizes in pixels, in any order; 0 and 1 keep all
+    fill_holes: bool = False,  # before components are looked at
+    weight: Sequence[float]
+    | np.ndarray
+    | None = None,  # (N,) not negative: how much each image counts; None: all the same
 ) -> np.ndarray:  # (T,K) float64
-    """Weighted mean Dice of one class at each threshold where components of fewer than `min_components` pixels are dropped.
+    """Weighted mean Dice of one class where components of fewer than `min_components` pixels are dropped.
 
     Raises `ValueError` where the curves list no components as small as that, and as `surface` does.
     """
-    if fill_holes and curves.filled is None:
+    counted = curves.filled if fill_holes else curves
+    if counted is None:
         raise ValueError("these curves do not show filled holes: count them with fill_holes=True")
-    parts = (curves.filled if fill_holes else curves).components
+    parts = counted.components
     if parts is None:
         raise ValueError("these curves do not show components: count them with connectivity=8 or 4")
     threshes, least, column = _grid(threshes, min_components, curves.floor)
     everything = int(least.size > 0 and least[0] == 1)  # where all components are kept, the whole mask says it too
     if least[everything:].size and least[everything] < parts.smallest:
-        raise ValueError(
-            f"these curves list components of at least {parts.smallest} pixels, {least[everything]} is asked for: count them with smallest={least[everything]}"
-        )
+        listed = f"these curves list components of at least {parts.smallest} pixels, {least[everything]} is asked for"
+        raise ValueError(f"{listed}: count them with smallest={least[everything]}")
     truth, weight = curves.truth[:, channel], _weights(weight, len(curves))
     sums = np.zeros((1, len(least), 256))
     if threshes.size and least.size:
         first, last = threshes.min(), threshes.max()
         _add_component_gains(
-            parts.start,
-            parts.low,
-            parts.high,
-            parts.area,
-            parts.hit,
+            *parts.arrays,
             truth,
             weight,
             channel,

@@ -1,4 +1,4 @@
-"""Counts of a store, plain, by components, with holes filled: against drawn masks, in any order, stopped and resumed."""
+"""Counts of a store, plain, by components, with holes filled: against drawn masks, in any order, stopped, resumed."""
 
 import os
 import signal
