@@ -89,7 +89,7 @@ def image_layers(
         "other run": None if other is None else mask_layer(other),
     }
 
-# %% ../../nbs/45_browse.ipynb #80acde93
+# %% ../../nbs/45_browse.ipynb #293c685a
 def _class_fact(area: int, hit: int, true: int, is_predicted: bool) -> str:
     "The pixels of one class in an image, in words."
     if not is_predicted:
@@ -147,7 +147,7 @@ def caption(
         return image_id
     return f"{in_words(table.at[image_id, sort_column(table, sort, show)], sort)} · {image_id}"
 
-# %% ../../nbs/45_browse.ipynb #ae7f02e6
+# %% ../../nbs/45_browse.ipynb #9667ad0c
 def note(
     table: pd.DataFrame,  # from `image_table`
     image_id: str,
@@ -165,7 +165,7 @@ def note(
         parts.append(f"the same file as {', '.join(same[:3])}{more}{differ}")
     return " · ".join(parts)
 
-# %% ../../nbs/45_browse.ipynb #16373cbb
+# %% ../../nbs/45_browse.ipynb #97bb8593
 def _link_menu(
     owner: HasTraits,
     name: str,  # of the trait
@@ -176,7 +176,7 @@ def _link_menu(
     values = list(values)
     link((owner, name), (menu, "index"), (values.index, lambda n: values[n]))
 
-# %% ../../nbs/45_browse.ipynb #97b407d9
+# %% ../../nbs/45_browse.ipynb #5c448190
 def _check_channel(
     channel: int | None,
     n_classes: int,
@@ -329,7 +329,7 @@ def _dropdown(menu: _Menu) -> Dropdown:
     layout = Layout(width=f"{menu.width}px", display=None if menu.is_shown else "none")
     return Dropdown(options=menu.options, description=menu.title, layout=layout)
 
-# %% ../../nbs/45_browse.ipynb #1c844f71
+# %% ../../nbs/45_browse.ipynb #8b06de8a
 class ImageList(Box):
     """Menus that choose images and their order.
 
@@ -441,7 +441,7 @@ def _painted(
     painted["difference"] = np.array(difference.convert("RGB"))
     return painted
 
-# %% ../../nbs/45_browse.ipynb #286db1ad
+# %% ../../nbs/45_browse.ipynb #69772031
 class LargeView(VBox):
     """One image in layers with a line about it.
 
@@ -569,7 +569,7 @@ def _legend_row(colours: dict, width: int, font: ImageFont.FreeTypeFont) -> PILI
         left += 36 + int(font.getlength(name))
     return row
 
-# %% ../../nbs/45_browse.ipynb #61c64d1a
+# %% ../../nbs/45_browse.ipynb #36ad571a
 def page_picture(
     thumbs: Sequence[bytes],  # JPEGs
     captions: Sequence[str],  # of as many
@@ -701,6 +701,31 @@ class BrowserParts(VBox):
             captions.append("▸ " * (image_id == large.image_id) + "⚑ " * marked + text)
         return page_picture(thumbs, captions, large.pictures(), large.plain, large.colours)
 
+# %% ../../nbs/45_browse.ipynb #1a23685f
+class _Paced:
+    "Calls a function at once; but while calls come quickly only sometimes, and once more after the last."
+
+    def __init__(self, f: Callable[[], Any]):
+        self.f, self._last, self._later = f, 0.0, Later(self._call, 0.1)
+
+    def __call__(self) -> None:
+        if time.monotonic() - self._last > 0.2:
+            self.now()
+        else:
+            self._later()
+
+    def now(self) -> None:
+        "Call it now."
+        self._later.now()
+
+    def restart(self) -> None:
+        "The next call is made at once."
+        self._last = 0.0
+
+    def _call(self) -> None:
+        self.f()
+        self._last = time.monotonic()
+
 # %% ../../nbs/45_browse.ipynb #43866fa9
 class Browser(VBox):
     """The images of a folder sorted by what is wrong with them: thumbnails, a large view in layers, and flags.
@@ -740,14 +765,14 @@ class Browser(VBox):
             queue,
         )
         super().__init__([self.parts])
-        self._drawn, self._later = 0.0, Later(self._draw_now, 0.1)
+        self._draw = _Paced(lambda: _draw_large(self))
         _link_parts(self, self.parts)
-        self.parts.list.observe(self._listed, "made")
+        self.parts.list.observe(lambda change: _show_list(self), "made")
         self.observe(lambda change: self.parts.pages.refresh(), "paint")
         self.observe(self._flagged, "flags")
-        self.observe(self._draw, "image_id")
+        self.observe(lambda change: self._draw(), "image_id")
         self._flagged()
-        self._listed()
+        _show_list(self)
 
     @validate("show", "fold", "only", "sort", "rules", "channel", "level", "flags", "paint", "image_id")
     def _fits(self, proposal: Bunch) -> Any:
@@ -774,38 +799,9 @@ class Browser(VBox):
         "What a key does, one of `KEYS`: next image, previous image, flag or take the flag off."
         self.parts.press(key)
 
-    def _listed(self, change: Bunch | None = None) -> None:
-        "Show the new list from its first image; new rules and flags keep the image."
-        parts, ids, why = self.parts, self.parts.list.ids, self.parts.list.why
-        current = self.image_id
-        goal = _image_to_show(why, current, self.ids, ids)
-        self.ids = parts.picker.ids = parts.pages.ids = ids
-        parts.large.rules, parts.large.only, parts.pages.waits = self.rules, parts.list.channel, True
-        self._drawn = 0.0
-        if goal == current:
-            self._later.now()
-        else:
-            self.image_id = goal
-        parts.pages.waits = False
-        parts.pages.refresh()
-
     def _flagged(self, change: Bunch | None = None) -> None:
         self.parts.list.flagged = tuple(self.parts.box.of)
         self.parts.pages.mark()
-
-    def _draw(self, change: Bunch | None = None) -> None:
-        "Draw at once; but while a key is held down only sometimes, and once more when it is released."
-        if time.monotonic() - self._drawn > 0.2:
-            self._later.now()
-        else:
-            self._later()
-
-    def _draw_now(self) -> None:
-        large = self.parts.large
-        large.image_id = self.image_id
-        large.note = note(self.table, self.image_id) if self.image_id else "no image fits these choices"
-        large.draw()
-        self._drawn = time.monotonic()
 
     def picture(self) -> Picture:
         "What the widget shows, as one image: ten thumbnails, and the image in layers."
@@ -818,7 +814,7 @@ class Browser(VBox):
     def _repr_mimebundle_(self, **kwargs: Any) -> dict:
         return with_picture(super()._repr_mimebundle_(**kwargs), self.picture())
 
-# %% ../../nbs/45_browse.ipynb #83afb229
+# %% ../../nbs/45_browse.ipynb #2e488e0e
 def _link_parts(browser: Browser, parts: BrowserParts) -> None:
     "Link the traits of a browser with those of its parts."
     for name in ("show", "fold", "only", "sort", "rising", "rules"):
@@ -840,3 +836,26 @@ def _image_to_show(why: str | None, current: str, old_ids: Sequence[str], ids: S
     if why == "flagged" and current in old_ids:  # its flag was taken off: the next one takes its place
         return ids[min(old_ids.index(current), len(ids) - 1)]
     return ids[0]
+
+
+def _show_list(browser: Browser) -> None:
+    "Show the new list from its first image; new rules and flags keep the image."
+    parts, ids, current = browser.parts, browser.parts.list.ids, browser.image_id
+    goal = _image_to_show(parts.list.why, current, browser.ids, ids)
+    browser.ids = parts.picker.ids = parts.pages.ids = ids
+    parts.large.rules, parts.large.only, parts.pages.waits = browser.rules, parts.list.channel, True
+    browser._draw.restart()
+    if goal == current:
+        browser._draw.now()
+    else:
+        browser.image_id = goal
+    parts.pages.waits = False
+    parts.pages.refresh()
+
+
+def _draw_large(browser: Browser) -> None:
+    "Show the chosen image large."
+    image_id, large = browser.image_id, browser.parts.large
+    large.image_id = image_id
+    large.note = note(browser.table, image_id) if image_id else "no image fits these choices"
+    large.draw()
