@@ -6,7 +6,7 @@
 __all__ = ['ONLY', 'pair_counts', 'suspicion', 'find_twins', 'least_disagreement', 'mask_disagreement', 'image_table',
            'worst_first', 'choose_rows', 'sort_column', 'order_rows']
 
-# %% ../nbs/40_image_table.ipynb #c779a83a
+# %% ../nbs/40_image_table.ipynb #d39d467c
 from collections.abc import Collection, Sequence
 
 import numpy as np
@@ -20,7 +20,7 @@ from .open_run import OpenRun, masks_of, run_rules
 from .post import Rule
 from .score import counts_of
 
-# %% ../nbs/40_image_table.ipynb #e9e44abc
+# %% ../nbs/40_image_table.ipynb #a2cdd51e
 def _mask_counts(opened: OpenRun, rules: Sequence[Rule]) -> tuple[np.ndarray, np.ndarray]:
     "Pixels and hits of every pair, mask by mask, with a progress bar."
     area, hit = (np.zeros(opened.curves.truth.shape, np.int64) for _ in range(2))
@@ -48,7 +48,7 @@ def pair_counts(
         area[:, c], hit[:, c] = counts_of(curves, c, rule, class_levels)
     return area, hit
 
-# %% ../nbs/40_image_table.ipynb #dc2c2c5c
+# %% ../nbs/40_image_table.ipynb #4c3f04a5
 def suspicion(
     curves: Curves,  # of N images, C classes
 ) -> np.ndarray:  # (N,C) float64 0..1
@@ -68,7 +68,7 @@ def suspicion(
     empty = sure_sum / np.maximum(255 * sure, 1) * np.minimum(1, sure / typical)
     return np.where(truth > 0, labelled, empty)
 
-# %% ../nbs/40_image_table.ipynb #17ca36a4
+# %% ../nbs/40_image_table.ipynb #3e273bf6
 def find_twins(
     folder: StripFolder,
 ) -> pd.DataFrame:  # index image_id; duplicate: int64, labels_differ: bool
@@ -91,7 +91,7 @@ def find_twins(
         columns=["duplicate", "labels_differ"],
     )
 
-# %% ../nbs/40_image_table.ipynb #323594c0
+# %% ../nbs/40_image_table.ipynb #45e42419
 def least_disagreement(
     area: np.ndarray,  # (N,C) of one run
     hit: np.ndarray,  # (N,C)
@@ -102,7 +102,7 @@ def least_disagreement(
     shared = np.minimum(hit, other_hit) + np.minimum(area - hit, other_area - other_hit)
     return 1 - dice(area, np.minimum(shared, np.minimum(area, other_area)), other_area)
 
-# %% ../nbs/40_image_table.ipynb #fce71708
+# %% ../nbs/40_image_table.ipynb #80487fc9
 def mask_disagreement(
     opened: OpenRun,
     other: OpenRun,  # of the same folder
@@ -123,7 +123,7 @@ def mask_disagreement(
     index = pd.Index(shared, name="image_id")
     return pd.Series(disagreement, index=index, name="mask disagreement", dtype=float)
 
-# %% ../nbs/40_image_table.ipynb #8da1741b
+# %% ../nbs/40_image_table.ipynb #3c4810f4
 def _spread(
     values: np.ndarray,  # (n,...) of some of the images
     rows: np.ndarray,  # (n,) where these images are among all
@@ -143,7 +143,7 @@ def _rows_among(image_ids: Sequence[str], all_ids: Sequence[str]) -> np.ndarray:
     row = {image_id: n for n, image_id in enumerate(all_ids)}
     return np.array([row[i] for i in image_ids], np.int64)
 
-# %% ../nbs/40_image_table.ipynb #1d83b104
+# %% ../nbs/40_image_table.ipynb #ec93c1e3
 def _disagreement(
     run: OpenRun, area: np.ndarray, hit: np.ndarray, other: OpenRun
 ) -> tuple[np.ndarray, list[str]]:  # (n,C), and the n images that both runs have
@@ -180,7 +180,7 @@ def _run_columns(
         main["disagreement"] = pairs["disagreement"].mean(1) if truth.shape[1] else np.full(n, np.nan)
     return main, pairs
 
-# %% ../nbs/40_image_table.ipynb #45e0f189
+# %% ../nbs/40_image_table.ipynb #9104a162
 def _own_columns(columns: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
     "The user's own columns, checked."
     if "image_id" in columns:
@@ -201,7 +201,7 @@ def _own_columns(columns: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
         )
     return columns.loc[is_known]
 
-# %% ../nbs/40_image_table.ipynb #0c3c7b2f
+# %% ../nbs/40_image_table.ipynb #365a5777
 def image_table(
     data: OpenRun | StripFolder,  # a run, or a folder alone
     rules: Sequence[Rule] | None = None,  # C; None: as `run_rules` chooses them
@@ -235,7 +235,7 @@ def image_table(
     table = pd.DataFrame(main | by_class, index=pd.Index(ids, name="image_id"))
     return table if columns is None else table.join(_own_columns(columns, table))
 
-# %% ../nbs/40_image_table.ipynb #314faf8c
+# %% ../nbs/40_image_table.ipynb #3f8688ec
 def worst_first(
     dice: np.ndarray,  # (n,) Dice, NaN where there is none
     size: np.ndarray,  # (n,) pixels at stake
@@ -243,7 +243,7 @@ def worst_first(
     "The order from the lowest score up; where scores are equal the larger size first, then the order given; NaN last."
     return np.lexsort((-np.asarray(size), dice))
 
-# %% ../nbs/40_image_table.ipynb #2cea0d6d
+# %% ../nbs/40_image_table.ipynb #1b7aea69
 ONLY = "all", "false alarm", "missed", "duplicates", "flagged"
 
 
@@ -294,7 +294,7 @@ def choose_rows(
         keep &= table["fold"].to_numpy() == fold
     return np.flatnonzero(keep)
 
-# %% ../nbs/40_image_table.ipynb #b3dc5dcd
+# %% ../nbs/40_image_table.ipynb #751a785f
 def sort_column(table: pd.DataFrame, sort: str, show: str) -> str:
     "The column that `sort` means while `show` is chosen: of a class its own, where there is one."
     of_class = f"{sort} {show.removeprefix('class ')}"

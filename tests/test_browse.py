@@ -17,25 +17,24 @@ from made import CASES, HOSTILE, Tags, make_run, only_our_tags, parts, pixels, s
 from PIL import Image
 
 import steel_seg.look.browse as browse
+import steel_seg.look.thumbs as thumbs_module
+import steel_seg.relabel as relabel
 from steel_seg.data import read_folder
-from steel_seg.look.browse import (
-    REASONS,
-    Browser,
-    Flag,
-    Thumbs,
+from steel_seg.image_table import (
     find_twins,
-    image_facts,
     image_table,
     least_disagreement,
     mask_disagreement,
-    read_queue,
     suspicion,
     worst_first,
-    write_queue,
 )
+from steel_seg.look.browse import Browser, image_facts
 from steel_seg.look.parts import legend_html
+from steel_seg.look.thumbs import Thumbs, _shrink
 from steel_seg.open_run import make_up_run, open_run
 from steel_seg.post import Rule, apply_rules
+from steel_seg.relabel import REASONS, Flag, read_queue, write_queue
+from steel_seg.store import FLOOR
 from steel_seg.synth import make_folder
 from steel_seg.viz import COMPARE
 
@@ -212,7 +211,7 @@ def test_folds(twelve):
         assert set(widget.ids) == {i for i, f in zip(twelve[1].store.image_ids, twelve[1].fold) if f == k}
         seen += widget.ids
     assert sorted(seen) == sorted(widget.folder.images.image_id) and "fold 2" in widget.parts.large.plain
-    with pytest.raises(ValueError, match="fold 3: give one of -1, 0, 1, 2"):
+    with pytest.raises(ValueError, match="fold 3: give one of None, 0, 1, 2"):
         widget.fold = 3
 
 
@@ -265,8 +264,11 @@ def test_stepping_pages_and_keys(tmp_path):
     folder = read_folder(make_folder(tmp_path / "mill", n_train=120, n_test=0, shape=(32, 200), seed=1), n_classes=4)
     widget = Browser(folder)
     pages, picker, page = widget.parts.pages, widget.parts.picker, widget.parts.pages.gallery
-    press = lambda part, key: part._handle_custom_msg({"key": key}, [])
-    assert len(page.captions) == 50 and all(page.pictures) and page.chosen == 0 and pages.said.value == "Page 1 of 3"
+
+    def press(part, key):
+        part._handle_custom_msg({"key": key}, [])
+
+    assert len(page.captions) == 50 and all(page.pictures) and page.chosen == 0 and pages.message.value == "Page 1 of 3"
     (
         press(page, "n"),
         press(page, "ArrowRight"),
@@ -325,8 +327,9 @@ def test_layers_show_these_pixels_and_no_others(runs, name):
         np.random.default_rng(0),
     )
     widget = Browser(runs[name], other=other)
-    for widget.image_id in widget.ids:
-        i, data = widget.image_id, widget.opened
+    data = widget.opened
+    for i in widget.ids:
+        widget.image_id = i
         truth, levels, theirs = data.folder.mask(i) > 0, data.store.read(i), other.store.read(i)
         pred = levels >= 128
         assert np.array_equal(layer(widget, "image")[..., 0], data.folder.image(i))
@@ -340,9 +343,9 @@ def test_layers_show_these_pixels_and_no_others(runs, name):
         assert np.array_equal(diff[..., 3] > 0, painted.any(2)) and np.array_equal(
             diff[..., :3][painted.any(2)], painted[painted.any(2)]
         )
-        for widget.channel in (-1, 1):
-            for widget.level in (13, 120):
-                some = levels.max(0) if widget.channel < 0 else levels[1]
+        for widget.channel in (None, 1):
+            for widget.level in (FLOOR, 120):
+                some = levels.max(0) if widget.channel is None else levels[1]
                 assert np.array_equal(layer(widget, "probability")[..., 3] > 0, some >= widget.level)
         if name == "strips":  # of one class, the difference is of that class
             widget.show = "class 2"
@@ -371,7 +374,7 @@ def test_thumbnails_show_every_defect(runs):
             grown, core = (
                 f(slow.astype(np.uint8), np.ones((5, 5))) > 0 for f in (cv2.dilate, cv2.erode)
             )  # JPEG blurs what is at an edge
-            small = thumbs._shrink(wanted)
+            small = _shrink(wanted, thumbs.size)
             assert (slow <= small).all() and (small <= cv2.dilate(slow.astype(np.uint8), np.ones((3, 3)))).all()
             assert (
                 (tinted & ~grown).mean() < 0.005
@@ -380,13 +383,13 @@ def test_thumbnails_show_every_defect(runs):
             ), paint
     speck = np.zeros((hh, ww), bool)
     speck[33, 217] = True
-    assert thumbs._shrink(speck).sum() >= 1
+    assert _shrink(speck, thumbs.size).sum() >= 1
 
 
 def test_a_new_rule_reads_no_steel_and_old_thumbnails_stay(runs, monkeypatch):
     widget = Browser(runs["strips"])
     first = list(widget.parts.pages.gallery.pictures)
-    monkeypatch.setattr(browse, "_decode", lambda *a: pytest.fail("the steel was read again"))
+    monkeypatch.setattr(thumbs_module, "_decode", lambda *a: pytest.fail("the steel was read again"))
     widget.rules = (Rule(60),) * 4
     assert widget.parts.pages.gallery.pictures != first
     widget.rules = (Rule(),) * 4
@@ -632,7 +635,7 @@ def test_flags_are_saved_at_once_and_taken_up_again(runs, tmp_path):
     assert abs(pd.Timestamp.now("UTC") - pd.Timestamp(widget.queue.when[0])).total_seconds() < 60
     widget.press("n")
     box = widget.parts.box
-    box.why.value, box.which.value = "wrong class", 1
+    box.why.value, box.which.value = "wrong class", "class 2"
     box.on.click()
     row = widget.table.loc[widget.image_id]
     assert widget.queue.loc[1, ["class_id", "reason", "suspicion", "dice"]].tolist() == [
@@ -641,7 +644,7 @@ def test_flags_are_saved_at_once_and_taken_up_again(runs, tmp_path):
         row["suspicion 2"],
         row["dice 2"],
     ]
-    assert "flagged: wrong class (class 2)" in box.said.value
+    assert "flagged: wrong class (class 2)" in box.message.value
     box.why.value = "=not a formula"
     box.on.click()  # again: changed, not added
     assert len(widget.flags) == 2
@@ -656,7 +659,7 @@ def test_flags_are_saved_at_once_and_taken_up_again(runs, tmp_path):
     again.only, box.reason = "all", "  "
     widget.press("n")
     widget.press("f")
-    assert len(widget.flags) == 2 and "give a reason" in box.said.value
+    assert len(widget.flags) == 2 and "give a reason" in box.message.value
     assert read_queue(widget.save(tmp_path / "copy.csv")).equals(widget.queue)
 
 
@@ -673,11 +676,11 @@ def test_a_queue_that_cannot_be_written_says_so_and_keeps_the_flag(runs, tmp_pat
     def refuse(*args):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(browse, "write_text", refuse)
+    monkeypatch.setattr(relabel, "write_text", refuse)
     widget.press("f")
     assert (
-        "not saved" in widget.parts.box.said.value
-        and "Permission denied" in widget.parts.box.said.value
+        "not saved" in widget.parts.box.message.value
+        and "Permission denied" in widget.parts.box.message.value
         and len(widget.queue) == 1
     )
 
@@ -728,20 +731,19 @@ def test_a_run_that_may_only_be_read(tmp_path):
 def test_only_what_is_shown_is_read(tmp_path, monkeypatch):
     run = make_run(tmp_path / "run", n=120, shape=(32, 200), classes=4)
     data, read = open_run(run), []
-    monkeypatch.setattr(
-        type(data.store), "read", lambda self, i, real=type(data.store).read: read.append(i) or real(self, i)
-    )
+    real = type(data.store).read
+    monkeypatch.setattr(type(data.store), "read", lambda self, i: read.append(i) or real(self, i))
     widget = Browser(data)
     assert set(read) == set(widget.ids[:50]) and len(read) <= 53
     read.clear()
     widget.sort = "labelled"
     widget.sort, widget.level = "suspicion", 99
     widget.press("n")
-    page = set(widget.parts.pages.here)
+    page = set(widget.parts.pages.page_ids)
     read.clear()
     widget.sort = "labelled"
     widget.sort = "suspicion"  # the page is in memory; one image is shown large
-    assert set(widget.parts.pages.here) == page and len(read) <= 6
+    assert set(widget.parts.pages.page_ids) == page and len(read) <= 6
 
 
 @pytest.mark.real

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PAINT', 'KEYS', 'thumb_size', 'ThumbKey', 'Thumbs', 'Pages']
 
-# %% ../../nbs/44_thumbs.ipynb #7b507789
+# %% ../../nbs/44_thumbs.ipynb #2c85f879
 import asyncio
 import io
 from collections.abc import Callable, Iterable, Sequence
@@ -24,7 +24,7 @@ from ..open_run import OpenRun, masks_of
 from ..post import Rule
 from ..viz import COMPARE, PALETTE
 
-# %% ../../nbs/44_thumbs.ipynb #eb8442aa
+# %% ../../nbs/44_thumbs.ipynb #7cfdc2a7
 def thumb_size(
     shape: Sequence[int],  # (H,W) of the image
 ) -> tuple[int, int]:  # (H,W) of the thumbnail
@@ -51,7 +51,7 @@ def _small_steel(path: Any, size: Sequence[int], height: int) -> np.ndarray:
     except ValueError:
         return np.full((h, w), 128, np.uint8)  # the large view shows the error
 
-# %% ../../nbs/44_thumbs.ipynb #b2420709
+# %% ../../nbs/44_thumbs.ipynb #55909859
 PAINT = "image", "labels", "prediction", "difference"
 
 
@@ -88,7 +88,7 @@ def _jpeg(rgb: np.ndarray) -> bytes:
     Image.fromarray(rgb).save(data, "jpeg", quality=80, subsampling=0)  # or thin masks lose their colour
     return data.getvalue()
 
-# %% ../../nbs/44_thumbs.ipynb #d263dd6f
+# %% ../../nbs/44_thumbs.ipynb #a163049d
 class ThumbKey(NamedTuple):
     "What a thumbnail shows, and nothing else: two equal keys are the same picture."
 
@@ -105,7 +105,7 @@ def _keep(kept: dict, most: int, key: Any, value: Any) -> Any:
     kept[key] = value
     return value
 
-# %% ../../nbs/44_thumbs.ipynb #911ea294
+# %% ../../nbs/44_thumbs.ipynb #da04dc47
 class Thumbs:
     """Draws and keeps thumbnails of a folder's images, painted with labels, prediction, or how these differ.
 
@@ -168,7 +168,7 @@ class Thumbs:
             return list(zip(_compare(self.folder.mask(image_id) > 0, masks, channels), COMPARE.values()))
         return [(masks[c], PALETTE[c % len(PALETTE)]) for c in channels]
 
-# %% ../../nbs/44_thumbs.ipynb #5ecfc90d
+# %% ../../nbs/44_thumbs.ipynb #1d7f66c0
 _DRAWERS = ThreadPoolExecutor(4, thread_name_prefix="thumbnails")
 KEYS = "n", "ArrowRight", "p", "ArrowLeft", "f"
 
@@ -195,7 +195,7 @@ async def _fill(
     for future in waiting:
         future.cancel()  # another page is shown
 
-# %% ../../nbs/44_thumbs.ipynb #cd8d4625
+# %% ../../nbs/44_thumbs.ipynb #96f2b1cb
 class Pages(VBox):
     """Thumbnails of a list of images, page by page.
 
