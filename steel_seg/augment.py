@@ -11,7 +11,9 @@ import os
 import random
 import re
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import cv2
 import numpy as np
@@ -24,114 +26,150 @@ BLACK = 16  # levels up to this are black: JPEG leaves a bar some noise
 
 
 def window_of(
-    crop,  # (h, w), text such as "256x512", or None
-):  # (h, w) or None
+    crop: str | Sequence[int] | None,  # (h, w), text such as "256x512", or None
+) -> tuple[int, int] | None:  # (h, w) or None
     "The size of a crop. Raises `ValueError` where it is no size."
     if crop is None:
         return None
-    m = re.fullmatch(r"(\d+)x(\d+)", crop.lower()) if isinstance(crop, str) else None
-    size = (int(m[1]), int(m[2])) if m else tuple(crop) if not isinstance(crop, str) else ()
+    if isinstance(crop, str):
+        match = re.fullmatch(r"(\d+)x(\d+)", crop.lower())
+        size = (int(match[1]), int(match[2])) if match else ()
+    else:
+        size = tuple(crop)
     if len(size) != 2 or not all(isinstance(n, (int, np.integer)) and n > 0 for n in size):
         raise ValueError(f"crop={crop!r} is no size: write height x width, such as 256x512")
     return size
 
+# %% ../nbs/20_augment.ipynb #b0bbfa61
+_FLIP = {(False, False): None, (True, False): 1, (False, True): 0, (True, True): -1}  # (h, v) to cv2.flip's code
 
+
+def _flipped(
+    image: np.ndarray, mask: np.ndarray, marked: list[int], code: int
+) -> tuple[np.ndarray, np.ndarray]:  # image (H,W), mask (C,H,W), of which only `marked` channels have pixels
+    "Image and mask flipped by cv2's code."
+    mask_out = np.zeros(mask.shape, np.uint8)
+    for c in marked:
+        cv2.flip(mask[c], code, dst=mask_out[c])
+    return cv2.flip(image, code), mask_out
+
+
+def _light(brightness: float, contrast: float) -> np.ndarray:
+    "The look-up table (256,) of a change of light: level·(1 + contrast) + 255·brightness, cut to 0..255."
+    levels = np.arange(256, dtype=np.float32) * np.float32(1 + contrast) + np.float32(255 * brightness)
+    return np.clip(levels, 0, 255).astype(np.uint8)  # truncated, not rounded, as albumentations does
+
+# %% ../nbs/20_augment.ipynb #17f95317
+def _with_bar(image: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    "Image (H,W) and mask (C,H,W) with a black bar over one end, a twentieth to two fifths of the width."
+    width = image.shape[1]
+    bar_width = max(1, int(width * rng.uniform(0.05, 0.4)))
+    end = slice(0, bar_width) if rng.random() < 0.5 else slice(width - bar_width, width)
+    image, mask = image.copy(), mask.copy()
+    image[:, end] = 0
+    mask[..., end] = 0
+    return image, mask
+
+# %% ../nbs/20_augment.ipynb #dae51ae5
+def _black_share(image: np.ndarray, y: int, xs: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    "The black share of the windows of a size (h, w) with their top at y and their left at each of xs."
+    h, w = size
+    black_of_column = (image[y : y + h : 4] <= BLACK).mean(0)  # bars run from edge to edge: every fourth row will do
+    sums = np.concatenate([[0], np.cumsum(black_of_column)])
+    return np.diff(sums[[xs, xs + w]], axis=0)[0] / w
+
+
+def _window(
+    image: np.ndarray,  # (H,W) uint8
+    mask: np.ndarray,  # (C,H,W) uint8
+    marked: list[int],  # channels, of one of which the window must hold a pixel; empty: anywhere
+    size: tuple[int, int],  # (h, w)
+    most_black: float,  # share of the window
+    rng: np.random.Generator,
+) -> tuple[int, int]:
+    "The top left corner (y, x) of a random crop."
+    (height, width), (h, w) = image.shape, size
+    if h > height or w > width:
+        raise ValueError(f"a crop of {h}x{w} does not fit into an image of {height}x{width}")
+    top, bottom, left, right = 0, height - h, 0, width - w
+    marked = [c for c in marked if cv2.countNonZero(mask[c])]  # a bar may have covered it
+    if marked:
+        points = cv2.findNonZero(mask[rng.choice(marked)])
+        x, y = points.reshape(-1, 2)[rng.integers(len(points))].tolist()
+        top, bottom = max(0, y - h + 1), min(y, height - h)
+        left, right = max(0, x - w + 1), min(x, width - w)
+    y, xs = int(rng.integers(top, bottom + 1)), np.arange(left, right + 1)
+    if most_black < 1:
+        allowed = _black_share(image, y, xs, size) <= most_black + 1e-9
+        if allowed.any():
+            xs = xs[allowed]
+    return y, int(rng.choice(xs))
+
+# %% ../nbs/20_augment.ipynb #aa3a757e
 @dataclass(frozen=True)
 class TrainTransform:
-    "What `augment` does to an image; made and checked by `train_transform`. Called with an image, its mask and a generator."
+    """What `augment` does to an image; made and checked by `train_transform`, whose arguments the fields are.
+
+    Called with an image, its mask and a generator.
+    """
 
     hflip: float
     vflip: float
     brightness: float
     limit: float
-    crop: tuple | None
+    crop: tuple[int, int] | None
     crop_on_mask: float
     crop_black: float
     blackout: float
     black_bars: float
 
-    def __call__(self, image, mask, rng):
+    def __call__(
+        self,
+        image: np.ndarray,  # (H,W) uint8
+        mask: np.ndarray,  # (C,H,W) uint8 0/1
+        rng: np.random.Generator,
+    ) -> tuple[np.ndarray, np.ndarray]:
         "New arrays, or views of the given ones where nothing was done."
-        blackout, bar, on_mask, hflip, vflip, light = rng.random(
-            6
-        )  # always all six: one probability does not shift the others' draws
-        shown = [c for c in range(len(mask)) if cv2.countNonZero(mask[c])]
-        if shown and blackout < self.blackout:
+        # always all six: one probability does not shift the others' draws
+        blackout, bar, on_mask, hflip, vflip, light = rng.random(6)
+        marked = [c for c in range(len(mask)) if cv2.countNonZero(mask[c])]
+        if marked and blackout < self.blackout:
             image = np.where(mask.any(0), np.uint8(0), image)
-            mask, shown = np.zeros_like(mask), []
+            mask, marked = np.zeros_like(mask), []
         if bar < self.black_bars:
             image, mask = _with_bar(image, mask, rng)
         if self.crop is not None:
-            y, x = _window(image, mask, shown if on_mask < self.crop_on_mask else [], self.crop, self.crop_black, rng)
             h, w = self.crop
+            y, x = _window(image, mask, marked if on_mask < self.crop_on_mask else [], self.crop, self.crop_black, rng)
             image, mask = image[y : y + h, x : x + w], mask[:, y : y + h, x : x + w]
-        if (flip := _FLIP[hflip < self.hflip, vflip < self.vflip]) is not None:
-            flipped = np.zeros(mask.shape, np.uint8)
-            for c in shown:
-                cv2.flip(mask[c], flip, dst=flipped[c])
-            image, mask = cv2.flip(image, flip), flipped
+        flip_code = _FLIP[hflip < self.hflip, vflip < self.vflip]
+        if flip_code is not None:
+            image, mask = _flipped(image, mask, marked, flip_code)
         if light < self.brightness:
             image = cv2.LUT(image, _light(*rng.uniform(-self.limit, self.limit, 2)))
         return image, mask
 
-
-_FLIP = {(False, False): None, (True, False): 1, (False, True): 0, (True, True): -1}  # as cv2.flip counts
-
-
-def _light(brightness, contrast):
-    "The table of a change of light: level·(1 + contrast) + 255·brightness, cut to 0..255."
-    levels = np.arange(256, dtype=np.float32) * np.float32(1 + contrast) + np.float32(255 * brightness)
-    return np.clip(levels, 0, 255).astype(np.uint8)  # cut off, not rounded, as albumentations does
-
-# %% ../nbs/20_augment.ipynb #aa3a757e
-def _with_bar(image, mask, rng):
-    "Image and mask with a black bar over one end, a twentieth to two fifths of the width."
-    width = image.shape[1]
-    n, image, mask = max(1, int(width * rng.uniform(0.05, 0.4))), image.copy(), mask.copy()
-    end = slice(0, n) if rng.random() < 0.5 else slice(width - n, width)
-    image[:, end], mask[..., end] = 0, 0
-    return image, mask
-
-
-def _window(image, mask, shown, size, most_black, rng):
-    "Where the crop begins, (y, x)."
-    (height, width), (h, w) = image.shape, size
-    if h > height or w > width:
-        raise ValueError(f"a crop of {h}x{w} does not fit into an image of {height}x{width}")
-    lowest, highest, left, right = 0, height - h, 0, width - w
-    shown = [c for c in shown if cv2.countNonZero(mask[c])]  # a bar may have covered it
-    if shown:
-        points = cv2.findNonZero(mask[rng.choice(shown)])
-        x, y = points.reshape(-1, 2)[rng.integers(len(points))].tolist()
-        lowest, highest, left, right = max(0, y - h + 1), min(y, height - h), max(0, x - w + 1), min(x, width - w)
-    y, xs = int(rng.integers(lowest, highest + 1)), np.arange(left, right + 1)
-    if most_black < 1:
-        columns = (image[y : y + h : 4] <= BLACK).mean(0)  # bars run from edge to edge: every fourth row will do
-        share = np.diff(np.concatenate([[0], np.cumsum(columns)])[[xs, xs + w]], axis=0)[0] / w
-        if (share <= most_black + 1e-9).any():
-            xs = xs[share <= most_black + 1e-9]
-    return y, int(rng.choice(xs))
-
-
+# %% ../nbs/20_augment.ipynb #29c639ae
 def train_transform(
     hflip: float = 0.5,  # probability of a left-right flip
     vflip: float = 0.5,  # probability of an upside-down flip
     brightness: float = 0.1,  # probability of a change of brightness and contrast
-    limit: float = 0.1,  # how far they change: brightness by up to ±limit of 255, contrast by a factor 1±limit
-    crop=None,  # (h, w) or "256x512": the size that comes out; None: the whole image
-    crop_on_mask: float = 0.85,  # probability that the window holds a labelled pixel, where the image has one
-    crop_black: float = 0.5,  # greatest part of the window that may be black, where there is another
+    limit: float = 0.1,  # largest change: brightness by up to ±limit of 255, contrast by a factor 1±limit
+    crop: str | Sequence[int] | None = None,  # (h, w) or "256x512": the output size; None: the whole image
+    crop_on_mask: float = 0.85,  # probability that the window holds a labelled pixel, if the image has one
+    crop_black: float = 0.5,  # maximum share of the window that is black, if another window is possible
     blackout: float = 0.0,  # probability that labelled pixels are painted black and their labels removed
     black_bars: float = 0.0,  # probability of a black bar over one end
 ) -> TrainTransform:
-    """The training augmentation of the 31st-place recipe, and what others added to it, for grey `uint8` images of any size.
+    """The training augmentation of the 31st-place recipe and its extensions, for grey `uint8` images of any size.
 
-    Blackout and bar come first, then crop, flips and light. Raises `ValueError` for a probability outside 0..1 and a crop that is no size.
-    Sources: HorizontalFlip, VerticalFlip and RandomBrightnessContrast of albumentations 2; blackout as the winners of the competition described it.
+    Blackout and bar come first, then crop, flips and light.
+    Raises `ValueError` for a probability outside 0..1 and a crop that is no size.
+    Sources: HorizontalFlip, VerticalFlip and RandomBrightnessContrast of albumentations 2; blackout as the winners of
+    the competition described it.
     """
-    made = TrainTransform(
-        hflip, vflip, brightness, limit, window_of(crop), crop_on_mask, crop_black, blackout, black_bars
-    )
+    size = window_of(crop)
+    made = TrainTransform(hflip, vflip, brightness, limit, size, crop_on_mask, crop_black, blackout, black_bars)
     for f in fields(made):
         if f.name != "crop" and not 0 <= getattr(made, f.name) <= 1:
             raise ValueError(f"{f.name}={getattr(made, f.name)!r} is not in 0 to 1")
@@ -149,12 +187,40 @@ def item_seed(
     return int.from_bytes(digest, "little")
 
 # %% ../nbs/20_augment.ipynb #e7449ef8
+def _check(image: np.ndarray, mask: np.ndarray, who: str) -> None:
+    sizes_fit = image.ndim == 2 and mask.ndim == 3 and mask.shape[1:] == image.shape
+    if not sizes_fit or image.dtype != np.uint8 or mask.dtype != np.uint8:
+        raise ValueError(
+            f"{who} an (H,W) uint8 image and a (C,H,W) uint8 mask of its size, got "
+            f"{image.shape} {image.dtype} and {mask.shape} {mask.dtype}"
+        )
+
+
+def _composed(
+    compose: Any, image: np.ndarray, mask: np.ndarray, rng: np.random.Generator, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    "What an albumentations `Compose` makes of an image and its mask (C,H,W)."
+    compose.set_random_state(rng, random.Random(seed))
+    out = compose(image=image, mask=mask.transpose(1, 2, 0))
+    new_mask = out["mask"]
+    if new_mask.ndim == 2:
+        new_mask = new_mask[..., None]  # some steps drop a single channel
+    new_mask = new_mask.transpose(2, 0, 1)
+    _check(out["image"], new_mask, "the transform must return")
+    return out["image"], new_mask
+
+
+def _own(new: np.ndarray, old: np.ndarray) -> np.ndarray:
+    "An array in memory of its own, row by row."
+    return new.copy() if np.may_share_memory(new, old) or not new.flags.c_contiguous else new
+
+# %% ../nbs/20_augment.ipynb #3f430032
 def augment(
-    transform,  # from `train_transform`, or an albumentations `Compose` (2.0.5 or later)
+    transform: Any,  # from `train_transform`, or an albumentations `Compose` (2.0.5 or later)
     image: np.ndarray,  # (H,W) uint8, grey
     mask: np.ndarray,  # (C,H,W) uint8 0/1
     seed: int,  # e.g. from `item_seed`; not negative
-) -> tuple:  # image (H,W) uint8, mask (C,H,W) uint8, both new arrays
+) -> tuple[np.ndarray, np.ndarray]:  # image (H,W) uint8, mask (C,H,W) uint8, both new arrays
     """Apply `transform` to an image and its mask; the result is a function of the four arguments and nothing else.
 
     Sets a Compose's whole random state before the call, with one generator shared by its steps.
@@ -167,24 +233,5 @@ def augment(
     if isinstance(transform, TrainTransform):
         new_image, new_mask = transform(image, mask, rng)
     else:
-        transform.set_random_state(rng, random.Random(seed))
-        out = transform(image=image, mask=mask.transpose(1, 2, 0))
-        new_image, new_mask = out["image"], out["mask"]
-        if new_mask.ndim == 2:
-            new_mask = new_mask[..., None]  # some steps drop a single channel
-        new_mask = new_mask.transpose(2, 0, 1)
-        _check(new_image, new_mask, "the transform must return")
-
-    def own(new, old):
-        return new.copy() if np.may_share_memory(new, old) or not new.flags.c_contiguous else new
-
-    return own(new_image, image), own(new_mask, mask)
-
-
-def _check(image, mask, who):
-    sizes = image.ndim == 2 and mask.ndim == 3 and mask.shape[1:] == image.shape
-    if not sizes or image.dtype != np.uint8 or mask.dtype != np.uint8:
-        raise ValueError(
-            f"{who} an (H,W) uint8 image and a (C,H,W) uint8 mask of its size, got "
-            f"{image.shape} {image.dtype} and {mask.shape} {mask.dtype}"
-        )
+        new_image, new_mask = _composed(transform, image, mask, rng, seed)
+    return _own(new_image, image), _own(new_mask, mask)

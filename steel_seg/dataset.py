@@ -8,7 +8,9 @@ __all__ = ['SAMPLERS', 'StripDataset', 'image_groups', 'epoch_order', 'epoch_bat
 # %% ../nbs/21_dataset.ipynb #a829d7d8
 import math
 from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import count
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -19,69 +21,85 @@ from .augment import TrainTransform, augment, item_seed
 from .data import class_id
 from .rle_fast import decode
 
+if TYPE_CHECKING:
+    from steel_seg.cache import ImageCache
+    from steel_seg.data import StripFolder
+
 # %% ../nbs/21_dataset.ipynb #a5ec9762
-def _split(item):
+def _split(item: int | tuple[int, ...]) -> tuple[int, int, int]:
     "Epoch, row and draw of an item: `i`, `(epoch, i)` or `(epoch, i, draw)`."
     if not isinstance(item, tuple):
         return 0, item, 0
-    return item if len(item) == 3 else (*item, 0)
+    epoch, i, *draw = item
+    return epoch, i, draw[0] if draw else 0
 
 
-def _room(*shape):
-    "An unset uint8 tensor for a batch; in a worker in shared memory, as torch's own `default_collate` does it, else it is copied there."
+def _new_batch(*shape: int) -> torch.Tensor:
+    """An unset uint8 tensor for a batch.
+
+    In a worker it lies in shared memory, as in torch's own `default_collate`; else the loader would copy it there.
+    """
     if get_worker_info() is None:
         return torch.empty(shape, dtype=torch.uint8)
     return torch.empty(0, dtype=torch.uint8).set_(torch.UntypedStorage._new_shared(math.prod(shape))).reshape(shape)
 
 
-class StripDataset(Dataset):
-    """The train images of a folder with their masks; item `(epoch, i, draw)` depends on these three, transform and seed.
+def _check_part(folder: "StripFolder", cache: "ImageCache | None", shape: tuple[int, ...], n_classes: int) -> None:
+    "Raise `ValueError` where a folder has another size or other classes than the dataset, or its cache other images."
+    if (tuple(folder.shape), folder.n_classes) != (shape, n_classes):
+        raise ValueError(
+            f"{folder.root}: {folder.n_classes} classes on {folder.shape[0]}x{folder.shape[1]}, "
+            f"the first folder has {n_classes} on {shape[0]}x{shape[1]}; "
+            f"where only the classes differ, read it with read_folder(.., n_classes={n_classes})"
+        )
+    if cache is not None and (cache.image_ids, tuple(cache.shape)) != (tuple(folder.images.image_id), shape):
+        raise ValueError(f"{cache.path}: holds other images than {folder.root}; open it with open_cache(folder, ..)")
 
-    `i` is the row in `folder.images`, and from len(folder) on in `extra.images`; `(epoch, i)` means draw 0, a bare `i` epoch 0. An item is
-    a dict of `image` (1,H,W) uint8 tensor, `mask` (C,H,W) uint8 tensor and `index` (i). Raises `IndexError` outside 0..len-1, and
-    `ValueError` for an image that is unreadable or of another size than the folder's (by name), for a cache of other images, for an `extra` of
-    another size or number of classes, and for a transform that gives images of several sizes in one batch.
+# %% ../nbs/21_dataset.ipynb #87e7f468
+class StripDataset(Dataset):
+    """Train images of a folder with their masks; item `(epoch, i, draw)` depends on these three, transform and seed.
+
+    `i` is the row in `folder.images`, and from len(folder) on in `extra.images`; `(epoch, i)` means draw 0, a bare `i`
+    epoch 0. An item is a dict of `image` (1,H,W) uint8 tensor, `mask` (C,H,W) uint8 tensor and `index` (i).
+    Raises `IndexError` outside 0..len-1, and `ValueError` for an image that is unreadable or of another size than the
+    folder's (by name), for a cache of other images, for an `extra` of another size or number of classes, and for a
+    transform that gives images of several sizes in one batch.
     """
 
     def __init__(
         self,
-        folder,  # a `StripFolder`
-        transform=None,  # for `augment`; None shows the images as they are
+        folder: "StripFolder",
+        transform: Any = None,  # for `augment`: from `train_transform`, or an albumentations `Compose`; None: unchanged
         seed: int = 0,  # of the run
-        cache=None,  # the folder's `ImageCache`; None reads its files
-        extra=None,  # another `StripFolder`, say of pseudo-labelled images
-        extra_cache=None,  # and its `ImageCache`
+        cache: "ImageCache | None" = None,  # the folder's; None reads its files
+        extra: "StripFolder | None" = None,  # another folder, say of pseudo-labelled images
+        extra_cache: "ImageCache | None" = None,  # and its cache
     ):
         self.transform, self.seed, self.shape, self.n_classes = transform, seed, tuple(folder.shape), folder.n_classes
         self._marked_only = transform is None or isinstance(transform, TrainTransform)
-        self.image_ids, self._read, self._rles = (), [], []
-        for part, decoded in ((folder, cache), (extra, extra_cache)):
-            if part is not None:
-                self._add(part, decoded)
+        self.image_ids: tuple[str, ...] = ()
+        self._read: list[tuple[Callable[[Any], np.ndarray], Any]] = []  # of each row: a function and its argument
+        self._rles: list[Sequence[tuple[int, str]]] = []  # of each row: (channel, rle), by channel
+        self._add(folder, cache)
+        if extra is not None:
+            self._add(extra, extra_cache)
 
-    def _add(self, folder, cache):
-        "Append the rows of a folder: how each image is read, and its runs as (channel, rle)."
-        if (tuple(folder.shape), folder.n_classes) != (self.shape, self.n_classes):
-            raise ValueError(
-                f"{folder.root}: {folder.n_classes} classes on {folder.shape[0]}x{folder.shape[1]}, the first folder has {self.n_classes} on {self.shape[0]}x{self.shape[1]}; "
-                f"where only the classes differ, read it with read_folder(.., n_classes={self.n_classes})"
-            )
-        ids = tuple(folder.images.image_id)
-        if cache is not None and (cache.image_ids, tuple(cache.shape)) != (ids, self.shape):
-            raise ValueError(
-                f"{cache.path}: holds other images than {folder.root}; open it with open_cache(folder, ..)"
-            )
-        self._read += [
-            (cache.__getitem__, row) if cache is not None else (folder.image, i) for row, i in enumerate(ids)
-        ]
-        self._rles += [folder.labels(i) for i in ids]  # by channel, as `augment` would meet them in a whole mask
-        self.image_ids += ids
+    def _add(self, folder: "StripFolder", cache: "ImageCache | None") -> None:
+        "Append the rows of a folder."
+        _check_part(folder, cache, self.shape, self.n_classes)
+        for row, image_id in enumerate(folder.images.image_id):
+            self._read.append((folder.image, image_id) if cache is None else (cache.__getitem__, row))
+            self._rles.append(folder.labels(image_id))
+        self.image_ids += tuple(folder.images.image_id)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.image_ids)
 
-    def _load(self, i, scratch):
-        "The image of a row, its masks, drawn into `scratch` (C,H,W), and their channels: the marked ones, or all for a transform of one's own."
+    def _load(self, i: int, scratch: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[int]]:
+        """The image of a row; its masks, decoded into `scratch` (C,H,W); and their channels.
+
+        The channels are the marked ones, or all for a transform of the user's own.
+        """
         if not 0 <= i < len(self):
             raise IndexError(f"image {i} of {len(self)}")
         rles = self._rles[i]
@@ -92,40 +110,47 @@ class StripDataset(Dataset):
         read, key = self._read[i]
         return read(key), scratch[: len(rles)], [c for c, _ in rles]
 
-    def __getitem__(self, item):
+    def __getitem__(self, item: int | tuple[int, ...]) -> dict[str, Any]:
         batch = self.__getitems__([item])
         return {"image": batch["image"][0], "mask": batch["mask"][0], "index": int(batch["index"][0])}
 
-    def __getitems__(self, items):
-        "One batch: the images and masks of `items`, and index (N,) int64."
-        scratch, images, masks = np.empty((self.n_classes, *self.shape), np.uint8), None, None
+    def __getitems__(self, items: Sequence[int | tuple[int, ...]]) -> dict[str, torch.Tensor]:
+        "One batch: the images (N,1,H,W) and masks (N,C,H,W) of `items`, and index (N,) int64."
+        scratch = np.empty((self.n_classes, *self.shape), np.uint8)
+        images = masks = torch.empty(0)
         for k, (epoch, i, draw) in enumerate(map(_split, items)):
             image, mask, channels = self._load(i, scratch)
             if self.transform is not None:
                 image, mask = augment(self.transform, image, mask, item_seed(self.seed, epoch, i, draw))
-            if images is None:
-                images, masks = (
-                    _room(len(items), 1, *image.shape),
-                    _room(len(items), self.n_classes, *image.shape).zero_(),
-                )
+            if k == 0:
+                images = _new_batch(len(items), 1, *image.shape)
+                masks = _new_batch(len(items), self.n_classes, *image.shape).zero_()
             if image.shape != images.shape[2:]:
-                raise ValueError(
-                    f"{self.image_ids[i]}: the transform gives {image.shape[0]}x{image.shape[1]}, and {images.shape[2]}x{images.shape[3]} for another image of the batch: "
-                    "a crop must be of one size for all"
-                )
+                raise ValueError(_two_sizes(self.image_ids[i], image.shape, images.shape[2:]))
             images.numpy()[k, 0] = image
-            for c, m in zip(channels, mask):
-                masks.numpy()[k, c] = m
+            for c, channel in zip(channels, mask):
+                masks.numpy()[k, c] = channel
         return {"image": images, "mask": masks, "index": torch.tensor([_split(item)[1] for item in items])}
+
+
+def _two_sizes(image_id: str, size: Sequence[int], first: Sequence[int]) -> str:
+    "The message where a transform gives another size for an image than for the first of its batch."
+    return (
+        f"{image_id}: the transform gives {size[0]}x{size[1]}, and {first[0]}x{first[1]} for another image of the "
+        "batch: a crop must be of one size for all"
+    )
 
 # %% ../nbs/21_dataset.ipynb #9f0ce601
 def image_groups(
-    folder,  # a `StripFolder`
+    folder: "StripFolder",
 ) -> np.ndarray:  # (N,) int64, in the order of `folder.images`
-    "The group of each image: the channel of its rarest class (the one in the fewest images of the folder; of two the lower), -1 where nothing is marked."
-    there = folder.truth_area() > 0
-    rarest_first = np.argsort(there.sum(axis=0), kind="stable")
-    return np.where(there.any(axis=1), rarest_first[there[:, rarest_first].argmax(axis=1)], -1)
+    """The group of each image: the channel of its rarest class, -1 where nothing is marked.
+
+    The rarest class is the one in the fewest images of the folder; of two, the lower.
+    """
+    marked = folder.truth_area() > 0
+    rarest_first = np.argsort(marked.sum(axis=0), kind="stable")
+    return np.where(marked.any(axis=1), rarest_first[marked[:, rarest_first].argmax(axis=1)], -1)
 
 # %% ../nbs/21_dataset.ipynb #2c6f820a
 SAMPLERS = {
@@ -137,61 +162,53 @@ SAMPLERS = {
 }
 
 
-def _rng(seed, epoch, what):
-    "A generator for one purpose: -1 is the order of an epoch, -2 the pseudo-labelled images, -4 - g group g. No image has a negative number."
-    return np.random.default_rng(item_seed(seed, epoch, what))
+# Stands for an image's number in `item_seed`, one for each purpose; no image has a negative number.
+_ORDER, _PSEUDO, _GROUP = -1, -2, -4  # the order of an epoch; the pseudo-labelled images; _GROUP - g: group g
 
 
-def _walk(rows, start, stop, seed, epoch, what):
-    "Steps start..stop-1 of an endless walk around `rows`, each round's part of them shuffled anew."
-    round_, shuffle = _rng(seed, -1, what).permutation(rows), _rng(seed, epoch, what).permutation
-    steps = round_[np.arange(start, stop) % len(rows)]
-    return np.concatenate([shuffle(steps[k : k + len(rows)]) for k in range(0, len(steps), len(rows))] or [steps])
+def _rng(seed: int, epoch: int, purpose: int) -> np.random.Generator:
+    return np.random.default_rng(item_seed(seed, epoch, purpose))
+
+
+def _cycle(rows: np.ndarray, start: int, stop: int, seed: int, epoch: int, purpose: int) -> np.ndarray:
+    "Steps start..stop-1 of an endless cycle through `rows`, the part of each round shuffled anew."
+    cycle = _rng(seed, -1, purpose).permutation(rows)
+    shuffle = _rng(seed, epoch, purpose).permutation
+    steps = cycle[np.arange(start, stop) % len(rows)]
+    rounds = [shuffle(steps[k : k + len(rows)]) for k in range(0, len(steps), len(rows))]
+    return np.concatenate(rounds or [steps])
 
 # %% ../nbs/21_dataset.ipynb #6a52e9b1
-def _equal(by_group, size, seed, epoch):
+def _equal(by_group: dict[int, np.ndarray], size: int, seed: int, epoch: int) -> np.ndarray:
     "Every group `size` times, in any order."
-    order = [_walk(rows, epoch * size, (epoch + 1) * size, seed, epoch, -4 - g) for g, rows in by_group.items()]
-    return _rng(seed, epoch, -1).permutation(np.concatenate(order))
+    order = [_cycle(rows, epoch * size, (epoch + 1) * size, seed, epoch, _GROUP - g) for g, rows in by_group.items()]
+    return _rng(seed, epoch, _ORDER).permutation(np.concatenate(order))
 
 
-def _balanced(by_group, n, seed, epoch):
-    "n places, dealt out to the groups in turn over the whole run."
+def _balanced(by_group: dict[int, np.ndarray], n: int, seed: int, epoch: int) -> np.ndarray:
+    "n places, given to the groups in turn over the whole run."
     places, order = np.arange(epoch * n, (epoch + 1) * n), np.empty(n, np.int64)
     for turn, (g, rows) in enumerate(by_group.items()):
-        mine = places % len(by_group) == turn
-        rounds = places[mine] // len(by_group)
+        of_group = places % len(by_group) == turn
+        rounds = places[of_group] // len(by_group)
         if len(rounds):
-            order[mine] = _walk(rows, rounds[0], rounds[-1] + 1, seed, epoch, -4 - g)
+            order[of_group] = _cycle(rows, rounds[0], rounds[-1] + 1, seed, epoch, _GROUP - g)
     return order
 
 
-def _mixed(rows, pseudo, share, seed, epoch):
-    "All rows once, and among them, evenly spread, so many pseudo-labelled ones that they are `share` of all."
-    more = max(1, round(len(rows) * share / (1 - share)))
-    n = len(rows) + more
-    theirs = np.arange(1, n + 1) * more // n > np.arange(n) * more // n
+def _mixed(rows: np.ndarray, pseudo: np.ndarray, share: float, seed: int, epoch: int) -> np.ndarray:
+    "All rows once and, evenly spread between them, as many pseudo-labelled ones as make up `share` of all."
+    n_pseudo = max(1, round(len(rows) * share / (1 - share)))
+    n = len(rows) + n_pseudo
+    is_pseudo = np.arange(1, n + 1) * n_pseudo // n > np.arange(n) * n_pseudo // n
     order = np.empty(n, np.int64)
-    order[~theirs] = _rng(seed, epoch, -1).permutation(rows)
-    order[theirs] = _walk(pseudo, epoch * more, (epoch + 1) * more, seed, epoch, -2)
+    order[~is_pseudo] = _rng(seed, epoch, _ORDER).permutation(rows)
+    order[is_pseudo] = _cycle(pseudo, epoch * n_pseudo, (epoch + 1) * n_pseudo, seed, epoch, _PSEUDO)
     return order
 
 # %% ../nbs/21_dataset.ipynb #c9e9108e
-def epoch_order(
-    indices,  # rows to show, e.g. those outside the validation fold
-    sampler: str = "as_is",  # one of `SAMPLERS`
-    seed: int = 0,  # of the run
-    epoch: int = 0,  # from 0
-    groups=None,  # of all rows, as of `image_groups`; for "upsample", "downsample" and "balanced"
-    pseudo=(),  # rows of pseudo-labelled images, from len(folder) on; for "pseudo"
-    share: float = 0.3,  # of the images of an epoch that are pseudo-labelled; for "pseudo"
-) -> list:  # of (i, draw)
-    """The images of one epoch in order, a function of the arguments and nothing else; `draw` counts how often `i` came before in this epoch.
-
-    A group of which `indices` holds no image is left out. Every epoch is of the same length. Raises `ValueError` for an unknown sampler, a
-    repeated row, groups that do not reach so far, and for pseudo-labelled rows that the sampler does not use or lacks.
-    """
-    rows, pseudo = (np.asarray(list(x), dtype=np.int64) for x in (indices, pseudo))
+def _check_order(rows: np.ndarray, pseudo: np.ndarray, sampler: str, share: float) -> None:
+    "Raise `ValueError` where rows, pseudo-labelled rows and sampler do not go together."
     if sampler not in SAMPLERS:
         raise ValueError(f"sampler {sampler!r} is not one of {', '.join(SAMPLERS)}")
     if not len(rows):
@@ -200,47 +217,79 @@ def epoch_order(
         raise ValueError("indices holds an image twice")
     if (sampler == "pseudo") != (len(pseudo) > 0):
         raise ValueError(
-            f"sampler {sampler!r} with {len(pseudo)} pseudo-labelled images: they go with 'pseudo', which needs at least one"
+            f"sampler {sampler!r} with {len(pseudo)} pseudo-labelled images: "
+            "they go with 'pseudo', which needs at least one"
         )
+    if sampler == "pseudo" and not 0 < share < 1:
+        raise ValueError(f"share {share!r} is not between 0 and 1")
+
+
+def _grouped_order(rows: np.ndarray, sampler: str, seed: int, epoch: int, groups: Sequence[int] | None) -> np.ndarray:
+    "The order of a sampler that knows groups."
+    if groups is None or len(groups) <= rows.max():
+        raise ValueError(f"sampler {sampler!r} needs the group of every image: groups=image_groups(folder)")
+    group = np.asarray(groups)[rows]
+    by_group = {int(g): rows[group == g] for g in np.unique(group)}
+    if sampler == "balanced":
+        return _balanced(by_group, len(rows), seed, epoch)
+    sizes = [len(rows_of_group) for rows_of_group in by_group.values()]
+    return _equal(by_group, max(sizes) if sampler == "upsample" else min(sizes), seed, epoch)
+
+# %% ../nbs/21_dataset.ipynb #e57d5f27
+def epoch_order(
+    indices: Iterable[int],  # rows to show, e.g. those outside the validation fold
+    sampler: str = "as_is",  # one of `SAMPLERS`
+    seed: int = 0,  # of the run
+    epoch: int = 0,  # from 0
+    groups: Any = None,  # (N,) of all rows, as from `image_groups`; for "upsample", "downsample" and "balanced"
+    pseudo: Iterable[int] = (),  # rows of pseudo-labelled images, from len(folder) on; for "pseudo"
+    share: float = 0.3,  # of the images of an epoch that are pseudo-labelled; for "pseudo"
+) -> list[tuple[int, int]]:  # of (i, draw)
+    """The images of one epoch in order, a function of the arguments and nothing else.
+
+    `draw` counts how often `i` came before in this epoch. A group of which `indices` holds no image is left out. Every
+    epoch has the same length. Raises `ValueError` for an unknown sampler, a repeated row, groups that do not cover
+    the rows, and for pseudo-labelled rows that the sampler does not use or lacks.
+    """
+    rows = np.asarray(list(indices), dtype=np.int64)
+    pseudo_rows = np.asarray(list(pseudo), dtype=np.int64)
+    _check_order(rows, pseudo_rows, sampler, share)
     if sampler == "as_is":
-        order = _rng(seed, epoch, -1).permutation(rows)
+        order = _rng(seed, epoch, _ORDER).permutation(rows)
     elif sampler == "pseudo":
-        if not 0 < share < 1:
-            raise ValueError(f"share {share!r} is not between 0 and 1")
-        order = _mixed(rows, pseudo, share, seed, epoch)
+        order = _mixed(rows, pseudo_rows, share, seed, epoch)
     else:
-        if groups is None or len(groups) <= rows.max():
-            raise ValueError(f"sampler {sampler!r} needs the group of every image: groups=image_groups(folder)")
-        group = np.asarray(groups)[rows]
-        by_group = {int(g): rows[group == g] for g in np.unique(group)}
-        sizes = [len(r) for r in by_group.values()]
-        if sampler == "balanced":
-            order = _balanced(by_group, len(rows), seed, epoch)
-        else:
-            order = _equal(by_group, (max if sampler == "upsample" else min)(sizes), seed, epoch)
-    came = defaultdict(count)
-    return [(i, next(came[i])) for i in order.tolist()]
+        order = _grouped_order(rows, sampler, seed, epoch, groups)
+    draws: defaultdict[int, Iterator[int]] = defaultdict(count)
+    return [(i, next(draws[i])) for i in order.tolist()]
 
 # %% ../nbs/21_dataset.ipynb #84ca260e
+def _remainder(items: list, rank: int, world: int) -> list:
+    "What one of `world` processes gets of items that fill no step: as many as the others, or one more."
+    per_process, left_over = divmod(len(items), world)
+    start = rank * per_process + min(rank, left_over)
+    return items[start : start + per_process + (rank < left_over)]
+
+# %% ../nbs/21_dataset.ipynb #02c85a45
 def epoch_batches(
-    indices,  # rows to show, as for `epoch_order`
-    batch_size: int,  # images a step and process
+    indices: Iterable[int],  # rows to show, as for `epoch_order`
+    batch_size: int,  # images per step and process
     seed: int,  # of the run
     epoch: int,  # from 0
     shuffle: bool = True,  # False keeps the order of `indices`
     drop_last: bool = True,  # leave out what does not fill a step, unless it is the only one; False shares it out
-    rank: int = 0,  # this process
-    world: int = 1,  # of so many
+    rank: int = 0,  # number of this process, from 0
+    world: int = 1,  # number of processes
     sampler: str = "as_is",  # these four as for `epoch_order`
-    groups=None,
-    pseudo=(),
+    groups: Any = None,
+    pseudo: Iterable[int] = (),
     share: float = 0.3,
-) -> list:  # batches, each a list of (epoch, i), or (epoch, i, draw) from the second time that i comes
+) -> list[list[tuple[int, ...]]]:  # batches of (epoch, i), or (epoch, i, draw) from the second time that i comes
     """The batches of one epoch for one process, a function of the arguments and nothing else.
 
-    Over the ranks nothing comes twice that does not in `epoch_order`; without `drop_last` all of it comes (a rank may have a step less).
-    Raises `ValueError` as `epoch_order` does, for another sampler than "as_is" without `shuffle`, for no images, and, where every rank
-    must take part (`drop_last`), for fewer images than ranks.
+    Over the ranks nothing comes twice that does not in `epoch_order`; without `drop_last` all of it comes (a rank may
+    have one step less). Raises `ValueError` as `epoch_order` does, for another sampler than "as_is" without `shuffle`,
+    for no images, and, where every rank must take part (`drop_last`), for fewer images than ranks.
     """
     rows = np.asarray(list(indices), dtype=np.int64)
     if batch_size < 1 or not 0 <= rank < world:
@@ -255,66 +304,60 @@ def epoch_batches(
     if drop_last and len(order) < world:
         raise ValueError(f"{len(order)} images cannot feed {world} processes")
     items = [(epoch, i, draw) if draw else (epoch, i) for i, draw in order]
-    step = batch_size * world
-    full = len(items) // step * step
-    steps = [items[k + rank * batch_size : k + (rank + 1) * batch_size] for k in range(0, full, step)]
+    images_per_step = batch_size * world
+    full = len(items) // images_per_step * images_per_step
+    starts = range(rank * batch_size, full, images_per_step)
+    batches = [items[start : start + batch_size] for start in starts]
     if not full or (not drop_last and full < len(items)):
-        steps.append(_part(items[full:], rank, world))
-    return [s for s in steps if s]
-
-
-def _part(items, rank, world):
-    "What one of `world` gets of items that fill no step: as many as the others, or one more."
-    each, over = divmod(len(items), world)
-    start = rank * each + min(rank, over)
-    return items[start : start + each + (rank < over)]
+        batches.append(_remainder(items[full:], rank, world))
+    return [batch for batch in batches if batch]
 
 # %% ../nbs/21_dataset.ipynb #52ec11c8
-def epoch_mix(
-    order,  # as of `epoch_order`
-    folder,  # the `StripFolder`; rows behind it count as pseudo-labelled
-    batch_size: int | None = None,  # images a step, of all processes together
-) -> str:  # one line, or two where images come more than once
-    "What an epoch shows, in words: images, full batches, and the images of each group (`image_groups`) with their share."
-    rows = np.array([i for i, _ in order], np.int64)
-    names = {
-        -1: "none",
-        **{c: f"class {class_id(c)}" for c in range(folder.n_classes)},
-        folder.n_classes: "pseudo-labelled",
-    }
+def _rows_by_name(rows: np.ndarray, folder: "StripFolder") -> dict[str, np.ndarray]:
+    "The rows of each group that they hold, by the group's name."
+    names = {-1: "none"} | {c: f"class {class_id(c)}" for c in range(folder.n_classes)}
+    names[folder.n_classes] = "pseudo-labelled"
     group = np.append(image_groups(folder), folder.n_classes)[np.minimum(rows, len(folder))]
-    there = {name: rows[group == g] for g, name in names.items() if (group == g).any()}
-    text = f"an epoch has {len(rows):,} images" + (
-        f" in {max(len(rows) // batch_size, 1):,} batches of {batch_size}" if batch_size else ""
-    )
-    text += ": " + ", ".join(f"{name} {len(r):,} ({len(r) / len(rows):.0%})" for name, r in there.items())
+    return {name: rows[group == g] for g, name in names.items() if (group == g).any()}
+
+
+def _repeats(rows: np.ndarray) -> str:
+    "How many different images there are, and how often each comes: `219 (24-25x)`."
+    times = np.unique(rows, return_counts=True)[1]
+    low, high = times.min(), times.max()
+    return f"{len(times):,} ({low}{f'-{high}' if high > low else ''}x)"
+
+# %% ../nbs/21_dataset.ipynb #a99b12d8
+def epoch_mix(
+    order: Sequence[tuple[int, int]],  # as from `epoch_order`
+    folder: "StripFolder",  # rows from its length on count as pseudo-labelled
+    batch_size: int | None = None,  # images per step, of all processes together
+) -> str:  # one line, or two where images come more than once
+    "What an epoch shows, in words: images, full batches, and each group's (`image_groups`) images and share."
+    rows = np.array([i for i, _ in order], np.int64)
+    by_name = _rows_by_name(rows, folder)
+    text = f"an epoch has {len(rows):,} images"
+    if batch_size:
+        text += f" in {max(len(rows) // batch_size, 1):,} batches of {batch_size}"
+    text += ": " + ", ".join(f"{name} {len(r):,} ({len(r) / len(rows):.0%})" for name, r in by_name.items())
     if len(np.unique(rows)) == len(rows):
         return text
-    times = {
-        name: (len(n), n.min(), n.max()) for name, r in there.items() for n in [np.unique(r, return_counts=True)[1]]
-    }
-    return (
-        text
-        + "\ndifferent images: "
-        + ", ".join(
-            f"{name} {n:,} ({low}{f'-{high}' if high > low else ''}x)" for name, (n, low, high) in times.items()
-        )
-    )
+    return f"{text}\ndifferent images: " + ", ".join(f"{name} {_repeats(r)}" for name, r in by_name.items())
 
 # %% ../nbs/21_dataset.ipynb #7cb861cb
-def _one_thread(worker):
+def _one_thread(worker: int) -> None:
     "Start of a worker: OpenCV without its pool of threads (torch takes one thread in workers by itself)."
     cv2.setNumThreads(0)
 
 
-def _as_it_is(batch):
+def _as_it_is(batch: Any) -> Any:
     "In the place of a collate function: a batch of `StripDataset` is one already."
     return batch
 
 
 def make_loader(
     dataset: StripDataset,
-    batches: list,  # from `epoch_batches`, or the rest of it after a resume
+    batches: Any,  # a list from `epoch_batches`, or the rest of it after a resume; or any batch sampler
     num_workers: int = 0,  # processes that read ahead; 0 reads in this one
 ) -> DataLoader:  # yields dict(image (N,1,H,W) uint8, mask (N,C,H,W) uint8, index (N,) int64)
     "A loader over exactly these batches in this order; the tensors do not depend on `num_workers`."

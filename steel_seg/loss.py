@@ -7,17 +7,19 @@ __all__ = ['bce', 'weighted_bce', 'focal', 'soft_dice', 'lovasz', 'symmetric_lov
 
 # %% ../nbs/23_loss.ipynb #c8a78a49
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 # %% ../nbs/23_loss.ipynb #6a199609
-def _at_least_float32(x):
+def _at_least_float32(x: torch.Tensor) -> torch.Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def _ready(logits, target):
-    "Both as float32 (as float64 where the logits are), of one shape; a silent broadcast here would train on nonsense."
+def _ready(logits: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    "Both as float32 (as float64 where the logits are), of one shape: broadcasting would hide a wrong target."
     if logits.ndim != 4 or logits.shape != target.shape:
         got = f"{tuple(logits.shape)} and {tuple(target.shape)}"
         raise ValueError(f"logits and target must have one shape (N,C,H,W), got {got}")
@@ -25,30 +27,29 @@ def _ready(logits, target):
     return logits, target.to(logits.dtype)
 
 # %% ../nbs/23_loss.ipynb #fba806f4
-def _between(v, low, high):
+def _between(v: Any, low: float, high: float) -> bool:
     return type(v) in (int, float) and low <= v <= high  # neither nan nor True is
 
 
-_SETTINGS = {  # is this value fit, and what would be
-    "pos_weight": (
-        lambda v: (
-            len(v) > 0 and all(_between(w, 1e-6, 1e6) for w in v)
-            if isinstance(v, (list, tuple))
-            else _between(v, 1e-6, 1e6)
-        ),
-        "a number from 1e-6 to 1e6 or a list of them, one per class",
-    ),
+def _is_pos_weight(v: Any) -> bool:
+    if isinstance(v, (list, tuple)):
+        return len(v) > 0 and all(_between(w, 1e-6, 1e6) for w in v)
+    return _between(v, 1e-6, 1e6)
+
+
+_SETTINGS: dict[str, tuple[Callable[[Any], bool], str]] = {  # whether a value is allowed, and what is
+    "pos_weight": (_is_pos_weight, "a number from 1e-6 to 1e6 or a list of them, one per class"),
     "gamma": (lambda v: _between(v, 0, 1e6), "a number from 0 to 1e6"),
     "alpha": (lambda v: v is None or _between(v, 0, 1) and 0 < v < 1, "None or a number above 0 and below 1"),
     "per": (lambda v: isinstance(v, str) and v in ("image", "class"), '"image" or "class"'),
 }
 
 
-def _check(**settings):
-    "Raise `ValueError` at the first setting that is not what it may be."
+def _check(**settings: Any) -> None:
+    "Raise `ValueError` at the first setting that is not allowed."
     for name, value in settings.items():
-        fits, wanted = _SETTINGS[name]
-        if not fits(value):
+        allowed, wanted = _SETTINGS[name]
+        if not allowed(value):
             raise ValueError(f"{name}={value!r} is not {wanted}")
 
 # %% ../nbs/23_loss.ipynb #3790b5de
@@ -67,44 +68,46 @@ def bce(
 def weighted_bce(
     logits: torch.Tensor,  # (N,C,H,W), any float dtype
     target: torch.Tensor,  # (N,C,H,W), 0/1, uint8 or float
-    pos_weight: float | list = 2.0,  # of true pixels, for all classes or one number per class
+    pos_weight: float | list[float] | tuple[float, ...] = 2.0,  # of true pixels, for all classes or one per class
 ) -> torch.Tensor:  # scalar, float32
     """`bce` in which each true pixel counts `pos_weight` times; the mean over all pixels, not over the weights.
 
     A weight of 1 is `bce`. An empty image costs what it does there; above 1 a false alarm is cheap beside a miss.
     2 by default: it moves the threshold .5 to a chance of 1/3, which is where a Dice of 2/3 has its best threshold
-    (half the Dice, Lipton et al. 2014). A weight of 100, to balance a defect that fills a hundredth of a strip, would move
-    it to .01 and flood the empty images. Raises `ValueError` for another `pos_weight`, another number of classes, or shapes that differ.
+    (half the Dice, Lipton et al. 2014). A weight of 100, to balance a defect that fills a hundredth of a strip, would
+    move it to .01 and give many false alarms on empty images. Raises `ValueError` for another `pos_weight`, another
+    number of classes, or shapes that differ.
     """
     _check(pos_weight=pos_weight)
     logits, target = _ready(logits, target)
-    each = pos_weight if isinstance(pos_weight, (list, tuple)) else [pos_weight] * logits.shape[1]
-    if len(each) != logits.shape[1]:
-        raise ValueError(f"pos_weight={pos_weight!r} is for {len(each)} classes, the logits have {logits.shape[1]}")
-    weight = torch.cat(
-        [logits.new_full((1, 1, 1), w) for w in each]
-    )  # filled on the device: a list copied there would wait for it
+    per_class = pos_weight if isinstance(pos_weight, (list, tuple)) else [pos_weight] * logits.shape[1]
+    if len(per_class) != logits.shape[1]:
+        raise ValueError(
+            f"pos_weight={pos_weight!r} is for {len(per_class)} classes, the logits have {logits.shape[1]}"
+        )
+    # filled on the device: copying a list to it would wait for it
+    weight = torch.cat([logits.new_full((1, 1, 1), w) for w in per_class])
     return F.binary_cross_entropy_with_logits(logits, target, pos_weight=weight)
 
 # %% ../nbs/23_loss.ipynb #40d77a07
 def focal(
     logits: torch.Tensor,  # (N,C,H,W), any float dtype
     target: torch.Tensor,  # (N,C,H,W), 0/1, uint8 or float
-    gamma: float = 2.0,  # 0 is `bce`; the more, the less an easy pixel counts
+    gamma: float = 2.0,  # 0 is `bce`; the larger, the less an easy pixel counts
     alpha: float | None = None,  # weight of true pixels, 1 - alpha that of the others; None: both 1
 ) -> torch.Tensor:  # scalar, float32
     """Focal loss, the mean over all pixels of all classes and images.
 
     On an empty image a confident false pixel costs what it does in `bce`, a doubtful one much less: at a probability
-    of .1 a hundredth. The paper divides the sum by the number of true objects instead, which an empty image does not have;
-    segmentation_models_pytorch takes the mean and no alpha, as here; torchvision has alpha=.25 and no reduction by default
-    (its "mean" is this one). Raises `ValueError` for another `gamma` or `alpha`, or shapes that differ.
+    of .1 a hundredth. The paper divides the sum by the number of true objects instead, which an empty image does not
+    have; segmentation_models_pytorch takes the mean and no alpha, as here; torchvision has alpha=.25 and no reduction
+    by default (its "mean" is this one). Raises `ValueError` for another `gamma` or `alpha`, or shapes that differ.
     Source: Lin et al. 2017 (Focal Loss for Dense Object Detection).
     """
     _check(gamma=gamma, alpha=alpha)
     logits, target = _ready(logits, target)
-    sure = logits * (2 * target - 1)  # the logit of the truth
-    cost = (gamma * F.logsigmoid(-sure)).exp() * -F.logsigmoid(sure)
+    truth_logit = logits * (2 * target - 1)  # the logit of the true answer
+    cost = (gamma * F.logsigmoid(-truth_logit)).exp() * -F.logsigmoid(truth_logit)
     if alpha is not None:
         cost = cost * (alpha * target + (1 - alpha) * (1 - target))
     return cost.mean()
@@ -127,11 +130,10 @@ def soft_dice(
     return (1 - (2 * overlap + 1) / (total + 1)).mean()
 
 # %% ../nbs/23_loss.ipynb #6ee0a1d7
-def _gains(truth, dtype):  # (S,P) bool, the worst error first
+def _gains(truth: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:  # (S,P) bool, the worst error first
     "How much each pixel adds to the Jaccard loss of its set when it joins the wrong ones before it; (S,P)."
-    before = (
-        truth.cumsum(1, dtype=torch.int32) - truth.int()
-    )  # true pixels that joined already; whole numbers, exact for any size
+    # true pixels that joined already; whole numbers, exact for any size
+    before = truth.cumsum(1, dtype=torch.int32) - truth.int()
     total = before[:, -1:] + truth[:, -1:].int()
     union = total + torch.arange(truth.shape[1], device=truth.device, dtype=torch.int32) - before
     left, union = (total - before).to(dtype), union.to(dtype)
@@ -140,34 +142,38 @@ def _gains(truth, dtype):  # (S,P) bool, the worst error first
     return gain
 
 
-def _lovasz(logits, target, per, gains):
+def _lovasz(
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    per: str,
+    gains: Callable[[torch.Tensor, torch.dtype], torch.Tensor],
+) -> torch.Tensor:
     "Hinge errors, each times what its pixel gains, summed over every set; the mean over the sets."
     _check(per=per)
     logits, target = _ready(logits, target)
-    errors, truth = (1 - logits * (2 * target - 1)).relu(), target > 0.5
-    errors, truth = (
-        x.flatten(2).flatten(0, 1) if per == "image" else x.transpose(0, 1).flatten(1) for x in (errors, truth)
-    )
+
+    def sets(x: torch.Tensor) -> torch.Tensor:
+        return x.flatten(2).flatten(0, 1) if per == "image" else x.transpose(0, 1).flatten(1)
+
+    errors, truth = sets((1 - logits * (2 * target - 1)).relu()), sets(target > 0.5)
     with torch.no_grad():  # the order decides the weights and has no slope of its own
-        order = errors.sort(
-            dim=1, descending=True, stable=True
-        ).indices  # after relu: the many zeros are in order already
+        order = errors.sort(dim=1, descending=True, stable=True).indices
         gain = gains(truth.gather(1, order), errors.dtype)
         weight = torch.empty_like(gain).scatter_(1, order, gain)
     return (errors * weight).sum(1).mean()
 
-
+# %% ../nbs/23_loss.ipynb #5cadd7af
 def lovasz(
     logits: torch.Tensor,  # (N,C,H,W), any float dtype
     target: torch.Tensor,  # (N,C,H,W), 0/1, uint8 or float
-    per: str = "image",  # "image": each image and class is a set; "class": all images of the batch together, class by class, so a loss of the batch and not of its images
-) -> torch.Tensor:  # scalar, float32, 0 and more, without upper end
+    per: str = "image",  # "image": each image and class is a set; "class": each class of the whole batch is a set
+) -> torch.Tensor:  # scalar, float32, 0 or more, without upper bound
     """Lovász hinge of the Jaccard loss, on logits, every class against its own background; the mean over the sets.
 
     An empty set costs its greatest hinge error: the step that the metric takes there, made convex; its slope is on
     that one pixel. With `per="class"` an image without the class shares the set of those that have it, and its false
-    pixels cost as false ones do there. 0 only where every pixel is right by a margin of 1.
-    Raises `ValueError` for another `per`, or shapes that differ.
+    pixels cost as false ones do there; the loss is then of the batch and not of its images. 0 only where every pixel
+    is right by a margin of 1. Raises `ValueError` for another `per`, or shapes that differ.
     Source: Berman et al. 2018 (The Lovász-Softmax loss), algorithm 1, after Yu & Blaschko 2015.
     """
     return _lovasz(logits, target, per, _gains)
@@ -176,11 +182,11 @@ def lovasz(
 def symmetric_lovasz(
     logits: torch.Tensor,  # (N,C,H,W), any float dtype
     target: torch.Tensor,  # (N,C,H,W), 0/1, uint8 or float
-    per: str = "image",  # "image": each image and class is a set; "class": all images of the batch together, class by class
-) -> torch.Tensor:  # scalar, float32, 0 and more, without upper end
+    per: str = "image",  # "image": each image and class is a set; "class": each class of the whole batch is a set
+) -> torch.Tensor:  # scalar, float32, 0 or more, without upper bound
     """The mean of `lovasz` for the defect and for its background, `(lovasz(z, y) + lovasz(-z, 1 - y))/2`.
 
-    An empty set costs half its greatest hinge error and half its mean one, so every wrong pixel has a slope, if a small one.
+    An empty set costs half its greatest hinge error and half its mean one, so every wrong pixel has a slope.
     Raises `ValueError` for another `per`, or shapes that differ.
     """
     return _lovasz(logits, target, per, lambda truth, dtype: (_gains(truth, dtype) + _gains(~truth, dtype)) / 2)
@@ -195,15 +201,14 @@ def class_loss(
     Raises `ValueError` when the logits are not one for each image and class of the target.
     """
     if class_logits.ndim != 2 or target.ndim != 4 or class_logits.shape != target.shape[:2]:
-        raise ValueError(
-            f"class_logits must be (N,C) for a target (N,C,H,W), got {tuple(class_logits.shape)} and {tuple(target.shape)}"
-        )
+        got = f"{tuple(class_logits.shape)} and {tuple(target.shape)}"
+        raise ValueError(f"class_logits must be (N,C) for a target (N,C,H,W), got {got}")
     class_logits = _at_least_float32(class_logits)
     present = (target > 0.5).flatten(2).any(2)
     return F.binary_cross_entropy_with_logits(class_logits, present.to(class_logits.dtype))
 
 # %% ../nbs/23_loss.ipynb #8fa0ac96
-_TERMS = {
+_TERMS: dict[str, tuple[Callable[..., torch.Tensor], tuple[str, ...]]] = {
     "bce": (bce, ()),
     "weighted_bce": (weighted_bce, ("pos_weight",)),
     "dice": (soft_dice, ()),
@@ -213,59 +218,67 @@ _TERMS = {
 }  # each with its settings
 
 
-def _terms_of(name):
-    "The terms of a sum with their weights, as a dict in the sum's order."
+def _wrong(name: object, what: str) -> ValueError:
+    "The error for a loss's name, with what is allowed."
+    return ValueError(
+        f"loss {name!r}: {what}. A loss is a sum of {', '.join(_TERMS)} and bce_dice (which is bce + dice), "
+        "each with a weight where wanted, such as '0.7*bce + 0.3*lovasz'"
+    )
 
-    def wrong(what):
-        return ValueError(
-            f"loss {name!r}: {what}. A loss is a sum of {', '.join(_TERMS)} and bce_dice (which is bce + dice), "
-            "each with a weight where wanted, such as '0.7*bce + 0.3*lovasz'"
-        )
 
+def _weight(name: str, factor: str) -> float:
+    "The weight before a term of the loss `name`."
+    try:
+        weight = float(factor)
+    except ValueError:
+        weight = math.nan
+    if not _between(weight, 1e-6, 1e6):
+        raise _wrong(name, f"the weight {factor!r} is not a number from 1e-6 to 1e6")
+    return weight
+
+
+def _terms_of(name: str) -> dict[str, float]:
+    "The terms of a sum with their weights, in the sum's order."
     if not isinstance(name, str):
-        raise wrong("this is not text")
-    weights = {}
+        raise _wrong(name, "this is not text")
+    weights: dict[str, float] = {}
     for part in name.split("+"):
         factor, star, term = (s.strip() for s in part.rpartition("*"))
-        try:
-            weight = float(factor) if star else 1.0
-        except ValueError:
-            weight = math.nan
-        if not _between(weight, 1e-6, 1e6):
-            raise wrong(f"the weight {factor!r} is not a number from 1e-6 to 1e6")
+        weight = _weight(name, factor) if star else 1.0
         for t in ("bce", "dice") if term == "bce_dice" else (term,):
             if t not in _TERMS:
-                raise wrong(f"no term is called {t!r}" if t else "a term is missing")
+                raise _wrong(name, f"no term is called {t!r}" if t else "a term is missing")
             if t in weights:
-                raise wrong(f"{t} stands in it twice")
+                raise _wrong(name, f"{t} stands in it twice")
             weights[t] = weight
     return weights
 
-
+# %% ../nbs/23_loss.ipynb #7709d109
 def build_loss(
     name: str,  # a sum such as "bce", "bce + dice" or "0.7*bce + 0.3*lovasz"; "bce_dice" is "bce + dice"
-    args: dict
-    | None = None,  # settings of its terms, such as {"gamma": 2, "per": "image", "pos_weight": [2, 2, 1, 1.5]}
-):  # callable(logits (N,C,H,W), target (N,C,H,W) uint8 or float) -> scalar float32
+    args: dict[str, Any] | None = None,  # settings of its terms: {"gamma": 2, "per": "image", "pos_weight": [2, 1]}
+) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:  # of logits and target (N,C,H,W), gives a scalar float32
     """The loss of that name.
 
-    Raises `ValueError` that lists what there is for an unknown or repeated term, a weight that is not above 0 or no term
-    at all, and for a setting that no term of the sum takes or that has another type or range.
+    Raises `ValueError` that lists what there is for an unknown or repeated term, a weight that is not above 0 or no
+    term at all, and for a setting that no term of the sum takes or that has another type or range.
     """
-    weights, args = _terms_of(name), {} if args is None else args
-    if not isinstance(args, dict):
-        raise ValueError(f"the settings of loss {name!r} are a dict of names and values, not {args!r}")
-    known = list(dict.fromkeys(key for t in weights for key in _TERMS[t][1]))
-    for key in args:
-        if key not in known:
-            raise ValueError(f"loss {name!r} has no setting {key!r}; it has {', '.join(known) or 'none'}")
-    _check(**args)
-    args = {
-        key: tuple(v) if isinstance(v, list) else v for key, v in args.items()
-    }  # the caller's list may change later
-    parts = [(w, _TERMS[t][0], {key: v for key, v in args.items() if key in _TERMS[t][1]}) for t, w in weights.items()]
+    weights, settings = _terms_of(name), {} if args is None else args
+    if not isinstance(settings, dict):
+        raise ValueError(f"the settings of loss {name!r} are a dict of names and values, not {settings!r}")
+    accepted = list(dict.fromkeys(key for t in weights for key in _TERMS[t][1]))
+    for key in settings:
+        if key not in accepted:
+            raise ValueError(f"loss {name!r} has no setting {key!r}; it has {', '.join(accepted) or 'none'}")
+    _check(**settings)
+    # a copy, as the caller's list may change later
+    settings = {key: tuple(v) if isinstance(v, list) else v for key, v in settings.items()}
+    parts = []
+    for t, weight in weights.items():
+        term, keys = _TERMS[t]
+        parts.append((weight, term, {key: v for key, v in settings.items() if key in keys}))
 
-    def loss(logits, target):
-        return sum(w * term(logits, target, **own) for w, term, own in parts)
+    def loss(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return sum(weight * term(logits, target, **own) for weight, term, own in parts)  # pyright: ignore[reportReturnType]
 
     return loss

@@ -8,144 +8,191 @@ __all__ = ['OPTIMISERS', 'SCHEDULES', 'Ralamb', 'Lookahead', 'build_optimizer', 
 
 # %% ../nbs/24_optim.ipynb #c625711c
 import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-# %% ../nbs/24_optim.ipynb #cd6a3cca
-class Ralamb(torch.optim.Optimizer):
-    """RAdam with the layer-wise trust ratio of LARS: each tensor moves by lr·min(‖w‖, 10)/‖step‖ times its RAdam step.
+if TYPE_CHECKING:  # at run time it would load every library of nets, which a configuration does not need
+    from steel_seg.model import SegModel
 
-    Raises `ValueError` for a rate, decay or beta that makes no sense.
-    Source: github.com/mgrankin/over9000 (ralamb.py); Liu et al. 2019, On the Variance of the Adaptive Learning Rate and Beyond; You et al. 2017.
+# %% ../nbs/24_optim.ipynb #cd6a3cca
+def _rectification(t: int, beta2: float) -> float | None:
+    "RAdam's rectification term of step t (from 1); None while the variance cannot be estimated (rho_t of 5 or less)."
+    rho_inf = 2 / (1 - beta2) - 1
+    rho = rho_inf - 2 * t * beta2**t / (1 - beta2**t)
+    if rho <= 5:
+        return None
+    return math.sqrt((rho - 4) * (rho - 2) * rho_inf / ((rho_inf - 4) * (rho_inf - 2) * rho))
+
+# %% ../nbs/24_optim.ipynb #8d318f34
+def _radam_update(p: torch.Tensor, state: dict[str, Any], group: dict[str, Any]) -> torch.Tensor:
+    "Update the moments of a parameter with its gradient; the RAdam update, before learning rate and weight decay."
+    beta1, beta2 = group["betas"]
+    if not state:
+        state.update(step=0, exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
+    state["step"] += 1
+    t = state["step"]
+    first = state["exp_avg"].lerp_(p.grad, 1 - beta1)
+    second = state["exp_avg_sq"].mul_(beta2).addcmul_(p.grad, p.grad, value=1 - beta2)
+    update = first / (1 - beta1**t)
+    rectification = _rectification(t, beta2)
+    if rectification is None:
+        return update
+    return update * rectification / ((second / (1 - beta2**t)).sqrt() + group["eps"])
+
+# %% ../nbs/24_optim.ipynb #f012dc4e
+def _trust_ratio(p: torch.Tensor, update: torch.Tensor) -> torch.Tensor:
+    "Norm of the weights, at most 10, over the norm of their update; 1 where either is 0."
+    weight_norm, update_norm = p.norm().clamp(max=10), update.norm()
+    both_positive = (weight_norm > 0) & (update_norm > 0)
+    return torch.where(both_positive, weight_norm / update_norm, torch.ones_like(update_norm))
+
+# %% ../nbs/24_optim.ipynb #488e7ee7
+class Ralamb(torch.optim.Optimizer):
+    """RAdam with the layer-wise trust ratio of LARS: each tensor's update is multiplied by min(‖w‖, 10)/‖update‖.
+
+    Raises `ValueError` for a learning rate, weight decay, eps or beta out of range.
+    Sources: github.com/mgrankin/over9000 (ralamb.py); Liu et al. 2019, On the Variance of the Adaptive Learning Rate
+    and Beyond; You et al. 2017, Large Batch Training of Convolutional Networks.
     """
 
-    def __init__(self, params, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0):
+    def __init__(
+        self,
+        params: Iterable[torch.Tensor] | Iterable[dict[str, Any]],  # parameters, or parameter groups
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),  # decay of the first and of the second moment
+        eps: float = 1e-8,  # added to the square root of the second moment
+        weight_decay: float = 0.0,  # times the weights, added to the update before the trust ratio
+    ):
         if lr < 0 or eps <= 0 or weight_decay < 0 or not all(0 <= b < 1 for b in betas):
             raise ValueError(
-                f"lr={lr}, betas={betas}, eps={eps}, weight_decay={weight_decay}: lr and decay from 0, eps above 0, betas in 0 to 1"
+                f"lr={lr}, betas={betas}, eps={eps}, weight_decay={weight_decay}: "
+                "lr and weight_decay must be 0 or more, eps above 0, betas from 0 to below 1"
             )
         super().__init__(params, dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay))
 
     @torch.no_grad()
-    def step(self, closure=None):
+    def step(
+        self,
+        closure: Callable[[], Any] | None = None,  # computes the loss and its gradients again
+    ) -> Any:  # the closure's loss, or None
         "One step over all parameters that have a gradient."
         loss = None if closure is None else torch.enable_grad()(closure)()
         for group in self.param_groups:
-            b1, b2 = group["betas"]
             for p in group["params"]:
                 if p.grad is None:
                     continue
-                state = self.state[p]
-                if not state:
-                    state.update(step=0, exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
-                state["step"] += 1
-                t, m, v = (
-                    state["step"],
-                    state["exp_avg"].lerp_(p.grad, 1 - b1),
-                    state["exp_avg_sq"].mul_(b2).addcmul_(p.grad, p.grad, value=1 - b2),
-                )
-                longest = 2 / (1 - b2) - 1
-                length = longest - 2 * t * b2**t / (1 - b2**t)  # of the average that v is: how many steps it knows
-                step = m / (1 - b1**t)
-                if length > 5:
-                    rectified = math.sqrt(
-                        (length - 4) * (length - 2) * longest / ((longest - 4) * (longest - 2) * length)
-                    )
-                    step = step * rectified / ((v / (1 - b2**t)).sqrt() + group["eps"])
+                update = _radam_update(p, self.state[p], group)
                 if group["weight_decay"]:
-                    step = step + group["weight_decay"] * p
-                size, far = p.norm().clamp(max=10), step.norm()
-                p.sub_(step * torch.where((size > 0) & (far > 0), size / far, torch.ones_like(far)) * group["lr"])
+                    update = update + group["weight_decay"] * p
+                p.sub_(update * _trust_ratio(p, update) * group["lr"])
         return loss
 
 # %% ../nbs/24_optim.ipynb #35ba5ebf
 class Lookahead(torch.optim.Optimizer):
-    """Another optimiser with slow weights beside it: every k steps `slow += alpha*(fast - slow)`, and fast becomes slow.
+    """Lookahead around an inner optimiser: every k steps `slow += alpha*(fast - slow)`, then `fast = slow`.
 
-    It shares the other's parameter groups and state; the count of steps is kept in the first group, and saved with it.
+    It shares the inner optimiser's parameter groups and state. The first group holds the count of steps under
+    `lookahead`, so the count is saved with it. Raises `ValueError` for a `k` or `alpha` out of range.
     Source: Zhang et al. 2019, Lookahead Optimizer: k steps forward, 1 step back.
     """
 
     def __init__(
         self,
-        base,  # a torch optimiser
-        k: int = 6,  # steps between two moves of the slow weights
-        alpha: float = 0.5,
+        base: torch.optim.Optimizer,  # the inner optimiser, which updates the fast weights
+        k: int = 6,  # steps of the inner optimiser between two updates of the slow weights
+        alpha: float = 0.5,  # step size of the slow weights, above 0 and at most 1
     ):
         if k < 1 or not 0 < alpha <= 1:
-            raise ValueError(f"k={k}, alpha={alpha}: k from 1, alpha above 0 and at most 1")
+            raise ValueError(f"k={k}, alpha={alpha}: k must be 1 or more, alpha above 0 and at most 1")
         super().__init__(base.param_groups, {})
         self.base, self.k, self.alpha = base, k, alpha
         self.param_groups, self.state = base.param_groups, base.state
         self.param_groups[0].setdefault("lookahead", 0)
 
     @torch.no_grad()
-    def step(self, closure=None):
-        "A step of the base optimiser, and after every k-th one of the slow weights."
+    def step(
+        self,
+        closure: Callable[[], Any] | None = None,  # as for the inner optimiser
+    ) -> Any:  # the closure's loss, or None
+        "One step of the inner optimiser, and after every k-th one an update of the slow weights."
         params = [p for group in self.param_groups for p in group["params"]]
-        if not self.param_groups[0]["lookahead"]:
-            self.kept = {p: p.detach().clone() for p in params}
+        first_step = not self.param_groups[0]["lookahead"]
+        initial = {p: p.detach().clone() for p in params} if first_step else {}
         loss = self.base.step(closure)
-        for p, slow in getattr(self, "kept", {}).items():
-            self.state[p]["slow"] = slow  # after the base has made its own state
-        self.kept = {}
+        for p, slow in initial.items():  # after the inner optimiser has made its own state, which must find none
+            self.state[p]["slow"] = slow
         self.param_groups[0]["lookahead"] += 1
         if self.param_groups[0]["lookahead"] % self.k == 0:
             for p in params:
                 p.copy_(self.state[p]["slow"].lerp_(p, self.alpha))
         return loss
 
-    def load_state_dict(self, state):
-        "Take over a state that `state_dict` gave."
-        super().load_state_dict(state)
+    def load_state_dict(
+        self,
+        state_dict: dict[str, Any],  # from `state_dict` of an optimiser made in the same way
+    ) -> None:
+        "Load a state, for the inner optimiser too."
+        super().load_state_dict(state_dict)
         self.base.param_groups, self.base.state = self.param_groups, self.state
 
 # %% ../nbs/24_optim.ipynb #adab0051
-OPTIMISERS = {
+def _radam(groups: list[dict[str, Any]], **kwargs: Any) -> torch.optim.Optimizer:
+    return torch.optim.RAdam(groups, decoupled_weight_decay=True, **kwargs)
+
+
+OPTIMISERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
     "adamw": torch.optim.AdamW,
-    "radam": lambda groups, **k: torch.optim.RAdam(groups, decoupled_weight_decay=True, **k),
+    "radam": _radam,
     "ralamb": Ralamb,
     "over9000": Ralamb,  # with Lookahead around it
 }
 
 
-def _groups(model, lr, weight_decay, encoder_lr):
-    "Parameter groups: encoder and the rest, decayed and not; each knows its part of the rate."
-    encoder, groups = {id(p) for p in model.net.encoder.parameters()}, {}
+def _groups(model: "SegModel", lr: float, weight_decay: float, encoder_lr: float) -> list[dict[str, Any]]:
+    "Parameter groups: encoder and the rest, with and without weight decay; `scale` is the group's fraction of lr."
+    encoder = {id(p) for p in model.net.encoder.parameters()}
+    groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
     for p in model.parameters():
-        scale, decay = encoder_lr if id(p) in encoder else 1.0, weight_decay if p.ndim > 1 else 0.0
+        scale = encoder_lr if id(p) in encoder else 1.0
+        decay = weight_decay if p.ndim > 1 else 0.0
         groups.setdefault((scale, decay), []).append(p)
     return [
         dict(params=params, lr=lr * scale, scale=scale, weight_decay=decay) for (scale, decay), params in groups.items()
     ]
 
-
+# %% ../nbs/24_optim.ipynb #ac376bfb
 def build_optimizer(
     name: str,  # a key of `OPTIMISERS`
-    model,  # a `SegModel`
-    lr: float,  # of the decoder and the heads
+    model: "SegModel",
+    lr: float,  # learning rate of the decoder and the heads
     weight_decay: float = 1e-2,  # of weights; not of biases and norms
-    encoder_lr: float = 1.0,  # the encoder's rate as a part of lr; 0 leaves the encoder as it is
-    lookahead: int = 0,  # steps between the slow weights' moves, 0: none; over9000 takes 6 where 0 is given
+    encoder_lr: float = 1.0,  # encoder learning rate as a fraction of lr; 0 freezes the encoder
+    lookahead: int = 0,  # steps between updates of the slow weights; 0: no Lookahead, except over9000, which takes 6
 ) -> torch.optim.Optimizer:
-    "An optimiser by name over all of a net's parameters. Raises `ValueError` for another name, or a number that makes no sense."
+    """An optimiser by name over all parameters of a net.
+
+    Raises `ValueError` for an unknown name, and for a number that is negative or not finite.
+    """
     if name not in OPTIMISERS:
         raise ValueError(f"no optimiser is called {name!r}; there are {', '.join(OPTIMISERS)}")
-    for what, x in (("lr", lr), ("weight_decay", weight_decay), ("encoder_lr", encoder_lr), ("lookahead", lookahead)):
-        if not (math.isfinite(x) and x >= 0):
-            raise ValueError(f"{what}={x} is not a number from 0")
+    numbers = {"lr": lr, "weight_decay": weight_decay, "encoder_lr": encoder_lr, "lookahead": lookahead}
+    for argument, value in numbers.items():
+        if not (math.isfinite(value) and value >= 0):
+            raise ValueError(f"{argument}={value} is not a number from 0")
     optimizer = OPTIMISERS[name](_groups(model, lr, weight_decay, encoder_lr), lr=lr)
     k = lookahead or (6 if name == "over9000" else 0)
     return Lookahead(optimizer, k) if k else optimizer
 
-
+# %% ../nbs/24_optim.ipynb #0f70decc
 def set_rate(
-    optimizer,  # from `build_optimizer`, perhaps wrapped by accelerate
+    optimizer: torch.optim.Optimizer,  # from `build_optimizer`, or wrapped by accelerate
     lr: float,  # as from `rate_at`
-    beta1: float | None = None,  # as from `beta1_at`; None leaves it
-):
-    "Give every group of parameters its rate."
+    beta1: float | None = None,  # as from `beta1_at`; None leaves it unchanged
+) -> None:
+    "Set the learning rate of every parameter group, and its first beta."
     for group in optimizer.param_groups:
         group["lr"] = lr * group["scale"]
         if beta1 is not None:
@@ -153,23 +200,21 @@ def set_rate(
 
 # %% ../nbs/24_optim.ipynb #0033d00d
 def optimizer_parts(
-    state: dict,  # `optimizer.state_dict()`
-) -> tuple[dict, dict]:  # tensors by flat name; a rest that JSON can hold
+    state: dict[str, Any],  # `optimizer.state_dict()`
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:  # tensors by flat name; the rest, which JSON can hold
     "An optimiser's state in two parts, for a file of tensors with JSON in its header."
     flat = {f"{i}.{name}": v for i, slot in state["state"].items() for name, v in slot.items()}
     tensors = {name: v for name, v in flat.items() if torch.is_tensor(v)}
-    return tensors, {
-        "plain": {name: v for name, v in flat.items() if name not in tensors},
-        "param_groups": state["param_groups"],
-    }
+    plain = {name: v for name, v in flat.items() if name not in tensors}
+    return tensors, {"plain": plain, "param_groups": state["param_groups"]}
 
-
+# %% ../nbs/24_optim.ipynb #4bb3c785
 def optimizer_state(
-    tensors: dict,
-    rest: dict,  # perhaps read back from JSON
-) -> dict:  # for `optimizer.load_state_dict`
+    tensors: dict[str, torch.Tensor],
+    rest: dict[str, Any],  # may have been read back from JSON
+) -> dict[str, Any]:  # for `optimizer.load_state_dict`
     "The reverse of `optimizer_parts`."
-    state = {}
+    state: dict[int, dict[str, Any]] = {}
     for name, v in {**tensors, **rest["plain"]}.items():
         i, key = name.split(".", 1)
         state.setdefault(int(i), {})[key] = v
@@ -177,71 +222,69 @@ def optimizer_state(
     groups = [{k: tuple(v) if k == "betas" else v for k, v in g.items()} for g in rest["param_groups"]]
     return {"state": state, "param_groups": groups}
 
-
+# %% ../nbs/24_optim.ipynb #b740ce2f
 def restore_optimizer(
-    optimizer,  # one like that whose state it is, perhaps wrapped by accelerate
-    tensors: dict,  # as from `optimizer_parts`
-    rest: dict,
-):
-    """Load a state that came through a file.
+    optimizer: torch.optim.Optimizer,  # made in the same way as the saved one, or wrapped by accelerate
+    tensors: dict[str, torch.Tensor],  # as from `optimizer_parts`
+    rest: dict[str, Any],
+) -> None:
+    """Load a state that was read from a file.
 
-    A file keeps tensors row by row; each is laid out as its parameter again. Otherwise a sum over a net in channels_last order would be
-    added up in another order, and Ralamb's norms would differ in their last bits.
+    A file holds tensors row by row; here each gets the memory layout of its parameter. Otherwise a sum over a net in
+    channels_last order would be taken in another order, and Ralamb's norms would differ in their last bits.
     """
     optimizer.load_state_dict(optimizer_state(tensors, rest))
     for p, slot in optimizer.state.items():
-        slot.update(
-            {
-                k: torch.empty_like(p).copy_(t)
-                for k, t in slot.items()
-                if torch.is_tensor(t) and t.shape == p.shape and t.stride() != p.stride()
-            }
-        )
+        for name, t in list(slot.items()):
+            if torch.is_tensor(t) and t.shape == p.shape and t.stride() != p.stride():
+                slot[name] = torch.empty_like(p).copy_(t)
 
 # %% ../nbs/24_optim.ipynb #97242832
 SCHEDULES = ("cosine", "flat_cosine", "one_cycle", "plateau", "constant")
 
 
-def _falls(scores, patience):
-    "How often a score that should rise has not for more than `patience` epochs, counting anew after each time."
-    best, since, falls = -math.inf, 0, 0
+def _falls(scores: Sequence[float], patience: int) -> int:
+    "How often the score has not risen for more than `patience` epochs; the count of epochs starts anew each time."
+    best, epochs_without_rise, falls = -math.inf, 0, 0
     for score in scores:
         if score > best:
-            best, since = score, 0
+            best, epochs_without_rise = score, 0
         else:
-            since += 1
-        if since > patience:
-            falls, since = falls + 1, 0
+            epochs_without_rise += 1
+        if epochs_without_rise > patience:
+            falls, epochs_without_rise = falls + 1, 0
     return falls
 
 
-def _cosine(start, end, part):
-    return end + (start - end) * (1 + math.cos(math.pi * part)) / 2
+def _cosine(start: float, end: float, progress: float) -> float:
+    "From `start` at a progress of 0 to `end` at 1, along half a cosine."
+    return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2
 
 
-def _cycle(step, total, warmup, start, turn, end):
+def _cycle(step: int, total: int, warmup: float, start: float, turn: float, end: float) -> float:
     "From start to turn along a cosine in the warm-up, and on to end."
     top = float(warmup * total) - 1  # as torch counts
     if step <= top:
         return _cosine(start, turn, step / top if top > 0 else 1)
     return _cosine(turn, end, min(1, (step - top) / (total - 1 - top)) if total - 1 > top else 1)
 
-
+# %% ../nbs/24_optim.ipynb #6fe6b912
 def rate_at(
     step: int,  # steps done before this one, 0 to total-1
-    total: int,  # of the stage
-    lr: float,  # the highest rate
+    total: int,  # steps of the stage
+    lr: float,  # the highest learning rate
     schedule: str = "cosine",  # one of `SCHEDULES`
-    warmup: float = 0.05,  # part of the steps in which it rises
-    flat: float = 0.72,  # flat_cosine: part of all steps before it falls
-    scores=(),  # plateau: of the stage's finished epochs, higher is better
-    patience: int = 3,  # plateau
-    factor: float = 0.9,  # plateau
+    warmup: float = 0.05,  # fraction of the steps in which it rises
+    flat: float = 0.72,  # flat_cosine: fraction of all steps before it falls
+    scores: Sequence[float] = (),  # plateau: scores of the stage's finished epochs, higher is better
+    patience: int = 3,  # plateau: epochs without a rise that are allowed
+    factor: float = 0.9,  # plateau: multiplies the learning rate
 ) -> float:
     """The learning rate of one step, a function of its arguments.
 
-    Raises `ValueError` for another schedule. Sources: cosine Loshchilov and Hutter 2017; one_cycle Smith 2018 as in
-    `torch.optim.lr_scheduler.OneCycleLR`; plateau as in `ReduceLROnPlateau` with mode "max" and threshold 0; flat_cosine as in fastai.
+    Raises `ValueError` for an unknown schedule. Sources: cosine Loshchilov and Hutter 2017; one_cycle Smith 2018 as in
+    `torch.optim.lr_scheduler.OneCycleLR`; plateau as in `ReduceLROnPlateau` with mode "max" and threshold 0;
+    flat_cosine as in fastai.
     """
     if schedule not in SCHEDULES:
         raise ValueError(f"no schedule is called {schedule!r}; there are {', '.join(SCHEDULES)}")
@@ -257,14 +300,14 @@ def rate_at(
         return lr if step < start else _cosine(lr, 0, (step - start) / (total - start))
     return lr * factor ** _falls(scores, patience) if schedule == "plateau" else lr
 
-
+# %% ../nbs/24_optim.ipynb #2b2c8f91
 def beta1_at(
-    step: int,
+    step: int,  # these four as for `rate_at`
     total: int,
     schedule: str,
     warmup: float = 0.05,
-) -> float | None:  # None: as the optimiser has it
-    "The first beta of a step: one_cycle's goes from .95 down to .85 and up again while the rate rises and falls."
+) -> float | None:  # None: the optimiser's own
+    "The first beta of a step: one_cycle's falls from .95 to .85 and rises again, opposite to the learning rate."
     if schedule != "one_cycle":
         return None
     return _cycle(step, total, warmup, 0.95, 0.85, 0.95)

@@ -1,4 +1,4 @@
-"""Augmentation: albumentations' pixels, every window there is, labels that go with their pixels, and draws that do not lean on each other."""
+"""Augmentation: albumentations' pixels, every window, labels that move with their pixels, independent draws."""
 
 import albumentations as A
 import cv2
@@ -41,7 +41,7 @@ def test_flips_and_light_are_albumentations(seed):
 
 
 def test_draws_are_independent():
-    "Each of eight outcomes of two flips and a light about as often as chance has it; chi-square of 7 degrees at 1e-4 is 29."
+    "Each of eight outcomes of two flips and a light is as frequent as expected; chi-square of 7 degrees at 1e-4 is 29."
     image, mask = strip(np.random.default_rng(0))
     t, counts = train_transform(0.5, 0.5, 0.5, 0.2), np.zeros(8)
     for s in range(4000):
@@ -98,7 +98,7 @@ def test_crop_holds_a_label_as_often_as_asked():
 
 
 def test_a_small_label_is_not_lost_beside_a_large_one():
-    "One pixel of class 1, thousands of class 3: half of the crops on a label hold the pixel, and it can be anywhere in them."
+    "One pixel of class 1, thousands of class 3: half of the crops on a label hold the pixel, anywhere in the crop."
     image, mask = strip(np.random.default_rng(1), (8, 600), [(2, 0, 0, 8, 400)])
     mask[0, 4, 580] = 1
     found = [augment(train_transform(**RARE, crop="8x30", crop_on_mask=1), image, mask, s)[1] for s in range(600)]

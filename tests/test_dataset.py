@@ -1,4 +1,4 @@
-"""Augmentation and loading: what happens to image i in epoch e is a function of (seed, e, i), whoever does it and when."""
+"""Augmentation and loading: what happens to image i in epoch e is a function of (seed, e, i) alone."""
 
 import pickle
 import random
@@ -22,7 +22,7 @@ from steel_seg.dataset import SAMPLERS, StripDataset, epoch_batches, epoch_mix, 
 from steel_seg.rle import rle_encode
 from steel_seg.synth import make_folder
 
-# A loader whose worker failed may complain from its queue's thread, as late as in the next test (torch 2.14, Python 3.11).
+# A loader whose worker failed may warn from its queue's thread, as late as in the next test (torch 2.14, Python 3.11).
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 
 
@@ -346,7 +346,7 @@ def test_items_from_the_cache_are_those_from_the_files(folder, tmp_path, workers
         )
         assert a["index"].tolist() == [item[1] for b in batches for item in b]
     for i in range(6):
-        item, image_id = decoded[10 + i], extra.images.image_id[i]
+        _, image_id = decoded[10 + i], extra.images.image_id[i]
         assert decoded.image_ids[10 + i] == image_id and len(decoded) == 16
         plain = StripDataset(folder, extra=extra)[10 + i]
         assert np.array_equal(plain["image"][0].numpy(), extra.image(image_id)) and np.array_equal(
@@ -610,14 +610,18 @@ def test_the_mix_in_words():
         def truth_area(self):
             return areas
 
-    mix = lambda sampler, **more: epoch_mix(epoch_order(range(11_311), sampler, groups=RECIPE, **more), Folder(), 8)
+    def mix(sampler, **more):
+        return epoch_mix(epoch_order(range(11_311), sampler, groups=RECIPE, **more), Folder(), 8)
+
     assert mix("as_is") == (
         "an epoch has 11,311 images in 1,413 batches of 8: none 5,330 (47%), class 1 805 (7%), class 2 219 (2%), "
         "class 3 4,274 (38%), class 4 683 (6%)"
     )
     assert mix("upsample").splitlines() == [
-        "an epoch has 26,650 images in 3,331 batches of 8: none 5,330 (20%), class 1 5,330 (20%), class 2 5,330 (20%), class 3 5,330 (20%), class 4 5,330 (20%)",
-        "different images: none 5,330 (1x), class 1 805 (6-7x), class 2 219 (24-25x), class 3 4,274 (1-2x), class 4 683 (7-8x)",
+        "an epoch has 26,650 images in 3,331 batches of 8: none 5,330 (20%), class 1 5,330 (20%), "
+        "class 2 5,330 (20%), class 3 5,330 (20%), class 4 5,330 (20%)",
+        "different images: none 5,330 (1x), class 1 805 (6-7x), class 2 219 (24-25x), class 3 4,274 (1-2x), "
+        "class 4 683 (7-8x)",
     ]
     assert mix("pseudo", pseudo=range(11_311, 17_000)).endswith("class 4 683 (4%), pseudo-labelled 4,848 (30%)")
     assert epoch_mix([(0, 0), (1, 0)], Folder()).startswith("an epoch has 2 images: ")

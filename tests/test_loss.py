@@ -448,7 +448,7 @@ def test_lovasz_on_an_empty_pair_pulls_the_worst_pixel_and_the_symmetric_form_al
 
 
 def test_an_empty_image_shares_the_set_of_its_class():
-    "per='class': three pixels by hand, the third the false one of an empty image: errors 2 (miss), 1.5 (false), .5; 17/12."
+    "per='class': three pixels by hand, the third a false one of an empty image: errors 2 (miss), 1.5, .5; 17/12."
     z, y = torch.tensor([0.5, -1.0, 0.5, -9.0]).view(2, 1, 1, 2), torch.tensor([1, 1, 0, 0]).view(2, 1, 1, 2)
     assert lovasz(z, y, per="class").item() == pytest.approx(17 / 12, rel=1e-6)
     assert lovasz(z, y).item() == pytest.approx(

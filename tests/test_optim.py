@@ -121,7 +121,7 @@ def test_encoder_lr_of_nothing_leaves_the_encoder(net):
 @pytest.mark.parametrize("name", OPTIMISERS)
 @pytest.mark.parametrize("lookahead", [0, 3])
 def test_state_through_json_and_accelerate(name, lookahead):
-    "As the training saves it: wrapped by accelerate, cut between two moves of the slow weights, read into a fresh optimiser."
+    "Saved as in training: wrapped by accelerate, between two updates of the slow weights; read into a new optimiser."
     accelerator, x = (
         Accelerator(cpu=True),
         torch.randint(0, 255, (2, 1, 16, 16), generator=torch.Generator().manual_seed(3), dtype=torch.uint8),
