@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['step_seed', 'image_stats', 'read_config', 'folds_of', 'start_run', 'masks_and_classes', 'evaluate', 'example_rows',
-           'fitting_batch', 'train_fold', 'train_run']
+           'FoldState', 'fitting_batch', 'train_fold', 'train_run']
 
 # %% ../nbs/27_train.ipynb #b8900847
 import copy
@@ -15,9 +15,11 @@ import os
 import shutil
 import socket
 import time
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -26,10 +28,11 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast
 from accelerate.utils.memory import should_reduce_batch_size
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from .augment import window_of
-from .cache import open_cache
+from .cache import ImageCache, open_cache
 from .config import TrainConfig
 from .data import StripFolder, class_id, read_folder
 from .dataset import StripDataset, epoch_batches, epoch_mix, epoch_order, image_groups, make_loader
@@ -37,59 +40,63 @@ from .files import read_json, to_json, versions, whole, write_json, write_text
 from .folds import make_folds, read_folds, write_folds
 from .loss import build_loss, class_loss
 from .metric import dice
-from .model import build_model, checkpoint_encoder, save_model
+from .model import SegModel, build_model, checkpoint_encoder, save_model
 from .optim import beta1_at, build_optimizer, optimizer_parts, rate_at, restore_optimizer, set_rate
-from .post import apply_rules, gates_of_classifier, read_rules
+from .post import Rule, apply_rules, gates_of_classifier, read_rules
 from .state import Ema, digest, keep_best, load_state, mean_tensors, pack, save_state, unpack
-from .store import to_level
+from .store import FLOOR, to_level
 
 # %% ../nbs/27_train.ipynb #fd0fd27b
 def step_seed(
-    *where,  # whole numbers or words, such as (seed, epoch, step)
+    *parts: int | str,  # such as (seed, epoch, step)
 ) -> int:
     "A seed of 63 bits from a hash of its arguments, so that neighbouring steps have nothing in common."
-    return int.from_bytes(hashlib.sha256(repr(where).encode()).digest()[:8], "big") >> 1
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1
 
 # %% ../nbs/27_train.ipynb #ab001ca4
 def image_stats(
     folder: StripFolder,
     rng: np.random.Generator,  # draws the images when there are more than `limit`
-    limit: int = 500,  # images looked at
+    limit: int = 500,  # images that are read
 ) -> tuple[float, float]:
-    "Mean and standard deviation of the pixels of the training images, of 1; raises `ValueError` where all pixels are equal."
+    "Mean and standard deviation of the training images' pixels in 0..1; raises `ValueError` where all are equal."
     ids = folder.images.image_id.to_numpy()
     if len(ids) > limit:
         ids = ids[np.sort(rng.choice(len(ids), limit, replace=False))]
-    count = sum(np.bincount(folder.image(i).ravel(), minlength=256) for i in ids)
+    count = np.zeros(256, np.int64)
+    for image_id in ids:
+        count += np.bincount(folder.image(image_id).ravel(), minlength=256)
     level = np.arange(256) / 255
     mean = float(count @ level / count.sum())
     std = math.sqrt(count @ (level - mean) ** 2 / count.sum())
     if std == 0:
         raise ValueError(
-            f"{folder.root}: every pixel of the {len(ids)} images looked at is {mean * 255:.0f}: nothing to learn from"
+            f"{folder.root}: every pixel of the {len(ids)} images that were read is {mean * 255:.0f}: "
+            "nothing to learn from"
         )
     return mean, std
 
-
+# %% ../nbs/27_train.ipynb #476a28b9
 _FREE = ("num_workers", "cache", "save_every")  # how a run is made, not what it is
 
 
-def _differences(there, now, prefix=""):
+def _fixed(config: TrainConfig) -> dict:
+    "The fields that may not change while a run goes on."
+    return {name: value for name, value in asdict(config).items() if name not in _FREE}
+
+
+def _differences(saved: dict, requested: dict, prefix: str = "") -> list[str]:
     "What differs between two dicts, in words."
-    said = []
-    for key in dict.fromkeys((*there, *now)):
-        a, b = there.get(key), now.get(key)
+    differences = []
+    for key in dict.fromkeys((*saved, *requested)):
+        a, b = saved.get(key), requested.get(key)
         if isinstance(a, dict) and isinstance(b, dict):
-            said += _differences(a, b, prefix)
+            differences += _differences(a, b, prefix)
         elif a != b:
-            said.append(f"{prefix}{key} is {a!r} there, {b!r} now")
-    return said
+            differences.append(f"{prefix}{key} is {a!r} there, {b!r} now")
+    return differences
 
-
-def _fixed(config):
-    return {k: v for k, v in asdict(config).items() if k not in _FREE}
-
-
+# %% ../nbs/27_train.ipynb #15047adc
 def read_config(
     run: str | Path,  # a run folder
 ) -> tuple[TrainConfig, dict]:
@@ -99,18 +106,35 @@ def read_config(
         raise ValueError(f'{run}/config.json: not a run\'s configuration (no "config" in it)')
     return TrainConfig.from_json(facts.pop("config")), facts
 
-
+# %% ../nbs/27_train.ipynb #247b469a
 def folds_of(
     run: str | Path,  # a run folder
     folder: StripFolder,
     k: int,  # folds that the configuration asks for
 ) -> np.ndarray:  # (N,) int64, in the order of folder.images
-    "The fold of each training image by the run's folds.csv; raises `ValueError` where that does not fit the data or has not k folds."
+    "The fold of each training image by folds.csv; raises `ValueError` where it does not fit the data or k."
     path = Path(run) / "folds.csv"
     fold = read_folds(path, folder.images.image_id).fold.to_numpy()
     if fold.max() + 1 != k:
         raise ValueError(f"{path} has {fold.max() + 1} folds, the configuration {k}: change one of them")
     return fold
+
+# %% ../nbs/27_train.ipynb #8e8c372e
+def _check_same_run(run: Path, config: TrainConfig, folder: StripFolder) -> None:
+    "Raise where a run was started with another configuration or other data; note the free fields that changed."
+    saved, facts = read_config(run)
+    differences = _differences(
+        {**_fixed(saved), "data": facts["data"]},
+        {**_fixed(config), "data": folder.sha256},
+    )
+    if differences:
+        raise ValueError(
+            f"{run} was started differently: {'; '.join(differences)}. "
+            "Use another run folder, or what it was started with."
+        )
+    folds_of(run, folder, config.folds)
+    if saved != config:
+        write_json(run / "config.json", {"config": asdict(config), **facts})
 
 
 def start_run(
@@ -120,107 +144,115 @@ def start_run(
 ) -> Path:
     """Make a run folder: `folds.csv` (unless one was put there before) and `config.json`; returns its path.
 
-    On a run that exists it checks that configuration (but for `num_workers`, `cache` and `save_every`) and data are the same,
-    and raises `ValueError` that says what differs.
+    On a run that exists it checks that configuration (but for `num_workers`, `cache` and `save_every`) and data are
+    the same, and raises `ValueError` that says what differs.
     """
     run = Path(run)
     if (run / "config.json").exists():
-        there, facts = read_config(run)
-        said = _differences({**_fixed(there), "data": facts["data"]}, {**_fixed(config), "data": folder.sha256})
-        if said:
-            raise ValueError(
-                f"{run} was started differently: {'; '.join(said)}. Use another run folder, or what it was started with."
-            )
-        folds_of(run, folder, config.folds)
-        if there != config:
-            write_json(run / "config.json", {"config": asdict(config), **facts})
+        _check_same_run(run, config, folder)
         return run
     if not (run / "folds.csv").exists():
         write_folds(run / "folds.csv", make_folds(folder, config.folds, config.seed))
     folds_of(run, folder, config.folds)
     mean, std = image_stats(folder, np.random.default_rng(config.seed))
-    # Written last: a run exists when its config.json does.
-    write_json(
-        run / "config.json",
-        {
-            "config": asdict(config),
-            "data": folder.sha256,
-            "classes": folder.n_classes,
-            "shape": folder.shape,
-            "images": len(folder.images),
-            "mean": mean,
-            "std": std,
-            "versions": versions(),
-        },
-    )
+    facts = {
+        "config": asdict(config),
+        "data": folder.sha256,
+        "classes": folder.n_classes,
+        "shape": folder.shape,
+        "images": len(folder.images),
+        "mean": mean,
+        "std": std,
+        "versions": versions(),
+    }
+    write_json(run / "config.json", facts)  # last: a run exists when its config.json does
     return run
 
 # %% ../nbs/27_train.ipynb #2ad39d53
 def masks_and_classes(
-    out,  # what a `SegModel` returns
+    out: torch.Tensor | tuple,  # what a `SegModel` returns
 ) -> tuple:  # mask logits (N,C,H,W), and class logits (N,C) or None
     "Both outputs of a net, whether it has a class head or not."
     return out if isinstance(out, tuple) else (out, None)
 
 
-def _predicted(out, rules):
+def _predicted(out: torch.Tensor | tuple, rules: Sequence[Rule] | None) -> torch.Tensor:
     "Which pixels are predicted, (N,C,H,W) bool on the device."
     logits, classes = masks_and_classes(out)
     if rules is None:
         return logits >= 0
     levels = to_level(logits.float().sigmoid().cpu().numpy())
-    scores = [None] * len(levels) if classes is None else to_level(classes.float().sigmoid().cpu().numpy())
-    return torch.from_numpy(np.stack([apply_rules(x, rules, s) for x, s in zip(levels, scores)])).to(logits.device)
+    class_levels = [None] * len(levels)
+    if classes is not None:
+        class_levels = to_level(classes.float().sigmoid().cpu().numpy())
+    masks = [apply_rules(level, rules, of_image) for level, of_image in zip(levels, class_levels)]
+    return torch.from_numpy(np.stack(masks)).to(logits.device)
+
+# %% ../nbs/27_train.ipynb #501bb205
+def _dice_groups(area: np.ndarray, hit: np.ndarray, truth: np.ndarray) -> dict[str, np.ndarray]:
+    "The Dice of (image, class) pairs, from counts (N,C): of all, with and without a defect, and of each class."
+    scores = dice(area, hit, truth)
+    labelled = truth > 0
+    by_class = {f"score_{class_id(c)}": scores[:, c] for c in range(scores.shape[1])}
+    return {"score": scores, "present": scores[labelled], "empty": scores[~labelled], **by_class}
 
 
+def _mean_over_processes(
+    groups: dict[str, np.ndarray], loss: float, images: int, accelerator: Accelerator
+) -> dict[str, float | None]:
+    "The mean of each group and of the loss over all processes; None where a group is empty everywhere."
+    totals = []
+    for scores in groups.values():
+        totals += [scores.sum(), scores.size]
+    totals += [loss, images]
+    if accelerator.num_processes > 1:
+        totals = accelerator.reduce(torch.tensor(totals, device=accelerator.device)).tolist()
+    *totals, loss, images = totals
+    means = {
+        name: float(total / size) if size else None for name, total, size in zip(groups, totals[::2], totals[1::2])
+    }
+    return {"score": means.pop("score"), "val_loss": float(loss / images), **means}
+
+# %% ../nbs/27_train.ipynb #c29ea290
 @torch.inference_mode()
 def evaluate(
     model: torch.nn.Module,  # images uint8 (N,1,H,W) -> logits (N,C,H,W), or these and class logits
-    loader,  # batches as of `make_loader`
-    loss_of,  # callable(what the model returns, masks) -> scalar
+    loader: DataLoader,  # batches as of `make_loader`
+    loss_of: Callable[[torch.Tensor | tuple, torch.Tensor], torch.Tensor],  # (what the model returns, masks) -> scalar
     accelerator: Accelerator,  # gives the device and the precision, and sums over processes
-    on_batch=None,  # callable(n, of_how_many) after each batch of this process
-    rules=None,  # C of `Rule`; None: level 128, any area
-) -> dict:
+    on_batch: Callable[[int, int], object] | None = None,  # (n, of_how_many) after each batch of this process
+    rules: Sequence[Rule] | None = None,  # C of them; None: level 128, any area
+) -> dict[str, float | None]:
     """Score a net: `score`, the mean Dice over (image, class) pairs, and `val_loss`, the mean loss over images.
 
-    Beside them the mean Dice over pairs with a defect (`present`) and without one (`empty`) and of each class (`score_1`, ...); None where there is no such pair.
+    Beside them the mean Dice over pairs with a defect (`present`) and without one (`empty`) and of each class
+    (`score_1`, ...); None where there is no such pair.
     """
-    was = model.training
+    was_training = model.training
     model.eval()
     counts, loss, images = [], 0.0, 0
     for n, batch in enumerate(loader, 1):
-        image, truth = (
-            batch["image"].to(accelerator.device, non_blocking=True),
-            batch["mask"].to(accelerator.device, non_blocking=True),
-        )
+        image, truth = _to_device(batch, accelerator.device)
         with accelerator.autocast():
             out = model(image)
         loss += loss_of(out, truth).item() * len(image)
         images += len(image)
         pred, truth = _predicted(out, rules), truth.bool()
-        counts.append(torch.stack([m.sum((2, 3)) for m in (pred, pred & truth, truth)]).cpu())
+        counts.append(torch.stack([mask.sum((2, 3)) for mask in (pred, pred & truth, truth)]).cpu())
         if on_batch:
             on_batch(n, len(loader))
-    model.train(was)
+    model.train(was_training)
     area, hit, truth = torch.cat(counts, 1).numpy() if counts else np.zeros((3, 0, loader.dataset.n_classes))
-    d, there = dice(area, hit, truth), truth > 0
-    groups = {
-        "score": d,
-        "present": d[there],
-        "empty": d[~there],
-        **{f"score_{class_id(c)}": d[:, c] for c in range(d.shape[1])},
-    }
-    totals = [*(x for g in groups.values() for x in (g.sum(), g.size)), loss, images]
-    if accelerator.num_processes > 1:
-        totals = accelerator.reduce(torch.tensor(totals, device=accelerator.device)).tolist()
-    *totals, loss, images = totals
-    means = {name: float(s / n) if n else None for name, s, n in zip(groups, totals[::2], totals[1::2])}
-    return {"score": means.pop("score"), "val_loss": float(loss / images), **means}
+    return _mean_over_processes(_dice_groups(area, hit, truth), loss, images, accelerator)
+
+
+def _to_device(batch: dict, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    "Images and masks of a batch, on the device."
+    return batch["image"].to(device, non_blocking=True), batch["mask"].to(device, non_blocking=True)
 
 # %% ../nbs/27_train.ipynb #910e41bc
-def _model_folder(where, shell, tensors, meta):
-    "Write one model folder from a state's tensors (through `shell`, a net of that shape), unless just that is there already."
+def _model_folder(where: Path, shell: SegModel, tensors: dict, meta: dict) -> None:
+    "Write one model folder from a state's tensors (through `shell`, a net of that shape), unless it is up to date."
     meta = {**meta, "weights": digest("", tensors)}
     if (where / "steel_seg.json").exists() and read_json(where / "steel_seg.json").get("meta") == meta:
         return
@@ -228,204 +260,295 @@ def _model_folder(where, shell, tensors, meta):
     save_model(shell, where, meta)
 
 
-def _tidy(where):
+def _tidy(where: Path) -> None:
     "Remove what a killed write left behind in a fold's folder: temporary names that nobody will finish."
     for name in ("state.safetensors", "history.csv", "best", "last", "progress.json", "examples.npz"):
         for path in (*where.glob(f".{name}.*.tmp"), *where.glob(f".{name}.*.old")):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
 
 # %% ../nbs/27_train.ipynb #87dda222
-def _who():
-    "This process, so that somebody on the same machine can tell whether it still lives: a container counts processes for itself."
+def _who() -> dict:
+    "This process, so that a reader on the same machine can tell whether it still runs."
     try:
-        pids = os.readlink("/proc/self/ns/pid")
+        pids = os.readlink("/proc/self/ns/pid")  # a container counts processes for itself
     except OSError:
         pids = ""  # no Linux
     return {"pid": os.getpid(), "host": socket.gethostname(), "pids": pids}
 
 
 class _News:
-    """What a fold in training tells of itself: `progress.json`, by the first process alone, and nothing for a fold that was finished before.
+    """What a fold in training tells of itself: `progress.json`.
 
     It is renamed into place and not synced, which would wait for the disk; after a power cut it may be empty.
     """
 
-    def __init__(self, f, folder):
-        self.path, self.next, self.facts = f.where / "progress.json", 0.0, {}
-        self.silent = f.finished or not f.accelerator.is_main_process
-        if self.silent:
-            return
-        nothing = folder.truth_area()[f.mine] == 0
-        self.facts = dict(
-            fold=f.fold,
-            epochs=sum(c.epochs for c in f.plan),
-            steps=f.steps,
-            epoch=f.at["epoch"] + 1,
-            step=f.at["step"],
-            loss=None,
-            seconds=f.at["seconds"],
-            images=len(f.mine),
-            all_empty=nothing.mean(),
-            all_empty_by_class=nothing.mean(0),
-            **_who(),
-        )
+    def __init__(self, path: Path, facts: dict | None):  # facts: None is silent, as all processes but the first are
+        self.path, self.facts, self.next = path, facts, 0.0
 
-    def __call__(self, doing, always=False, **facts):
+    def __call__(self, doing: str, always: bool = False, **facts) -> None:
         "Say what is being done; facts that are not given again stay as they were."
-        if self.silent:
+        if self.facts is None:
             return
         self.facts.update(doing=doing, **facts)
-        now = time.monotonic()
-        if now < self.next and not always:
+        clock = time.monotonic()
+        if clock < self.next and not always:
             return
-        self.next, temp = now + 1, self.path.with_name(f".progress.json.{os.getpid()}.tmp")
+        self.next, temp = clock + 1, self.path.with_name(f".progress.json.{os.getpid()}.tmp")
         try:
             temp.write_text(to_json(self.facts), encoding="utf-8")
             os.replace(temp, self.path)
         except OSError:
-            pass  # news are not worth a training
+            pass  # training is worth more than news of it
 
-    def __enter__(self):
+    def __enter__(self) -> "_News":
         self("starting", always=True)
         return self
 
-    def __exit__(self, kind, e, trace):
-        if e is None:
+    def __exit__(self, kind, error, trace) -> None:
+        if error is None:
             self("finished", always=True)
         else:
-            self("stopped", always=True, why=f"{kind.__name__}: {e}"[:500] if str(e) else kind.__name__)
+            why = f"{kind.__name__}: {error}"[:500] if str(error) else kind.__name__
+            self("stopped", always=True, why=why)
 
-
+# %% ../nbs/27_train.ipynb #3740cbd4
 def example_rows(
     area: np.ndarray,  # (N,C) labelled pixels
     n: int = 4,  # how many
-) -> list:  # at most n rows
-    "Images to look at again and again: for each class, the rarest first, one of median area; then one without a defect; then from the first on. Depends on the areas alone."
+) -> list[int]:  # at most n rows
+    """Images to look at after every epoch; depends on the areas alone.
+
+    For each class, the rarest first, one of median area; then one without a defect; then from the first on.
+    """
     rows = []
     for c in np.argsort((area > 0).sum(0), kind="stable"):
-        order = [int(i) for i in np.argsort(area[:, c], kind="stable") if area[i, c] and i not in rows]
-        rows += order[len(order) // 2 :][:1]
+        by_area = [int(i) for i in np.argsort(area[:, c], kind="stable") if area[i, c] and i not in rows]
+        rows += by_area[len(by_area) // 2 :][:1]
     rows += [i for i in range(len(area)) if not area[i].any()][:1]
     return (rows + [i for i in range(len(area)) if i not in rows])[:n]
 
-
+# %% ../nbs/27_train.ipynb #d2f0b9e6
 @torch.inference_mode()
-def _write_examples(path, model, folder, image_ids, epoch, device):
-    "Levels of a few images, one at a time, as arrays in one npz: image_ids, levels (n,C,H,W), epoch. Levels below 13, a twentieth, are kept as 0, as stores do."
-    was = model.training
+def _image_levels(model: torch.nn.Module, image: np.ndarray, device: torch.device) -> np.ndarray:
+    "Levels (C,H,W) of one image (H,W)."
+    logits, _ = masks_and_classes(model(torch.from_numpy(image)[None, None].to(device)))
+    return to_level(logits[0].float().sigmoid().cpu().numpy())
+
+
+def _write_examples(
+    path: Path, model: torch.nn.Module, folder: StripFolder, image_ids: list[str], epoch: int, device: torch.device
+) -> None:
+    "Levels of a few images in one npz: image_ids, levels (n,C,H,W), epoch. Levels below FLOOR become 0, as in stores."
+    was_training = model.training
     model.eval()
-    levels = np.stack(
-        [
-            to_level(
-                masks_and_classes(model(torch.from_numpy(folder.image(i))[None, None].to(device)))[0][0]
-                .float()
-                .sigmoid()
-                .cpu()
-                .numpy()
-            )
-            for i in image_ids
-        ]
-    )
-    model.train(was)
+    levels = np.stack([_image_levels(model, folder.image(i), device) for i in image_ids])
+    model.train(was_training)
     try:
         with whole(path) as temp, open(temp, "wb") as f:
-            np.savez_compressed(f, image_ids=np.array(image_ids), levels=levels * (levels >= 13), epoch=epoch)
+            np.savez_compressed(f, image_ids=np.array(image_ids), levels=levels * (levels >= FLOOR), epoch=epoch)
     except OSError:
-        pass  # as above
+        pass  # training is worth more than a picture of it
 
 # %% ../nbs/27_train.ipynb #96d1b700
-def _accelerator(config):
+def _accelerator(config: TrainConfig) -> Accelerator:
     "accelerate's view of device, precision and processes."
     # accelerate keeps one precision for the life of a process; in a notebook the next training may want another.
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != config.precision:
         AcceleratorState._reset_state()
     # smp keeps the deeper stages of its own encoders, which a shallow net does not use; timm's are cut.
-    unused = DistributedDataParallelKwargs(
-        find_unused_parameters=config.encoder_depth < 5 and not config.encoder.startswith("tu-")
-    )
-    return Accelerator(mixed_precision=config.precision, kwargs_handlers=[unused])
+    unused = config.encoder_depth < 5 and not config.encoder.startswith("tu-")
+    handler = DistributedDataParallelKwargs(find_unused_parameters=unused)
+    return Accelerator(mixed_precision=config.precision, kwargs_handlers=[handler])
 
-
-def _pseudo_folder(config, folder):
+# %% ../nbs/27_train.ipynb #16ac28d6
+def _pseudo_folder(config: TrainConfig, folder: StripFolder) -> StripFolder | None:
     "The folder with the pseudo-labelled images, or None; raises where it holds training images."
     if not config.pseudo:
         return None
-    extra = read_folder(config.pseudo, n_classes=folder.n_classes)
-    both = set(extra.images.image_id).intersection(folder.images.image_id)
-    if both:
+    pseudo = read_folder(config.pseudo, n_classes=folder.n_classes)
+    labelled = set(pseudo.images.image_id).intersection(folder.images.image_id)
+    if labelled:
         raise ValueError(
-            f"{extra.root} holds {min(both)} and {len(both) - 1} other images that {folder.root} has labels for: pseudo labels are for images without any"
+            f"{pseudo.root} holds {min(labelled)} and {len(labelled) - 1} other images that {folder.root} "
+            "has labels for: pseudo labels are for images without any"
         )
-    return extra
+    return pseudo
 
 
-def _scoring_rules(config, folder):
+def _scoring_rules(config: TrainConfig, folder: StripFolder) -> Sequence[Rule] | None:
     "The rules under which epochs are scored, or None; raises where they do not fit."
     if not config.rule:
         return None
     rules, _ = read_rules(config.rule)
     if len(rules) != folder.n_classes:
         raise ValueError(f"{config.rule} has {len(rules)} rules, the data {folder.n_classes} classes")
-    asks = gates_of_classifier(rules)
-    if asks and not config.class_head:
+    gates = gates_of_classifier(rules)
+    if gates and not config.class_head:
         raise ValueError(
-            f"{config.rule} asks a classifier (gate by {', '.join(asks)}), and the net has none: class_head above 0 gives it one"
+            f"{config.rule} asks a classifier (gate by {', '.join(gates)}), and the net has none: "
+            "class_head above 0 gives it one"
         )
     return rules
 
+# %% ../nbs/27_train.ipynb #2ec16b3b
+@dataclass(frozen=True, eq=False)
+class _Fold:
+    "What a fold trains on and how: all that is fixed before its first step."
 
+    run: Path
+    number: int
+    folder: StripFolder
+    config: TrainConfig
+    facts: dict  # beside the configuration in config.json
+    plan: tuple  # of TrainConfig, one per stage
+    accelerator: Accelerator
+    pseudo: StripFolder | None
+    rules: Sequence[Rule] | None  # under which epochs are scored
+    held_out: np.ndarray  # rows of folder.images that are scored
+    training: np.ndarray  # rows of folder.images that are trained on
+    groups: np.ndarray  # of `image_groups`
+
+    @property
+    def where(self) -> Path:
+        return self.run / f"fold_{self.number}"
+
+    @property
+    def train_ids(self) -> list[str]:
+        return self.folder.images.image_id.to_numpy()[self.training].tolist()
+
+    def sampling(self, stage: TrainConfig) -> dict:
+        "How a stage chooses its images, as arguments of `epoch_order` and `epoch_batches`."
+        n = len(self.folder)
+        pseudo = range(n, n + len(self.pseudo)) if self.pseudo is not None and stage.sampler == "pseudo" else ()
+        return {"sampler": stage.sampler, "groups": self.groups, "pseudo": pseudo, "share": stage.pseudo_share}
+
+# %% ../nbs/27_train.ipynb #bf1abbe1
+def _open_fold(run: Path, folder: StripFolder, number: int) -> _Fold:
+    "Read what a fold needs; raises where the run has no such fold or something does not fit."
+    config, facts = read_config(run)
+    if type(number) is not int or not 0 <= number < config.folds:
+        raise ValueError(f"fold {number!r}: the run has folds 0 to {config.folds - 1}")
+    accelerator = _accelerator(config)
+    pseudo, rules = _pseudo_folder(config, folder), _scoring_rules(config, folder)
+    fold_of = folds_of(run, folder, config.folds)
+    return _Fold(
+        run,
+        number,
+        folder,
+        config,
+        facts,
+        config.plan(),
+        accelerator,
+        pseudo,
+        rules,
+        held_out=np.flatnonzero(fold_of == number),
+        training=np.flatnonzero(fold_of != number),
+        groups=image_groups(folder),
+    )
+
+
+def _made(fold: _Fold) -> dict:
+    "What a fold is trained with, as its state keeps it: a state is never continued with anything else."
+    return {
+        "fold": fold.number,
+        **_fixed(fold.config),
+        "data": fold.folder.sha256,
+        "mean": fold.facts["mean"],
+        "std": fold.facts["std"],
+        "processes": fold.accelerator.num_processes,
+        "pseudo data": fold.pseudo and fold.pseudo.sha256,
+        "rules": fold.rules and [asdict(rule) for rule in fold.rules],
+        "train images": hashlib.sha256("\0".join(fold.train_ids).encode()).hexdigest(),
+    }
+
+# %% ../nbs/27_train.ipynb #80f35340
 _FORMAT = 2  # of the state: 1 had no stages
 
 
-def _where_it_stands(where, made):
-    "A fold's state, checked against the plan: (tensors, at); of a fold that begins: ({}, at)."
+@dataclass(slots=True)
+class FoldState:
+    "Where a fold stands, as `state.safetensors` keeps it beside the tensors. Stages, epochs and steps count from 0."
+
+    made: dict  # what it is trained with; see `_made`
+    stage: int = 0  # the stage it is in; the number of stages once all are over
+    stage_epoch: int = 0  # epochs of this stage that are over
+    scores: list = field(default_factory=list)  # their scores, which the plateau schedule and early_stop read
+    part: int | None = None  # images of a batch that fit into memory; None: not tried in this stage
+    steps: int = 0  # steps of the optimiser, of all epochs
+    epoch: int = 0  # epochs that are over, of all stages
+    step: int = 0  # steps of this epoch that are over
+    loss: float = 0.0  # the sum of this epoch's losses so far
+    seconds: float = 0.0  # that this epoch has taken so far
+    history: list = field(default_factory=list)  # the rows of history.csv, one dict per epoch
+    best: list = field(default_factory=list)  # {"epoch", "score"} of the nets kept as `best0`, `best1`, ...: best first
+    optimizer: dict | None = None  # what of the optimiser is no tensor; None at the end
+    scaler: dict | None = None  # of the gradients of fp16
+    mean: dict | None = None  # at the end: {"score", "epochs", "kept"} of the mean of the best nets; None: no mean
+    ended: bool = False  # all stages are over: the file has `mean`
+    saved: bool = False  # a file has been written: `optimizer` and `scaler` are in it, and stand before `mean`
+
+    def to_facts(self) -> dict:
+        "The JSON object of `state.safetensors`."
+        always = [f.name for f in fields(self)][: _names_of_state().index("optimizer")]
+        facts = {"format": _FORMAT, **{name: getattr(self, name) for name in always}}
+        of_optimizer = {"optimizer": self.optimizer, "scaler": self.scaler}
+        of_mean = {"mean": self.mean} if self.ended else {}
+        return {**facts, **of_optimizer, **of_mean} if self.saved else {**facts, **of_mean, **of_optimizer}
+
+    @classmethod
+    def from_facts(cls, facts: dict) -> "FoldState":
+        "The state of a file's JSON object."
+        saved = {name: facts[name] for name in _names_of_state() if name in facts}
+        return cls(**saved, ended="mean" in facts, saved=True)
+
+
+def _names_of_state() -> list[str]:
+    "The fields of `FoldState` that are written."
+    return [f.name for f in fields(FoldState) if f.name not in ("ended", "saved")]
+
+# %% ../nbs/27_train.ipynb #34406333
+def _load_fold(where: Path, made: dict) -> tuple[dict, FoldState]:
+    "A fold's tensors and state, checked against what it is trained with; of a fold that begins no tensors."
     path = where / "state.safetensors"
     if not path.exists():
-        orphan = next((name for name in ("best", "last") if (where / name).exists()), None)
-        if orphan:
+        model = next((name for name in ("best", "last") if (where / name).exists()), None)
+        if model:
             raise ValueError(
-                f"{where} has {orphan}/ and no state.safetensors: bring the state back, or remove the folder to train this fold anew"
+                f"{where} has {model}/ and no state.safetensors: "
+                "bring the state back, or remove the folder to train this fold anew"
             )
-        return {}, {
-            "format": _FORMAT,
-            "made": made,
-            "stage": 0,
-            "stage_epoch": 0,
-            "scores": [],
-            "part": None,
-            "steps": 0,
-            "epoch": 0,
-            "step": 0,
-            "loss": 0.0,
-            "seconds": 0.0,
-            "history": [],
-            "best": [],
-        }
-    tensors, at = load_state(path)
-    if at.get("format") != _FORMAT:
+        return {}, FoldState(made)
+    tensors, facts = load_state(path)
+    if facts.get("format") != _FORMAT:
         raise ValueError(
-            f"{path} is from an earlier version of steel_seg, whose trainings cannot be gone on with; its models can be used as they are. To train this fold anew remove the folder {where}"
+            f"{path} is from an earlier version of steel_seg, training cannot be resumed from it; "
+            f"its models can be used as they are. To train this fold anew remove the folder {where}"
         )
-    said = _differences(at["made"], made)
-    if said:
+    differences = _differences(facts["made"], made)
+    if differences:
         raise ValueError(
-            f"{path} belongs to another training: {'; '.join(said)}. Put back what it was made with, or remove the folder {where} to train this fold anew"
+            f"{path} belongs to another training: {'; '.join(differences)}. "
+            f"Put back what it was made with, or remove the folder {where} to train this fold anew"
         )
-    return tensors, at
+    return tensors, FoldState.from_facts(facts)
 
-
-def _net(config, facts, folder, fold, encoder_weights):
-    "The net of a fold before its first step; one that goes on has its weights in the state and need not fetch the encoder's."
-    torch.manual_seed(step_seed(config.seed, "weights", fold))
+# %% ../nbs/27_train.ipynb #aa203e9a
+def _net(fold: _Fold, encoder_weights: str | None) -> SegModel:
+    "The net of a fold before its first step."
+    config = fold.config
+    torch.manual_seed(step_seed(config.seed, "weights", fold.number))
     net = build_model(
         config.arch,
         config.encoder,
-        folder.n_classes,
+        fold.folder.n_classes,
         config.in_channels,
         encoder_weights,
         config.encoder_depth,
-        facts["mean"],
-        facts["std"],
+        fold.facts["mean"],
+        fold.facts["std"],
         attention=config.attention,
         class_head=config.class_head > 0,
         **(config.decoder or {}),
@@ -434,23 +557,113 @@ def _net(config, facts, folder, fold, encoder_weights):
     return net
 
 
-def _loss_of(config):
+def _loss_of(config: TrainConfig) -> Callable[[torch.Tensor | tuple, torch.Tensor], torch.Tensor]:
     "The loss of what a net returns: that of the masks and, where there is a class head, that of the classes."
     of_masks = build_loss(config.loss, config.loss_args)
 
-    def loss_of(out, mask):
+    def loss_of(out: torch.Tensor | tuple, mask: torch.Tensor) -> torch.Tensor:
         logits, classes = masks_and_classes(out)
         loss = of_masks(logits, mask)
         return loss if classes is None else loss + config.class_head * class_loss(classes, mask)
 
     return loss_of
 
+# %% ../nbs/27_train.ipynb #0b9e348b
+class _Training:
+    "The nets and the optimiser of a fold, and where it stands."
+
+    def __init__(self, fold: _Fold):
+        if fold.accelerator.is_main_process:
+            fold.where.mkdir(exist_ok=True)
+            _tidy(fold.where)
+        tensors, self.state = _load_fold(fold.where, _made(fold))
+        self.fold, self.accelerator = fold, fold.accelerator
+        self.net = _net(fold, None if tensors else fold.config.encoder_weights)
+        self.shell = copy.deepcopy(self.net)  # through which model folders are written
+        if tensors:
+            self.net.load_state_dict(unpack("model", tensors))
+        self.best = [(b["score"], b["epoch"], unpack(f"best{k}", tensors)) for k, b in enumerate(self.state.best)]
+        self.scored: torch.nn.Module = self.net
+        self.model: torch.nn.Module = self.net
+        self.forward: Callable = self.net
+        self.ema: Ema | None = None
+        self.cache: ImageCache | None = None
+        self.optimizer: Any = None  # accelerate's; None once all stages are over
+        if not self.finished:
+            _prepare(self, tensors)
+
+    @property
+    def finished(self) -> bool:
+        return self.state.stage == len(self.fold.plan)
+
+    @property
+    def stage(self) -> TrainConfig:
+        "The configuration of the stage it is in; once all are over, of the last."
+        return self.fold.plan[min(self.state.stage, len(self.fold.plan) - 1)]
+
+    @property
+    def steps(self) -> int:
+        "Steps of an epoch."
+        return -(-len(self.batches()) // self.stage.accumulate)
+
+    def batches(self) -> list:
+        "This process's batches of the epoch it is in."
+        stage, a = self.stage, self.accelerator
+        return epoch_batches(
+            self.fold.training,
+            stage.batch_size,
+            stage.seed,
+            self.state.epoch,
+            rank=a.process_index,
+            world=a.num_processes,
+            **self.fold.sampling(stage),
+        )
+
+    def batches_of_steps(self) -> list:
+        "For each step of the epoch its batches, cut into parts that fit into memory."
+        batches, accumulate, size = self.batches(), self.stage.accumulate, self.state.part
+        steps = [batches[k : k + accumulate] for k in range(0, len(batches), accumulate)]
+        return [[batch[k : k + size] for batch in step for k in range(0, len(batch), size)] for step in steps]
+
+# %% ../nbs/27_train.ipynb #2871e4e6
+def _prepare(t: _Training, tensors: dict) -> None:
+    "Make a fold ready for its next step; `tensors` are those of its state, none at the beginning."
+    config, accelerator = t.fold.config, t.accelerator
+    # The same numbers in another order: a quarter to a half of the time saved on a CPU.
+    t.net.to(memory_format=torch.channels_last)
+    t.scored = copy.deepcopy(t.net).to(accelerator.device) if config.ema else t.net
+    if config.checkpointing:
+        checkpoint_encoder(t.net)
+    with accelerator.main_process_first():
+        t.cache = open_cache(t.fold.folder, config.cache) if config.cache else None
+    t.model = accelerator.prepare(t.net)
+    t.forward = t.model if config.compile == "no" else torch.compile(t.model, backend=config.compile)
+    t.ema = Ema(t.net, config.ema, unpack("ema", tensors) or None) if config.ema else None
+    _begin_stage(t)
+    if t.state.optimizer:
+        restore_optimizer(t.optimizer, unpack("optimizer", tensors), t.state.optimizer)
+    if t.state.scaler:
+        assert accelerator.scaler is not None
+        accelerator.scaler.load_state_dict(t.state.scaler)
+
+
+def _begin_stage(t: _Training) -> None:
+    "An optimiser of the stage's own, and how much of a batch fits into memory."
+    stage = t.stage
+    if t.optimizer is not None:
+        t.accelerator.free_memory()  # forgets the optimiser of the stage before
+    t.optimizer = t.accelerator.prepare(
+        build_optimizer(stage.optimizer, t.net, stage.lr, stage.weight_decay, stage.encoder_lr, stage.lookahead)
+    )
+    if t.state.part is None:
+        t.state.part = _fitting_part(t) if stage.fit_batch else stage.batch_size
+
 # %% ../nbs/27_train.ipynb #cdba115c
 def fitting_batch(
-    attempt,  # callable(n): one forward and backward pass over n images
+    attempt: Callable[[int], object],  # one forward and backward pass over n images
     batch_size: int,
 ) -> int:
-    "The first of `batch_size`, half of it, a quarter, ... that does not run out of memory; raises `ValueError` where one image does."
+    "The first of `batch_size`, a half of it, ... that fits into memory; raises `ValueError` where one image does not."
     n = batch_size
     while True:
         try:
@@ -461,246 +674,358 @@ def fitting_batch(
                 raise
             if n == 1:
                 raise ValueError(
-                    f"one image does not fit into memory: smaller crops, a smaller encoder, bf16 or checkpointing=True need less ({e})"
+                    "one image does not fit into memory: smaller crops, a smaller encoder, bf16 or checkpointing=True "
+                    f"need less ({e})"
                 ) from None
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         n = -(-n // 2)
 
+# %% ../nbs/27_train.ipynb #3657ed65
+def _fitting_part(t: _Training) -> int:
+    "How many images of a batch of this stage fit into memory, on every process. The net is left as it was."
+    stage, accelerator, net, n_classes = t.stage, t.accelerator, t.net, t.fold.folder.n_classes
+    device, shape = accelerator.device, window_of(stage.crop) or t.fold.folder.shape
+    loss_of = _loss_of(stage)
+    before = {name: buffer.clone() for name, buffer in net.named_buffers()}
+    room = [torch.empty_like(p) for p in net.parameters() for _ in range(2)]  # as much as Adam keeps
 
-def _fitting_part(f):
-    "What of a batch of this stage fits into memory, on every process. The net is left as it was."
-    c, a = f.stage, f.accelerator
-    shape = window_of(c.crop) or f.folder.shape
-    loss_of, before = _loss_of(c), {name: t.clone() for name, t in f.net.named_buffers()}
-    room = [torch.empty_like(p) for p in f.net.parameters() for _ in range(2)]  # as much as Adam keeps
-
-    def attempt(n):
-        f.net.train()
-        with a.autocast():
-            out = f.net(torch.zeros(n, 1, *shape, dtype=torch.uint8, device=a.device))
-        a.backward(loss_of(out, torch.zeros(n, f.folder.n_classes, *shape, dtype=torch.uint8, device=a.device)))
+    def attempt(n: int) -> None:
+        net.train()
+        with accelerator.autocast():
+            out = net(torch.zeros(n, 1, *shape, dtype=torch.uint8, device=device))
+        accelerator.backward(loss_of(out, torch.zeros(n, n_classes, *shape, dtype=torch.uint8, device=device)))
 
     try:
-        n = fitting_batch(attempt, c.batch_size)
+        n = fitting_batch(attempt, stage.batch_size)
     finally:
-        f.net.zero_grad(set_to_none=True)
-        for name, t in f.net.named_buffers():
-            t.copy_(before[name])
+        net.zero_grad(set_to_none=True)
+        for name, buffer in net.named_buffers():
+            buffer.copy_(before[name])
     del room
-    return int(a.gather(torch.tensor([n], device=a.device)).min())
+    sizes: Any = accelerator.gather(torch.tensor([n], device=device))
+    return int(sizes.min())
 
 # %% ../nbs/27_train.ipynb #a159c6d4
-class _Fold:
-    "One fold in training: what lives between its steps, and how that is saved."
+def _save(t: _Training) -> None:
+    "The state as one file, and then, after an epoch, what is made from it."
+    state = t.state
+    state.best = [{"epoch": epoch, "score": score} for score, epoch, _ in t.best]
+    if not t.accelerator.is_main_process:
+        return
+    tensors = pack("model", (t.scored if t.finished else t.net).state_dict())
+    for k, (*_, best) in enumerate(t.best):
+        tensors.update(pack(f"best{k}", best))
+    state.optimizer = state.scaler = None
+    if not t.finished:
+        flat, state.optimizer = optimizer_parts(t.optimizer.state_dict())
+        tensors.update(pack("optimizer", flat))
+        if t.ema:
+            tensors.update(pack("ema", t.ema.tensors))
+        if t.accelerator.scaler:
+            state.scaler = t.accelerator.scaler.state_dict()
+    save_state(t.fold.where / "state.safetensors", tensors, state.to_facts())
+    state.saved = True
+    if state.step == 0:
+        _publish(t)
 
-    def __init__(self, run, folder, fold):
-        self.run, self.where, self.fold, self.folder = run, run / f"fold_{fold}", fold, folder
-        self.config, facts = read_config(run)
-        c, self.plan = self.config, self.config.plan()
-        if type(fold) is not int or not 0 <= fold < c.folds:
-            raise ValueError(f"fold {fold!r}: the run has folds 0 to {c.folds - 1}")
-        self.accelerator = a = _accelerator(c)
-        self.extra, self.rules = _pseudo_folder(c, folder), _scoring_rules(c, folder)
-        fold_of, ids = folds_of(run, folder, c.folds), folder.images.image_id.to_numpy()
-        self.mine, self.others = np.flatnonzero(fold_of == fold), np.flatnonzero(fold_of != fold)
-        self.train_ids, self.groups = ids[self.others].tolist(), image_groups(folder)
-        made = {
-            "fold": fold,
-            **_fixed(c),
-            "data": folder.sha256,
-            "mean": facts["mean"],
-            "std": facts["std"],
-            "processes": a.num_processes,
-            "pseudo data": self.extra and self.extra.sha256,
-            "rules": self.rules and [asdict(r) for r in self.rules],
-            "train images": hashlib.sha256("\0".join(self.train_ids).encode()).hexdigest(),
-        }
-        if a.is_main_process:
-            self.where.mkdir(exist_ok=True)
-            _tidy(self.where)
-        tensors, self.at = _where_it_stands(self.where, made)
-        self.net = _net(c, facts, folder, fold, None if tensors else c.encoder_weights)
-        self.shell = copy.deepcopy(self.net)
-        if tensors:
-            self.net.load_state_dict(unpack("model", tensors))
-        self.best = [(b["score"], b["epoch"], unpack(f"best{k}", tensors)) for k, b in enumerate(self.at["best"])]
-        self.examples = (
-            ids[self.mine[example_rows(folder.truth_area()[self.mine])]].tolist() if a.is_main_process else []
-        )
-        if self.finished:
-            return
-        self.net.to(
-            memory_format=torch.channels_last
-        )  # the same numbers in another order: a quarter to a half of the time saved on a CPU
-        self.scored = self.net if not c.ema else copy.deepcopy(self.net).to(a.device)
-        if c.checkpointing:
-            checkpoint_encoder(self.net)
-        with a.main_process_first():
-            self.cache = open_cache(folder, c.cache) if c.cache else None
-        self.model = a.prepare(self.net)
-        self.forward = self.model if c.compile == "no" else torch.compile(self.model, backend=c.compile)
-        self.ema = Ema(self.net, c.ema, unpack("ema", tensors) or None) if c.ema else None
-        self.begin_stage()
-        if self.at.get("optimizer"):
-            restore_optimizer(self.optimizer, unpack("optimizer", tensors), self.at["optimizer"])
-        if self.at.get("scaler"):
-            a.scaler.load_state_dict(self.at["scaler"])
-
-    @property
-    def finished(self):
-        return self.at["stage"] == len(self.plan)
-
-    @property
-    def stage(self):
-        return self.plan[min(self.at["stage"], len(self.plan) - 1)]
-
-    @property
-    def steps(self):
-        return -(-len(self.batches(self.at["epoch"])) // self.stage.accumulate)
-
-    def sampling(self):
-        "How the stage chooses its images, as arguments of `epoch_order` and `epoch_batches`."
-        c, n = self.stage, len(self.folder)
-        pseudo = range(n, n + len(self.extra)) if c.sampler == "pseudo" else ()
-        return dict(sampler=c.sampler, groups=self.groups, pseudo=pseudo, share=c.pseudo_share)
-
-    def batches(self, epoch):
-        "This process's batches of an epoch."
-        a, c = self.accelerator, self.stage
-        return epoch_batches(
-            self.others, c.batch_size, c.seed, epoch, rank=a.process_index, world=a.num_processes, **self.sampling()
-        )
-
-    def begin_stage(self):
-        "An optimiser of the stage's own, and what of a batch fits into memory."
-        a, c = self.accelerator, self.stage
-        if hasattr(self, "optimizer"):
-            a.free_memory()  # forgets the optimiser of the stage before
-        self.optimizer = a.prepare(
-            build_optimizer(c.optimizer, self.net, c.lr, c.weight_decay, c.encoder_lr, c.lookahead)
-        )
-        if self.at["part"] is None:
-            self.at["part"] = _fitting_part(self) if c.fit_batch else c.batch_size
-
-    def parts(self, several):
-        "The batches of one step, cut into what fits into memory."
-        return [b[k : k + self.at["part"]] for b in several for k in range(0, len(b), self.at["part"])]
-
-    def end_epoch(self, lr, score, val_loss, seconds, **more):
-        "Enter a finished epoch into the history, keep the net if it is among the best so far, and go to the next epoch or stage."
-        at, c, steps = self.at, self.stage, self.steps
-        epoch = at["epoch"] + 1
-        # Before the state: after a kill between the two the epoch's end is made again, and the same examples with it.
-        if self.examples:
-            _write_examples(
-                self.where / "examples.npz", self.scored, self.folder, self.examples, epoch, self.accelerator.device
-            )
-        at["history"].append(
-            dict(
-                fold=self.fold,
-                epoch=epoch,
-                step=at["steps"],
-                lr=lr,
-                loss=at["loss"] / steps,
-                val_loss=val_loss,
-                score=score,
-                seconds=round(seconds, 3),
-                **more,
-                stage=at["stage"] + 1,
-            )
-        )
-        self.best = keep_best(
-            self.best,
-            score,
-            epoch,
-            lambda: {k: t.detach().cpu().clone() for k, t in self.scored.state_dict().items()},
-            max(1, self.config.average),
-        )
-        at["scores"].append(score)
-        at.update(epoch=epoch, stage_epoch=at["stage_epoch"] + 1, step=0, loss=0.0, seconds=0.0)
-        since = len(at["scores"]) - 1 - int(np.argmax(at["scores"]))
-        if at["stage_epoch"] == c.epochs or c.early_stop and since >= c.early_stop:
-            at.update(stage=at["stage"] + 1, stage_epoch=0, scores=[], part=None)
-            if not self.finished:
-                self.begin_stage()
-
-    def take_mean(self, score_of):
-        "In the end: the mean of the best epochs' weights, if it scores higher than each of them."
-        self.at["mean"] = None
-        if len(self.best) > 1:
-            mean, epochs = mean_tensors([t for *_, t in self.best]), [e for _, e, _ in self.best]
-            net = copy.deepcopy(self.shell).to(self.accelerator.device, memory_format=torch.channels_last)
-            net.load_state_dict(mean)
-            score = score_of(net)["score"]
-            self.at["mean"] = {"score": score, "epochs": sorted(epochs), "kept": score > self.best[0][0]}
-            if self.at["mean"]["kept"]:
-                self.best = [(score, max(epochs), mean)]
-        self.best = self.best[:1]
-
-    def save(self):
-        "The state as one file, and then, after an epoch, what is made from it."
-        if not self.accelerator.is_main_process:
-            return
-        at, tensors = self.at, pack("model", (self.scored if self.finished else self.net).state_dict())
-        for k, (*_, best) in enumerate(self.best):
-            tensors.update(pack(f"best{k}", best))
-        at["best"] = [{"epoch": epoch, "score": score} for score, epoch, _ in self.best]
-        at["optimizer"] = at["scaler"] = None
-        if not self.finished:
-            flat, at["optimizer"] = optimizer_parts(self.optimizer.state_dict())
-            tensors.update(pack("optimizer", flat))
-            if self.ema:
-                tensors.update(pack("ema", self.ema.tensors))
-            if self.accelerator.scaler:
-                at["scaler"] = self.accelerator.scaler.state_dict()
-        save_state(self.where / "state.safetensors", tensors, at)
-        if at["step"] == 0:
-            self.publish()
-
-    def publish(self):
-        "Bring history.csv, best/ and last/ in step with the state."
-        at = self.at
-        if not self.accelerator.is_main_process or not at["history"]:
-            return
-        write_text(self.where / "history.csv", pd.DataFrame(at["history"]).to_csv(index=False))
-        parts = sorted(self.run.glob("fold_*/history.csv"), key=lambda p: int(p.parent.name[5:]))
-        write_text(self.run / "history.csv", pd.concat([_read_history(p) for p in parts]).to_csv(index=False))
-        meta = {
-            "fold": self.fold,
-            "data": at["made"]["data"],
-            "precision": self.config.precision,
-            "train_ids": self.train_ids,
-        }
-        best = {
-            **at["best"][0],
-            **({"mean_of_epochs": at["mean"]["epochs"]} if at.get("mean") and at["mean"]["kept"] else {}),
-        }
-        _model_folder(self.where / "best", self.shell, self.best[0][2], {**meta, **best})
-        if self.finished:
-            last = {k: at["history"][-1][k] for k in ("epoch", "score")}
-            net = self.scored if hasattr(self, "scored") else self.net
-            _model_folder(
-                self.where / "last", self.shell, {k: t.cpu() for k, t in net.state_dict().items()}, {**meta, **last}
-            )
-
-# %% ../nbs/27_train.ipynb #eaeedfde
-def _check_finite(loss, fold, epoch, step, lr):
-    if not math.isfinite(loss):
-        raise ValueError(
-            f"fold {fold}: the loss is {loss} at epoch {epoch + 1}, step {step + 1}, lr {lr:.2e}. A lower lr, a longer warmup or a smaller clip may help; the last saved state is as it was"
-        )
-
-
+# %% ../nbs/27_train.ipynb #0051c617
 _HISTORY = dict(
     fold=int, epoch=int, step=int, lr=float, loss=float, val_loss=float, score=float, seconds=float, stage=int
 )
 
 
-def _read_history(path):
+def _read_history(path: Path) -> pd.DataFrame:
+    "A history.csv with its types; columns beside those of `_HISTORY` are scores."
     history = pd.read_csv(path, dtype=str)  # Python's floats: exact with every pandas
-    return history.astype({name: _HISTORY.get(name, float) for name in history})  # beside these, the scores by class
+    return history.astype({name: _HISTORY.get(name, float) for name in history})
+
+
+def _write_histories(run: Path, where: Path, history: list[dict]) -> None:
+    "The history.csv of a fold, and that of the run, of all folds that have one."
+    write_text(where / "history.csv", pd.DataFrame(history).to_csv(index=False))
+    paths = sorted(run.glob("fold_*/history.csv"), key=lambda path: int(path.parent.name[5:]))
+    write_text(run / "history.csv", pd.concat([_read_history(path) for path in paths]).to_csv(index=False))
+
+# %% ../nbs/27_train.ipynb #2cec4a90
+def _publish(t: _Training) -> None:
+    "Bring history.csv, best/ and last/ in step with the state."
+    fold, state = t.fold, t.state
+    if not t.accelerator.is_main_process or not state.history:
+        return
+    _write_histories(fold.run, fold.where, state.history)
+    meta = {
+        "fold": fold.number,
+        "data": state.made["data"],
+        "precision": fold.config.precision,
+        "train_ids": fold.train_ids,
+    }
+    best = dict(state.best[0])
+    if state.mean and state.mean["kept"]:
+        best["mean_of_epochs"] = state.mean["epochs"]
+    _model_folder(fold.where / "best", t.shell, t.best[0][2], {**meta, **best})
+    if t.finished:
+        last = {name: state.history[-1][name] for name in ("epoch", "score")}
+        tensors = {name: tensor.cpu() for name, tensor in t.scored.state_dict().items()}
+        _model_folder(fold.where / "last", t.shell, tensors, {**meta, **last})
+
+# %% ../nbs/27_train.ipynb #96f1dd50
+def _train_epoch(t: _Training, images: StripDataset, loss_of: Callable, watch: "_Watch") -> float:
+    "Train the rest of an epoch: learning rate, forward, loss, backward, step, log. Returns the last learning rate."
+    c, state, accelerator, device = t.stage, t.state, t.accelerator, t.accelerator.device
+    steps = t.batches_of_steps()
+    todo = steps[state.step :]
+    loader = iter(make_loader(images, [part for parts in todo for part in parts], c.num_workers))
+    watch.begin_epoch(state)
+    t.model.train()
+    losses, lr = [], 0.0
+    for step, parts in enumerate(todo, state.step):
+        lr = _set_learning_rate(t, step, len(steps))
+        torch.manual_seed(step_seed(c.seed, state.epoch, step, accelerator.process_index))
+        n_images = sum(map(len, parts))
+        for parts_left in reversed(range(len(parts))):
+            image, mask = _to_device(next(loader), device)
+            with accelerator.no_sync(t.model) if parts_left else nullcontext():
+                loss = loss_of(t.forward(image), mask) * (len(image) / n_images)
+                accelerator.backward(loss)
+            losses.append(loss.detach())
+        if c.clip:
+            accelerator.clip_grad_norm_(t.model.parameters(), c.clip)
+        t.optimizer.step()
+        t.optimizer.zero_grad()
+        if t.ema:
+            t.ema.update(state.steps)
+        state.steps += 1
+
+        done = step + 1
+        save = c.save_every and done % c.save_every == 0 and done < len(steps)
+        if save or done % 10 == 0 or done == len(steps):
+            fetched: Any = accelerator.reduce(torch.stack(losses), "mean")
+            for value in fetched.tolist():
+                state.loss += value
+            losses = []
+            _check_finite(state.loss, t.fold.number, state.epoch, step, lr)
+            watch.log(state.loss / done, lr)
+        watch.tell_step(state.epoch, done, len(steps))
+        if save:
+            state.step, state.seconds = done, watch.seconds
+            _save(t)
+        if watch.on_step:
+            watch.on_step(state.epoch, step)
+    return lr
+
+# %% ../nbs/27_train.ipynb #1c9197e1
+def _set_learning_rate(t: _Training, step: int, steps: int) -> float:
+    "Set the learning rate (and the momentum) of a step of this epoch, of so many; returns the rate."
+    c, state = t.stage, t.state
+    step, total = state.stage_epoch * steps + step, steps * c.epochs
+    lr = rate_at(step, total, c.lr, c.schedule, c.warmup, c.flat, state.scores, c.patience, c.factor)
+    set_rate(t.optimizer, lr, beta1_at(step, total, c.schedule, c.warmup))
+    return lr
+
+
+def _check_finite(loss: float, fold: int, epoch: int, step: int, lr: float) -> None:
+    "Raise where a loss is no finite number; epoch and step count from 0."
+    if not math.isfinite(loss):
+        raise ValueError(
+            f"fold {fold}: the loss is {loss} at epoch {epoch + 1}, step {step + 1}, lr {lr:.2e}. "
+            "A lower lr, a longer warmup or a smaller clip may help; the last saved state is as it was"
+        )
+
+# %% ../nbs/27_train.ipynb #2ccf0faf
+@dataclass(slots=True)
+class _Watch:
+    "Who is told how an epoch goes on."
+
+    bar: tqdm
+    news: _News
+    on_step: Callable[[int, int], object] | None
+    loss: float | None = None  # mean over the steps of this epoch, as last fetched
+    began: float = 0.0  # when this epoch would have begun, had it not been stopped
+
+    @property
+    def seconds(self) -> float:
+        "That this epoch has taken, with the time before it was stopped."
+        return time.perf_counter() - self.began
+
+    def begin_epoch(self, state: FoldState) -> None:
+        self.began = time.perf_counter() - state.seconds
+        self.loss = state.loss / state.step if state.step else None
+
+    def log(self, loss: float, lr: float) -> None:
+        self.loss = loss
+        self.bar.set_postfix(loss=f"{loss:.4f}", lr=f"{lr:.1e}")
+
+    def tell_step(self, epoch: int, done: int, steps: int) -> None:
+        self.bar.update()
+        self.news("training", epoch=epoch + 1, step=done, steps=steps, loss=self.loss, seconds=self.seconds)
+
+    def tell_batch(self, batch: int, batches: int) -> None:
+        self.news("scoring", batch=batch, batches=batches, seconds=self.seconds)
+
+# %% ../nbs/27_train.ipynb #7e03a4c2
+def _align_buffers(t: _Training) -> None:
+    "Batch norm's running means differ between processes; those of the first are kept."
+    for name, buffer in t.net.named_buffers():
+        broadcast(buffer)
+        if t.ema:
+            broadcast(t.ema.tensors[name])
+    if t.ema:
+        t.scored.load_state_dict(t.ema.tensors)
+
+
+def _enter_epoch(t: _Training, examples: list[str], lr: float, seconds: float, scores: dict) -> None:
+    "Enter a finished epoch into the history, and keep its net if it is among the best so far."
+    state, fold, epoch = t.state, t.fold, t.state.epoch + 1
+    # Before the state: after a kill between the two the epoch's end is made again, and the same examples with it.
+    if examples:
+        _write_examples(fold.where / "examples.npz", t.scored, fold.folder, examples, epoch, t.accelerator.device)
+    row = {
+        "fold": fold.number,
+        "epoch": epoch,
+        "step": state.steps,
+        "lr": lr,
+        "loss": state.loss / t.steps,
+        "val_loss": scores["val_loss"],
+        "score": scores["score"],
+        "seconds": round(seconds, 3),
+    }
+    parts = {name: score for name, score in scores.items() if name not in row}
+    state.history.append({**row, **parts, "stage": state.stage + 1})
+
+    def tensors() -> dict:
+        return {name: tensor.detach().cpu().clone() for name, tensor in t.scored.state_dict().items()}
+
+    t.best = keep_best(t.best, scores["score"], epoch, tensors, max(1, fold.config.average))
+
+# %% ../nbs/27_train.ipynb #29609bd7
+def _next_epoch(t: _Training, score: float) -> None:
+    "Go to the next epoch, or to the next stage where this one is over."
+    state, stage = t.state, t.stage
+    state.scores.append(score)
+    state.epoch += 1
+    state.stage_epoch += 1
+    state.step, state.loss, state.seconds = 0, 0.0, 0.0
+    epochs_without_better = len(state.scores) - 1 - int(np.argmax(state.scores))
+    stops_early = stage.early_stop and epochs_without_better >= stage.early_stop
+    if state.stage_epoch == stage.epochs or stops_early:
+        state.stage, state.stage_epoch, state.scores, state.part = state.stage + 1, 0, [], None
+        if not t.finished:
+            _begin_stage(t)
+
+
+def _take_mean(t: _Training, score_of: Callable[[torch.nn.Module], dict]) -> None:
+    "At the end: the mean of the best epochs' weights, if it scores higher than each of them."
+    state, state.ended, state.mean = t.state, True, None
+    if len(t.best) > 1:
+        epochs = [epoch for _, epoch, _ in t.best]
+        tensors = mean_tensors([tensors for *_, tensors in t.best])
+        net = copy.deepcopy(t.shell).to(t.accelerator.device, memory_format=torch.channels_last)
+        net.load_state_dict(tensors)
+        score = score_of(net)["score"]
+        state.mean = {"score": score, "epochs": sorted(epochs), "kept": score > t.best[0][0]}
+        if state.mean["kept"]:
+            t.best = [(score, max(epochs), tensors)]
+    t.best = t.best[:1]
+
+# %% ../nbs/27_train.ipynb #6b16aadd
+def _stage_lines(t: _Training) -> list[str]:
+    "What the stage trains on, before it begins."
+    c, fold, state = t.stage, t.fold, t.state
+    of_stages = f", stage {state.stage + 1} of {len(fold.plan)}" if len(fold.plan) > 1 else ""
+    order = epoch_order(fold.training, seed=c.seed, epoch=state.epoch, **fold.sampling(c))
+    first, *rest = epoch_mix(order, fold.folder, c.batch_size * t.accelerator.num_processes).splitlines()
+    if state.part is not None and state.part < c.batch_size:
+        rest.append(f"each batch in parts of {state.part} images, which fit into memory")
+    return [f"fold {fold.number}{of_stages}: {first}", *("  " + line for line in rest)]
+
+
+def _held_out_loader(t: _Training) -> DataLoader:
+    "The images that the fold is scored on, in batches of the smallest size of all stages."
+    batches = epoch_batches(
+        t.fold.held_out,
+        min(stage.batch_size for stage in t.fold.plan),
+        t.stage.seed,
+        0,
+        shuffle=False,
+        drop_last=False,
+        rank=t.accelerator.process_index,
+        world=t.accelerator.num_processes,
+    )
+    return make_loader(StripDataset(t.fold.folder, cache=t.cache), batches, t.stage.num_workers)
+
+# %% ../nbs/27_train.ipynb #554a037a
+def _train_stage(
+    t: _Training, examples: list[str], news: _News, show_bar: bool, on_step: Callable[[int, int], object] | None
+) -> None:
+    "Train until the stage that the fold is in ends."
+    c, state, fold, number, steps = t.stage, t.state, t.fold, t.state.stage, t.steps
+    images = StripDataset(fold.folder, c.transform(), c.seed, t.cache, fold.pseudo)
+    loss_of, held_out = _loss_of(c), _held_out_loader(t)
+    bar = tqdm(
+        total=steps * c.epochs,
+        initial=state.stage_epoch * steps + state.step,
+        desc=f"fold {fold.number}",
+        unit="step",
+        disable=not show_bar,
+    )
+    with bar:
+        watch = _Watch(bar, news, on_step)
+
+        def score_of(net: torch.nn.Module) -> dict:
+            return evaluate(net, held_out, loss_of, t.accelerator, watch.tell_batch, fold.rules)
+
+        while state.stage == number:
+            lr = _train_epoch(t, images, loss_of, watch)
+            _align_buffers(t)
+            scores = score_of(t.scored)
+            _check_finite(scores["val_loss"], fold.number, state.epoch, steps - 1, lr)
+            _enter_epoch(t, examples, lr, watch.seconds, scores)
+            _next_epoch(t, scores["score"])
+            if t.finished:
+                _take_mean(t, score_of)
+            _save(t)
+
+# %% ../nbs/27_train.ipynb #4936589a
+def _news_of(t: _Training) -> _News:
+    "The progress.json of a fold in training, written by the first process alone."
+    fold, state, path = t.fold, t.state, t.fold.where / "progress.json"
+    if not t.accelerator.is_main_process:
+        return _News(path, None)
+    empty = fold.folder.truth_area()[fold.held_out] == 0
+    facts = {
+        "fold": fold.number,
+        "epochs": sum(stage.epochs for stage in fold.plan),
+        "steps": t.steps,
+        "epoch": state.epoch + 1,
+        "step": state.step,
+        "loss": None,
+        "seconds": state.seconds,
+        "images": len(fold.held_out),
+        "all_empty": empty.mean(),
+        "all_empty_by_class": empty.mean(0),
+        **_who(),
+    }
+    return _News(path, facts)
+
+
+def _example_ids(t: _Training) -> list[str]:
+    "The images of examples.npz, which the first process writes."
+    if not t.accelerator.is_main_process:
+        return []
+    fold = t.fold
+    rows = fold.held_out[example_rows(fold.folder.truth_area()[fold.held_out])]
+    return fold.folder.images.image_id.to_numpy()[rows].tolist()
+
+
+def _mean_line(t: _Training) -> str:
+    "What became of the mean of the best epochs."
+    mean, best = t.state.mean, t.state.best[0]
+    assert mean is not None
+    epochs = ", ".join(map(str, mean["epochs"]))
+    end = "which is kept" if mean["kept"] else f"the best of them {best['score']:.4f}"
+    return f"fold {t.fold.number}: the mean of epochs {epochs} scores {mean['score']:.4f}, {end}"
 
 # %% ../nbs/27_train.ipynb #ba5f238f
 def train_fold(
@@ -708,167 +1033,56 @@ def train_fold(
     folder: StripFolder,  # the data it was started with
     fold: int,  # the fold to leave out, 0 to k-1
     progress: bool = True,  # a bar on stderr, and lines about each stage or a fold that was finished before
-    on_step=None,  # callable(epoch, step) after each step, both from 0: to watch, or to stop by raising
+    on_step: Callable[[int, int], object] | None = None,  # (epoch, step) after each step, from 0; may raise
 ) -> pd.DataFrame:
-    """Train one fold from where it stands to its end; returns its history, a row an epoch.
+    """Train one fold from where it stands to its end; returns its history, one row per epoch.
 
-    Writes `fold_K/state.safetensors`, `history.csv`, `best/` (the epoch with the highest score on the fold, the first of
-    equals, or the mean of the best if that is better) and, at the end, `last/`; for those who watch, `progress.json` and
-    `examples.npz`. Stopped at any moment and called again, it ends with the weights and the history (but for its seconds)
-    of a run that was not stopped: bit for bit on one CPU at the same number of threads. A finished fold is not trained
-    again; what is missing of its folders is put back. Leaves torch's generator seeded.
+    Writes `fold_K/state.safetensors`, `history.csv`, `best/` (the epoch with the highest score on the fold, the first
+    of equals, or the mean of the best if that is better) and, at the end, `last/`; for those who watch,
+    `progress.json` and `examples.npz`. Stopped at any moment and called again, it ends with the weights and the
+    history (but for its seconds) of a run that was not stopped: bit for bit on one CPU at the same number of threads.
+    A finished fold is not trained again; what is missing of its folders is put back. Leaves torch's generator seeded.
     Raises `ValueError` where the state is damaged or belongs to another configuration, other data or other folds, and
     where the loss is no longer a finite number.
     """
-    f = _Fold(Path(run), folder, fold)
-    accelerator, at = f.accelerator, f.at
-    say = print if progress and accelerator.is_main_process else lambda line: None
-    f.publish()
-    if f.finished:
-        say(
-            f"fold {fold}: finished before, best score {at['best'][0]['score']:.4f} in epoch {at['best'][0]['epoch']} of {at['epoch']}"
-        )
-        return _read_history(f.where / "history.csv")
-    with _News(f, folder) as news:
-        while not f.finished:
-            for line in _stage_lines(f):
-                say(line)
-            _train_stage(f, news, progress and accelerator.is_main_process, on_step)
-    if at["mean"]:
-        say(
-            f"fold {fold}: the mean of epochs {', '.join(map(str, at['mean']['epochs']))} scores {at['mean']['score']:.4f}, "
-            + ("which is kept" if at["mean"]["kept"] else f"the best of them {at['best'][0]['score']:.4f}")
-        )
-    accelerator.wait_for_everyone()
-    return _read_history(f.where / "history.csv")
-
-# %% ../nbs/27_train.ipynb #96f1dd50
-def _stage_lines(f):
-    "What the stage trains on, before it begins."
-    c, of = f.stage, f", stage {f.at['stage'] + 1} of {len(f.plan)}" if len(f.plan) > 1 else ""
-    order = epoch_order(f.others, seed=c.seed, epoch=f.at["epoch"], **f.sampling())
-    first, *more = epoch_mix(order, f.folder, c.batch_size * f.accelerator.num_processes).splitlines()
-    if f.at["part"] < c.batch_size:
-        more.append(f"each batch in parts of {f.at['part']} images, which fit into memory")
-    return [f"fold {f.fold}{of}: {first}", *("  " + line for line in more)]
-
-
-def _train_stage(f, news, show, on_step):
-    "Train until the stage that the fold is in ends: lr, forward, loss, backward, step, log."
-    at, c, accelerator, folder, number = f.at, f.stage, f.accelerator, f.folder, f.at["stage"]
-    rank, world, device = accelerator.process_index, accelerator.num_processes, accelerator.device
-    images, loss_of = StripDataset(folder, c.transform(), c.seed, f.cache, f.extra), _loss_of(c)
-    few = min(s.batch_size for s in f.plan)
-    valid = make_loader(
-        StripDataset(folder, cache=f.cache),
-        epoch_batches(f.mine, few, c.seed, 0, shuffle=False, drop_last=False, rank=rank, world=world),
-        c.num_workers,
-    )
-    steps = f.steps
-    total = steps * c.epochs
-    bar = tqdm(
-        total=total,
-        initial=at["stage_epoch"] * steps + at["step"],
-        desc=f"fold {f.fold}",
-        unit="step",
-        disable=not show,
-    )
-    with bar:
-        while at["stage"] == number:
-            epoch, batches, losses = at["epoch"], f.batches(at["epoch"]), []
-            several = [f.parts(batches[k : k + c.accumulate]) for k in range(0, len(batches), c.accumulate)][
-                at["step"] :
-            ]
-            loader = iter(make_loader(images, [b for parts in several for b in parts], c.num_workers))
-            began, so_far = time.perf_counter() - at["seconds"], at["loss"] / at["step"] if at["step"] else None
-            f.model.train()
-            for step, parts in enumerate(several, at["step"]):
-                now = at["stage_epoch"] * steps + step
-                lr = rate_at(now, total, c.lr, c.schedule, c.warmup, c.flat, at["scores"], c.patience, c.factor)
-                set_rate(f.optimizer, lr, beta1_at(now, total, c.schedule, c.warmup))
-                torch.manual_seed(step_seed(c.seed, epoch, step, rank))
-                count = sum(map(len, parts))
-                for left in reversed(range(len(parts))):
-                    batch = next(loader)
-                    image, mask = (batch[k].to(device, non_blocking=True) for k in ("image", "mask"))
-                    with accelerator.no_sync(f.model) if left else nullcontext():
-                        loss = loss_of(f.forward(image), mask) * (len(image) / count)
-                        accelerator.backward(loss)
-                    losses.append(loss.detach())
-                if c.clip:
-                    accelerator.clip_grad_norm_(f.model.parameters(), c.clip)
-                f.optimizer.step()
-                f.optimizer.zero_grad()
-                if f.ema:
-                    f.ema.update(at["steps"])
-                at["steps"] += 1
-                bar.update()
-                done = step + 1
-                save = c.save_every and done % c.save_every == 0 and done < steps
-                if save or done % 10 == 0 or done == steps:
-                    for x in accelerator.reduce(torch.stack(losses), "mean").tolist():
-                        at["loss"] += x
-                    losses = []
-                    _check_finite(at["loss"], f.fold, epoch, step, lr)
-                    so_far = at["loss"] / done
-                    bar.set_postfix(loss=f"{so_far:.4f}", lr=f"{lr:.1e}")
-                news(
-                    "training",
-                    epoch=epoch + 1,
-                    step=done,
-                    steps=steps,
-                    loss=so_far,
-                    seconds=time.perf_counter() - began,
-                )
-                if save:
-                    at.update(step=done, seconds=time.perf_counter() - began)
-                    f.save()
-                if on_step:
-                    on_step(epoch, step)
-            for (
-                name,
-                t,
-            ) in f.net.named_buffers():  # batch norm's running means differ between processes; the first's are saved
-                broadcast(t)
-                if f.ema:
-                    broadcast(f.ema.tensors[name])
-            if f.ema:
-                f.scored.load_state_dict(f.ema.tensors)
-
-            def score_of(net):
-                return evaluate(
-                    net,
-                    valid,
-                    loss_of,
-                    accelerator,
-                    lambda n, of: news("scoring", batch=n, batches=of, seconds=time.perf_counter() - began),
-                    f.rules,
-                )
-
-            found = score_of(f.scored)
-            _check_finite(found["val_loss"], f.fold, epoch, step, lr)
-            f.end_epoch(lr, seconds=time.perf_counter() - began, **found)
-            if f.finished:
-                f.take_mean(score_of)
-            f.save()
+    t = _Training(_open_fold(Path(run), folder, fold))
+    state, show, history = t.state, progress and t.accelerator.is_main_process, t.fold.where / "history.csv"
+    _publish(t)
+    if t.finished:
+        if show:
+            best = state.best[0]
+            score = f"best score {best['score']:.4f} in epoch {best['epoch']} of {state.epoch}"
+            print(f"fold {fold}: finished before, {score}")
+        return _read_history(history)
+    examples = _example_ids(t)
+    with _news_of(t) as news:
+        while not t.finished:
+            if show:
+                print(*_stage_lines(t), sep="\n")
+            _train_stage(t, examples, news, show, on_step)
+    if state.mean and show:
+        print(_mean_line(t))
+    t.accelerator.wait_for_everyone()
+    return _read_history(history)
 
 # %% ../nbs/27_train.ipynb #c1fdb305
 def train_run(
     run: str | Path,  # made where it does not exist, else gone on with
     folder: StripFolder,
     config: TrainConfig,
-    only=None,  # folds to train, as a number or several; None: all
+    only: int | Sequence[int] | None = None,  # folds to train; None: all
     progress: bool = True,  # a bar for each fold
-    on_step=None,  # as for `train_fold`
+    on_step: Callable[[int, int], object] | None = None,  # as for `train_fold`
 ) -> pd.DataFrame:
     """Train all folds, each from where it stands; returns the run's history, of the folds that have one.
 
-    The run folder then holds `config.json`, `folds.csv`, `history.csv` and a `fold_K/` each. It can be called again at any
-    time, and after a kill; see `start_run` and `train_fold` for what is checked and raised. Several processes
+    The run folder then holds `config.json`, `folds.csv`, `history.csv` and a `fold_K/` each. It can be called again at
+    any time, and after a kill; see `start_run` and `train_fold` for what is checked and raised. Several processes
     (`accelerate launch`) train one fold together; several runs on one machine want `only`.
     """
     with _accelerator(config).main_process_first():
         start_run(run, config, folder)
-    for fold in range(config.folds) if only is None else [only] if isinstance(only, int) else only:
+    folds = range(config.folds) if only is None else [only] if isinstance(only, int) else only
+    for fold in folds:
         train_fold(run, folder, fold, progress, on_step)
     return _read_history(Path(run) / "history.csv")

@@ -371,7 +371,7 @@ def test_stopped_between_state_and_folders(calm, folder, tmp_path, monkeypatch):
     "A state that is ahead of best/ and last/: the next call writes them, and trains nothing."
     run = tmp_path / "run"
     start_run(run, TINY, folder)
-    monkeypatch.setattr("steel_seg.train._Fold.publish", lambda self: None)
+    monkeypatch.setattr("steel_seg.train._publish", lambda training: None)
     with pytest.raises(FileNotFoundError):
         train_fold(run, folder, 0, progress=False)
     assert not (run / "fold_0/best").exists() and not (run / "fold_0/last").exists()
