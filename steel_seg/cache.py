@@ -11,8 +11,10 @@ import json
 import os
 import shutil
 from collections import deque
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -22,26 +24,49 @@ from .files import whole
 
 # %% ../nbs/17_cache.ipynb #3695bef7
 FORMAT = "steel_seg images 1"
-_PAGE, _LONGEST = 4096, 10**8  # bytes; the second is safetensors' own limit for a header
+_PAGE = 4096  # bytes
+_LONGEST = 10**8  # bytes: safetensors' own limit for a header
 
 
 def _head(image_ids, shape, digest):
     "The bytes before the pixels: the length of the header, and the header, padded to whole pages."
     n, size = len(image_ids), len(image_ids) * shape[0] * shape[1]
-    about = {
-        "format": FORMAT,
-        "sha256": digest,
-        "image_ids": json.dumps(list(image_ids)),
-    }  # safetensors takes text only
-    text = json.dumps(
-        {"__metadata__": about, "images": {"dtype": "U8", "shape": [n, *shape], "data_offsets": [0, size]}}
-    ).encode()
-    text = text.ljust((len(text) + 8 + _PAGE - 1) // _PAGE * _PAGE - 8)
+    # safetensors takes only text in its metadata
+    metadata = {"format": FORMAT, "sha256": digest, "image_ids": json.dumps(list(image_ids))}
+    tensor = {"dtype": "U8", "shape": [n, *shape], "data_offsets": [0, size]}
+    text = json.dumps({"__metadata__": metadata, "images": tensor}).encode()
+    pages = (len(text) + 8 + _PAGE - 1) // _PAGE
+    text = text.ljust(pages * _PAGE - 8)
     return len(text).to_bytes(8, "little") + text
 
 
+def _damaged(path, problem):
+    return f"{path}: {problem}. Remove this file: the next run makes it again."
+
+# %% ../nbs/17_cache.ipynb #53823d26
+class _Head(NamedTuple):
+    "What the header of a cache file says."
+
+    image_ids: tuple[str, ...]
+    shape: tuple[int, int]  # (H,W)
+    sha256: str  # of the pixels
+    start: int  # of the first pixel in the file
+
+
+def _parse_head(text):
+    "The header's ids, (H,W) and hash; raises `ValueError`, `KeyError` or `TypeError` where it is another one."
+    header = json.loads(text)
+    metadata, tensor = header["__metadata__"], header["images"]
+    if metadata["format"] != FORMAT or tensor["dtype"] != "U8":
+        raise ValueError("another format")
+    ids, (n, h, w) = tuple(json.loads(metadata["image_ids"])), tensor["shape"]
+    if len(ids) != n or tensor["data_offsets"] != [0, n * h * w]:
+        raise ValueError("sizes that do not fit")
+    return ids, (h, w), metadata["sha256"]
+
+
 def _read_head(path):
-    "Image ids, shape, digest, and the place of the first pixel; raises `ValueError` that says what is wrong with the file."
+    "The `_Head` of a cache file; raises `ValueError` that says what is wrong with the file."
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
@@ -49,65 +74,57 @@ def _read_head(path):
         length = int.from_bytes(f.read(8), "little")
         text = f.read(length) if length <= _LONGEST else b""
     try:
-        header = json.loads(text)
-        about, images = header["__metadata__"], header["images"]
-        if about["format"] != FORMAT or images["dtype"] != "U8":
-            raise ValueError
-        ids, (n, h, w) = tuple(json.loads(about["image_ids"])), images["shape"]
-        if len(ids) != n or images["data_offsets"] != [0, n * h * w]:
-            raise ValueError
-        digest = about["sha256"]
+        ids, shape, digest = _parse_head(text)
     except (ValueError, KeyError, TypeError):
         raise ValueError(_damaged(path, f"the header is not that of {FORMAT!r}")) from None
-    found, wanted = path.stat().st_size, 8 + length + n * h * w
-    if found != wanted:
-        raise ValueError(_damaged(path, f"has {found:,} bytes, its header tells of {wanted:,}"))
-    return ids, (h, w), digest, 8 + length
-
-
-def _damaged(path, why):
-    return f"{path}: {why}. Remove this file: it is made anew when the cache is opened next."
+    size, expected = path.stat().st_size, 8 + length + len(ids) * shape[0] * shape[1]
+    if size != expected:
+        raise ValueError(_damaged(path, f"has {size:,} bytes, but its header says {expected:,}"))
+    return _Head(ids, shape, digest, 8 + length)
 
 # %% ../nbs/17_cache.ipynb #eb642915
 class ImageCache:
     """Decoded images of a folder, mapped into memory: `cache[i]` is (H,W) uint8, read-only, of row `i` of `folder.images`.
 
-    Has `path`, `image_ids`, `shape` (H,W) and `sha256` of the pixels. Raises `ValueError` that names the file and says what to do,
-    where it is absent or damaged, and `IndexError` for a row outside 0..len-1. Use `open_cache` to open the one of a folder.
+    Has `path`, `image_ids`, `shape` (H,W) and `sha256` of the pixels. Raises `ValueError` that names the file and says what
+    to do, where it is absent or damaged, and `IndexError` for a row outside 0..len-1. `open_cache` opens the one of a folder.
     """
 
     def __init__(
         self,
         path: str | Path,  # as made by `open_cache`
-        verify: bool = True,  # read every byte and compare the SHA-256: about 0.6 s a GB once the file is in memory (2 s without SHA instructions)
-        progress: bool = False,  # a bar while it is read, if that takes longer than 2 s
+        # about 0.6 s per GB once the file is in memory (2 s without SHA instructions)
+        verify: bool = True,  # read every byte and compare the SHA-256
+        progress: bool = False,  # a progress bar if that takes longer than 2 s
     ):
-        self.path = Path(path).absolute()  # a worker may stand in another folder
+        self.path = Path(path).absolute()  # a worker may run in another folder
         self.image_ids, self.shape, self.sha256, start = _read_head(self.path)
         self._images = np.asarray(np.memmap(self.path, np.uint8, "r", start, (len(self), *self.shape)))
-        if verify:
-            self._verify(progress)
-
-    def _verify(self, progress):
-        found = hashlib.sha256()
-        for k in tqdm(range(0, len(self), 64), desc="check the cache", delay=2, leave=False, disable=not progress):
-            found.update(self._images[k : k + 64])
-        if found.hexdigest() != self.sha256:
+        if verify and _sha256_of(self._images, progress) != self.sha256:
             raise ValueError(_damaged(self.path, "the pixels are not those that were written (their SHA-256 differs)"))
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.image_ids)
 
-    def __getitem__(self, i):
+    def __getitem__(self, i: int) -> np.ndarray:
         if not 0 <= i < len(self):
             raise IndexError(f"image {i} of {len(self)}")
         return self._images[i]
 
-    def __repr__(self):
-        return f"ImageCache({self.path.name}: {len(self)} images of {self.shape[0]}x{self.shape[1]}, {self._images.nbytes / 1e6:,.1f} MB)"
+    def __repr__(self) -> str:
+        size = f"{len(self)} images of {self.shape[0]}x{self.shape[1]}, {self._images.nbytes / 1e6:,.1f} MB"
+        return f"ImageCache({self.path.name}: {size})"
 
     def __reduce__(self):
         return _reopen, (self.path, self.sha256)
+
+
+def _sha256_of(images, progress):
+    "SHA-256 of mapped images, read 64 at a time."
+    digest = hashlib.sha256()
+    for k in tqdm(range(0, len(images), 64), desc="check the cache", delay=2, leave=False, disable=not progress):
+        digest.update(images[k : k + 64].data)
+    return digest.hexdigest()
 
 
 def _reopen(path, sha256):
@@ -115,7 +132,8 @@ def _reopen(path, sha256):
     cache = ImageCache(path, verify=False)
     if cache.sha256 != sha256:
         raise ValueError(
-            f"{path}: was replaced by another one in the meantime. Start again, so that all processes read the same images."
+            f"{path}: was replaced by another file in the meantime. "
+            "Start again, so that all processes read the same images."
         )
     return cache
 
@@ -128,7 +146,7 @@ def _key(folder):
     return digest.hexdigest()
 
 
-def _decoded(folder):
+def _decoded(folder: StripFolder) -> Iterator[np.ndarray]:
     "The images in order, decoded by threads; at most 64 are waiting."
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         waiting = deque()
@@ -145,15 +163,15 @@ def _need_room(path, size):
     free = shutil.disk_usage(path.parent).free
     if free >= size + 10**8:
         return
-    torn = sorted(p.name for p in path.parent.glob(f".{path.name}.*.tmp"))
-    raise ValueError(
-        f"{path.parent}: the decoded images need {size / 1e9:.2f} GB and {free / 1e9:.2f} GB are free. Make room or name another folder"
-        + (f"; a build that was killed may have left {', '.join(torn)}" if torn else "")
-        + "."
-    )
+    problem = f"the decoded images need {size / 1e9:.2f} GB and {free / 1e9:.2f} GB are free"
+    action = "Make room or name another folder"
+    if torn := sorted(p.name for p in path.parent.glob(f".{path.name}.*.tmp")):
+        action += f"; a build that was killed may have left {', '.join(torn)}"
+    raise ValueError(f"{path.parent}: {problem}. {action}.")
 
-
+# %% ../nbs/17_cache.ipynb #8d850df9
 def _build(folder, path, progress):
+    "Decode the images of a folder into a file, whole or not at all."
     ids = tuple(folder.images.image_id)
     path.parent.mkdir(parents=True, exist_ok=True)
     head = _head(ids, folder.shape, "0" * 64)
@@ -162,22 +180,22 @@ def _build(folder, path, progress):
     with whole(path) as temp, open(temp, "wb") as f:
         f.write(head)
         for image in tqdm(_decoded(folder), "decode", len(ids), unit="image", disable=not progress):
-            digest.update(image)
-            f.write(image)
+            digest.update(image.data)
+            f.write(image.data)
         f.seek(0)
         f.write(_head(ids, folder.shape, digest.hexdigest()))  # of the same length
 
 # %% ../nbs/17_cache.ipynb #2dda76b0
 def open_cache(
     folder: StripFolder,  # its train images; those of the test set are not needed
-    where: str | Path,  # the folder of the cache file; made where it does not exist
-    progress: bool = True,  # a bar while images are decoded, or a large file is checked
-    verify: bool = True,  # of a file that is there: read it whole, as for `ImageCache`
+    where: str | Path,  # the folder of the cache file; made if it does not exist
+    progress: bool = True,  # a progress bar while images are decoded, or a large file is checked
+    verify: bool = True,  # of an existing file: read it whole, as for `ImageCache`
 ) -> ImageCache:
     """The decoded train images of a folder; the file is made on first use, whole or not at all.
 
-    Raises `ValueError` where the disk has too little room (it says how much is needed), an image cannot be read or has another size, or
-    the file is damaged or of other images (it names the file, and says to remove it).
+    Raises `ValueError` where the disk has too little room (it says how much is needed), an image cannot be read or has
+    another size, or the file is damaged or of other images (it names the file, and says to remove it).
     """
     path = Path(where) / f"images-{_key(folder)[:16]}.safetensors"
     if built := not path.exists():
