@@ -14,7 +14,7 @@ import os
 import secrets
 import shutil
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -43,7 +43,8 @@ def whole(
 
     The block may make a file or a folder there. At the end everything is synced and renamed; a file replaces
     a file in one step, a folder replaces a folder in two renames (for an instant `path` is absent, never half
-    written; the old one is put back if the second rename fails). When the block raises, the temporary is removed and `path` is as it was.
+    written; the old one is put back if the second rename fails). When the block raises, the temporary is removed
+    and `path` is as it was.
     Raises `FileNotFoundError` where the block wrote nothing.
     """
     path = Path(path)
@@ -138,7 +139,7 @@ def sha256_file(
 
 def versions() -> dict:
     "Versions of Python and of the packages that shape a result; a package that is absent is left out."
-    found = {"python": sys.version.split()[0]}
+    packages = {"python": sys.version.split()[0]}
     for name in (
         "steel_seg",
         "numpy",
@@ -149,8 +150,6 @@ def versions() -> dict:
         "opencv-python-headless",
         "zarr",
     ):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            pass
-    return found
+        with suppress(PackageNotFoundError):
+            packages[name] = version(name)
+    return packages

@@ -61,7 +61,8 @@ def mask_counts(
     for i in np.ndindex(pred.shape[:2]):  # one mask at a time: no copy of the whole batch
         p, t = pred[i] != 0, truth[i] != 0
         counts[:, *i] = np.count_nonzero(p), np.count_nonzero(p & t), np.count_nonzero(t)
-    return tuple(counts)
+    area, hit, label = counts
+    return area, hit, label
 
 # %% ../nbs/01_metric.ipynb #d849c058
 def _pairs(d):
@@ -91,7 +92,10 @@ def score_table(
         raise ValueError(f"Dice of shape {d.shape} and truth of shape {truth.shape}: expected (images, classes) twice")
     if not (truth >= 0).all():
         raise ValueError("truth with a negative number or NaN: expected pixels")
-    mean = lambda x: x.mean() if x.size else np.nan
+
+    def mean(x):
+        return x.mean() if x.size else np.nan
+
     parts = {"all": slice(None), **{f"class {c + 1}": [c] for c in range(d.shape[1])}}
     rows = []
     for part in parts.values():
