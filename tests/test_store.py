@@ -148,7 +148,7 @@ def test_what_is_no_store_is_told(tmp_path):
 def test_an_existing_path_is_never_written_over(tmp_path):
     store = make(tmp_path / "s")
     store.write("000.jpg", levels_of(0))
-    with pytest.raises(ValueError, match="go on with"):
+    with pytest.raises(ValueError, match="continue it with"):
         make(tmp_path / "s")
     (tmp_path / "file").write_text("x")
     with pytest.raises(ValueError, match="exists"):
