@@ -13,8 +13,10 @@ import math
 import re
 import urllib.error
 import urllib.request
+from collections.abc import Iterable
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub as hub
 import segmentation_models_pytorch as smp
@@ -31,11 +33,12 @@ from .files import read_json, sha256_file, to_json, whole, write_json
 class SegModel(nn.Module):
     """A segmentation net for grey images: normalises, pads to what the encoder needs, and cuts back.
 
-    With a class head it also says which classes an image shows. `net` is the smp model, `spec` the JSON-able arguments of `build_model` that make it again, `meta` what
-    `save_model` was given. Made by `build_model` or `load_model`.
+    With a class head it also gives which classes an image shows. `net` is the smp model, `spec` the JSON-able
+    arguments of `build_model` that make it again, `meta` what `save_model` was given. Made by `build_model` or
+    `load_model`.
     """
 
-    def __init__(self, net, spec, meta=None):
+    def __init__(self, net: nn.Module, spec: dict, meta: dict | None = None):
         super().__init__()
         self.net, self.spec, self.meta = net, spec, meta or {}
 
@@ -162,7 +165,8 @@ def _how_to_bring(encoder, weights, repo, reason):
     return ValueError(
         f"the pretrained weights of encoder {encoder!r} cannot be had: {reason}; {where}. "
         f"Run the same build_model where there is a network and copy {copy} from there to the same place here "
-        f"({'HF_HOME' if repo else 'TORCH_HOME'} moves it), or bring the weights as a file and pass its path as encoder_weights, or pass encoder_weights=None and start from random weights"
+        f"({'HF_HOME' if repo else 'TORCH_HOME'} moves it), or bring the weights as a file and pass its path as "
+        "encoder_weights, or pass encoder_weights=None and start from random weights"
     )
 
 
@@ -182,131 +186,111 @@ def _pretrained(encoder, weights):
     return {}
 
 # %% ../nbs/22_model.ipynb #2e684a00
-def _weights_file(path):
+def _weights_file(path: Path) -> Path:
     "The one file of weights at a path."
     if path.is_file():
         return path
     if not path.is_dir():
         raise ValueError(
-            f"encoder_weights={str(path)!r}: no such file or folder; pretrained weights are a .safetensors or .pth file, or a folder with one"
+            f"encoder_weights={str(path)!r}: no such file or folder; "
+            "pretrained weights are a .safetensors or .pth file, or a folder with one"
         )
-    found = (
-        [path / "model.safetensors"]
-        if (path / "model.safetensors").exists()
-        else sorted([*path.glob("*.safetensors"), *path.glob("*.pth"), *path.glob("*.bin")])
-    )
-    if len(found) != 1:
-        raise ValueError(
-            f"{path}: {len(found)} files of weights ({', '.join(f.name for f in found) or 'no .safetensors, .pth or .bin'}): name the one to take"
-        )
-    return found[0]
+    if (path / "model.safetensors").exists():
+        return path / "model.safetensors"
+    files = sorted([*path.glob("*.safetensors"), *path.glob("*.pth"), *path.glob("*.bin")])
+    if len(files) != 1:
+        names = ", ".join(f.name for f in files) or "no .safetensors, .pth or .bin"
+        raise ValueError(f"{path}: {len(files)} files of weights ({names}): name the one to take")
+    return files[0]
 
 
-def _read_weights(path):
+def _read_weights(path: Path) -> dict[str, torch.Tensor]:
     "A file's tensors by name."
     try:
-        found = (
-            load_file(path)
-            if path.suffix == ".safetensors"
-            else torch.load(path, map_location="cpu", weights_only=True)
-        )
+        if path.suffix == ".safetensors":
+            weights = load_file(path)
+        else:
+            weights = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as e:
         raise ValueError(f"{path}: not readable as weights ({type(e).__name__}: {str(e)[:200]})") from None
     for key in ("state_dict", "model"):
-        if isinstance(found, dict) and isinstance(found.get(key), dict):
-            found = found[key]
-    if not isinstance(found, dict) or not all(isinstance(t, torch.Tensor) for t in found.values()):
+        if isinstance(weights, dict) and isinstance(weights.get(key), dict):
+            weights = weights[key]
+    if not isinstance(weights, dict) or not all(isinstance(t, torch.Tensor) for t in weights.values()):
         raise ValueError(f"{path}: holds no dict of tensors")
-    return found
+    return weights
 
-
-def _plain(name):
+# %% ../nbs/22_model.ipynb #305f1ade
+def _plain(name: str) -> str:
     "A weight's name without what wrappers put before it, and without dots."
     for prefix in ("module.", "net.", "encoder.", "model."):
         name = name.removeprefix(prefix)
     return name.replace(".", "_")
 
 
-def _fitted(t, like):
+def _fitted(t: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     "A first layer's weights for another number of channels; others as they are."
     if t.ndim == 4 and t.shape != like.shape and t.shape[0] == like.shape[0] and {t.shape[1], like.shape[1]} == {1, 3}:
         return t.sum(1, keepdim=True) if t.shape[1] == 3 else t.expand(-1, 3, -1, -1) / 3
     return t
 
 
-def _place(plain):
+def _place(plain: str) -> tuple[str, list[int]]:
     "Where in an encoder a weight is, by its name: `layer1_2_conv1_weight` is `('layer', [1, 2, 1])`."
     words = re.findall(r"\d+|\D+", plain)
     return words[0], [int(w) for w in words if w.isdigit()]
 
 
-def _of_a_longer_one(left, taken):
-    "One of the weights that were not taken but lie between those that were, as a block of a longer encoder does; later stages and a classifier lie behind them. None where there is none."
-    last = {}
-    for stage, at in map(_place, taken):
-        last[stage] = max(last.get(stage, []), at)
-    return next(
-        (name for name in sorted(left) for stage, at in [_place(name)] if at and at < last.get(stage, [])), None
-    )
+def _of_a_longer_one(left: Iterable[str], taken: Iterable[str]) -> str | None:
+    """One of the weights that were not taken but lie between those that were, as a block of a longer encoder does.
 
-
-def load_encoder(
-    net,  # an smp model
-    path: str | Path,  # a .safetensors, .pth or .bin file, or a folder with one
-):
-    "Load weights into a net's encoder. Raises `ValueError` that names what is missing, of another shape, or of a longer encoder; weights of later stages and of a classifier are passed over."
-    path, own = _weights_file(Path(path)), net.encoder.state_dict()
-    found = _read_weights(path)
-    if any(name.startswith(("encoder.", "net.encoder.")) for name in found):
-        found = {n: t for n, t in found.items() if n.startswith(("encoder.", "net.encoder."))}
-    found = {_plain(n): t for n, t in found.items()}
-    new = {name: _fitted(found[_plain(name)], t) for name, t in own.items() if _plain(name) in found}
-    missing = [n for n in own if n not in new and not n.endswith("num_batches_tracked")]
-    other = [
-        f"{n} is {tuple(new[n].shape)} there, {tuple(own[n].shape)} here" for n in new if new[n].shape != own[n].shape
-    ]
-    if missing or other:
-        raise ValueError(
-            f"{path} does not fit the encoder: "
-            + "; ".join(
-                [
-                    *other[:3],
-                    *(
-                        [f"{len(missing)} of its {len(own)} weights are missing, {missing[0]} for one"]
-                        if missing
-                        else []
-                    ),
-                ]
-            )
-        )
-    if more := _of_a_longer_one(found.keys() - {_plain(n) for n in new}, map(_plain, new)):
-        raise ValueError(f"{path} does not fit the encoder, which has no {more}: these are the weights of a longer one")
-    net.encoder.load_state_dict({**own, **new})
-
-# %% ../nbs/22_model.ipynb #a94a492b
-def build_model(
-    arch: str,  # a key of `ARCHS`
-    encoder: str,  # of smp ("se_resnext50_32x4d"), or of timm after "tu-" ("tu-resnet34.a1_in1k")
-    n_classes: int = 4,  # channels of the logits
-    in_channels: int = 1,  # 1, or 3: the grey channel three times, for encoders that must have three
-    encoder_weights: str
-    | None = None,  # "imagenet" or what else smp lists for this encoder; the path of a file or folder; None for random ones
-    encoder_depth: int
-    | None = 5,  # halvings of the image, 1..5 (FPN, DeepLabV3+ and MAnet 3..5); None for smp's own: 5, PSPNet 3
-    mean: float = 0.3439,  # of the grey level on 0..1; the competition's by default
-    std: float = 0.196,  # its standard deviation
-    attention: str | None = None,  # "scse": squeeze and excitation in the decoder of Unet and Unet++
-    class_head: bool = False,  # a second output: which classes the image shows
-    **decoder,  # further arguments of the smp class, or of the timm encoder; they must be JSON-able
-) -> SegModel:
-    """A segmentation model by name, in training mode; random weights come from torch's generator (`torch.manual_seed`).
-
-    Pretrained weights come from the hub's cache or the hub (`HF_HOME`, `HF_HUB_OFFLINE`, `HF_ENDPOINT` are heeded);
-    for one channel the first layer's three are summed. Raises `ValueError` for unknown names, a depth or an argument
-    that the net does not take, and for weights that cannot be had, saying how to bring them. Encoders that timm made
-    for one image size (swin, maxvit) take another as `img_size=(H, W)`, and then that size alone.
-    Source: segmentation_models_pytorch 0.5 and 0.6; FPN as Kirillov et al. 2017, PSPNet as Zhao et al. 2017, scSE as Roy et al. 2018.
+    Later stages and a classifier lie behind them. None where there is none.
     """
+    last: dict[str, list[int]] = {}
+    for stage, numbers in map(_place, taken):
+        last[stage] = max(last.get(stage, []), numbers)
+    for name in sorted(left):
+        stage, numbers = _place(name)
+        if numbers and numbers < last.get(stage, []):
+            return name
+    return None
+
+# %% ../nbs/22_model.ipynb #ea911701
+def load_encoder(
+    net: nn.Module,  # an smp model
+    path: str | Path,  # a .safetensors, .pth or .bin file, or a folder with one
+) -> None:
+    """Load weights into a net's encoder; weights of later stages and of a classifier are ignored.
+
+    Raises `ValueError` that names what is missing, of another shape, or of a longer encoder.
+    """
+    path, encoder = _weights_file(Path(path)), net.encoder
+    own = encoder.state_dict()
+    saved = _read_weights(path)
+    if any(name.startswith(("encoder.", "net.encoder.")) for name in saved):
+        saved = {n: t for n, t in saved.items() if n.startswith(("encoder.", "net.encoder."))}
+    saved = {_plain(n): t for n, t in saved.items()}
+    new = {name: _fitted(saved[_plain(name)], t) for name, t in own.items() if _plain(name) in saved}
+    missing = [n for n in own if n not in new and not n.endswith("num_batches_tracked")]
+    differences = [
+        f"{n} is {tuple(new[n].shape)} there, {tuple(own[n].shape)} here" for n in new if new[n].shape != own[n].shape
+    ][:3]
+    if missing:
+        differences.append(f"{len(missing)} of its {len(own)} weights are missing, {missing[0]} for one")
+    if differences:
+        raise ValueError(f"{path} does not fit the encoder: {'; '.join(differences)}")
+    longer = _of_a_longer_one(saved.keys() - {_plain(n) for n in new}, map(_plain, new))
+    if longer:
+        raise ValueError(
+            f"{path} does not fit the encoder, which has no {longer}: these are the weights of a longer one"
+        )
+    encoder.load_state_dict({**own, **new})
+
+# %% ../nbs/22_model.ipynb #56e68426
+def _check_arguments(
+    arch: str, encoder: str, n_classes: int, in_channels: int, mean: float, std: float, attention: str | None
+) -> None:
+    "Raise `ValueError` for arguments of `build_model` that are unknown or out of range."
     if arch not in ARCHS:
         raise ValueError(f"no architecture is called {arch!r}; there are {', '.join(ARCHS)}")
     _check_encoder(encoder)
@@ -318,6 +302,31 @@ def build_model(
         raise ValueError(f"n_classes is {n_classes}; a mask has 1 channel or more")
     if not (math.isfinite(mean) and math.isfinite(std) and std > 0):
         raise ValueError(f"mean {mean} and std {std} must be finite, and std above 0")
+
+# %% ../nbs/22_model.ipynb #a94a492b
+def build_model(
+    arch: str,  # a key of `ARCHS`
+    encoder: str,  # of smp ("se_resnext50_32x4d"), or of timm after "tu-" ("tu-resnet34.a1_in1k")
+    n_classes: int = 4,  # channels of the logits
+    in_channels: int = 1,  # 1, or 3: the grey channel three times, for encoders that must have three
+    encoder_weights: str | None = None,  # "imagenet" or a name that smp lists; path of a file or folder; None: random
+    encoder_depth: int | None = 5,  # halvings, 1..5 (FPN, DeepLabV3+, MAnet 3..5); None: smp's own, 5, PSPNet 3
+    mean: float = 0.3439,  # of the grey level on 0..1; the competition's by default
+    std: float = 0.196,  # its standard deviation
+    attention: str | None = None,  # "scse": squeeze and excitation in the decoder of Unet and Unet++
+    class_head: bool = False,  # a second output: which classes the image shows
+    **decoder: Any,  # further arguments of the smp class, or of the timm encoder; they must be JSON-able
+) -> SegModel:
+    """A segmentation model by name, in training mode; random weights come from torch's generator.
+
+    Pretrained weights come from the hub's cache or the hub (`HF_HOME`, `HF_HUB_OFFLINE`, `HF_ENDPOINT` are heeded);
+    for one channel the first layer's three are summed. Raises `ValueError` for unknown names, a depth or an argument
+    that the net does not take, and for weights that cannot be had, saying how to bring them. Encoders that timm made
+    for one image size (swin, maxvit) take another as `img_size=(H, W)`, and then that size alone.
+    Sources: segmentation_models_pytorch 0.5 and 0.6; FPN as Kirillov et al. 2017, PSPNet as Zhao et al. 2017, scSE as
+    Roy et al. 2018.
+    """
+    _check_arguments(arch, encoder, n_classes, in_channels, mean, std, attention)
     depth = {"pspnet": 3}.get(arch, 5) if encoder_depth is None else encoder_depth
     weights = _weights(encoder, encoder_weights)
     args = dict(_decoder(arch, depth, decoder), encoder_depth=depth, in_channels=in_channels, classes=n_classes)
@@ -378,9 +387,8 @@ class _Recomputed:
     def forward(self, *args, **kwargs):
         if not (self.training and torch.is_grad_enabled()):
             return super().forward(*args, **kwargs)
-        args = [
-            list(a) if isinstance(a, list) else a for a in args
-        ]  # DenseNet's blocks append to a list they are given
+        # DenseNet's blocks append to a list they are given
+        args = [list(a) if isinstance(a, list) else a for a in args]
         return checkpoint(
             super().forward,
             *args,
@@ -403,11 +411,11 @@ def _blocks(module):
 
 def checkpoint_encoder(
     model: SegModel,  # changed in place; names and values of its weights stay
-):
+) -> None:
     """Make the encoder's blocks compute their inner maps again in the backward pass, instead of keeping them.
 
-    Gradients and batch norm's running statistics are those of a model without it, to the bit. A copy of the model has it too;
-    a saved one has not. Source: Chen et al. 2016, Training Deep Nets with Sublinear Memory Cost; `torch.utils.checkpoint`.
+    Gradients and batch norm's running statistics are those of a model without it, to the bit. A copy has it too;
+    a saved one has not. Source: Chen et al. 2016, Training Deep Nets with Sublinear Memory Cost.
     """
     for block in list(_blocks(model.net.encoder)):
         if not isinstance(block, _Recomputed):
@@ -420,7 +428,7 @@ _FILES = ("config.json", "model.safetensors", "README.md", "steel_seg.json")
 def save_model(
     model: SegModel,  # on any device, in either mode; neither changes
     folder: str | Path,  # appears, or is replaced, as a whole
-    meta=None,  # dict of JSON-able facts: fold, score, epoch...
+    meta: dict | None = None,  # JSON-able facts: fold, score, epoch...
 ) -> Path:  # the folder
     "Save a model as a folder that `load_model` and `smp.from_pretrained` read; written whole or not at all."
     with whole(folder) as temp:
@@ -463,7 +471,7 @@ def verify_model(
 
 def load_model(
     folder: str | Path,  # as `save_model` wrote it
-    device="cpu",  # where the weights go
+    device: str | torch.device = "cpu",  # where the weights go
 ) -> SegModel:  # in eval mode
     """Load a model, after `verify_model`; `.meta` is what was saved with it. Needs no network.
 

@@ -1,4 +1,4 @@
-"""Models: any size in, logits of that size out; saved so that smp reads them and damage is noticed; honest without a network."""
+"""Models: any size in, logits of it out; saved so that smp reads them; damage is noticed; clear errors offline."""
 
 import copy
 import json
