@@ -1,4 +1,4 @@
-"""The tuner without a browser: what it shows is checked against masks made one by one and against the choosers it calls."""
+"""The tuner without a browser: what it shows is checked against masks made one by one and against the choosers."""
 
 import asyncio
 import json
@@ -378,10 +378,12 @@ def test_places_on_the_surface_and_back(runs):
     peaked[30:40, 50:60] = 1
     drawn = draw_surface(peaked, levels, sizes)
     shown = pixels(drawn.png)
-    at = lambda t, a: shown[
-        tuple(int(f * n) for f, n in zip(reversed(drawn.place(levels[t], sizes[a])), shown.shape[:2]))
-    ].sum()
-    assert at(35, 55) > at(20, 55) + 100 and at(35, 55) > at(35, 40) + 100
+
+    def brightness(t, a):
+        x, y = drawn.place(levels[t], sizes[a])
+        return shown[int(y * shown.shape[0]), int(x * shown.shape[1])].sum()
+
+    assert brightness(35, 55) > brightness(20, 55) + 100 and brightness(35, 55) > brightness(35, 40) + 100
 
 
 def test_a_click_on_the_surface_goes_there(runs):

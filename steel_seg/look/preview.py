@@ -351,7 +351,7 @@ def _draw(preview):
         preview.versions, text = [], str(error)
     preview.says.value = line_html(text)
     width = 560 if preview.stacked else 275
-    thumbs = [_thumb(*version, width) for version in preview.versions]
+    thumbs = [_thumb(image, mask, width) for image, mask in preview.versions]
     preview.gallery.show(thumbs, _captions(preview.versions, preview.epoch))
     _draw_large(preview)
 
