@@ -1,4 +1,5 @@
-"""The monitor: what it says about a run is what the run's files say, whatever they hold, and what a real training did, killed and all."""
+"""The monitor: what it says about a run is what the run's files say, whatever they hold, and what a real training did,
+killed and all."""
 
 import asyncio
 import io
@@ -222,7 +223,8 @@ def test_numbers_are_those_of_the_files(whole):
 
 
 def test_news_from_before_the_last_epoch_ended(run):
-    "History is written at an epoch's end, news once a second: what they said of an epoch that is over is no longer true."
+    """History is written at an epoch's end, news once a second: what they said of an epoch that is over is no longer
+    true."""
     path = run / "fold_1/progress.json"
     path.write_text(
         json.dumps(dict(json.loads(path.read_text()), epoch=2, step=9, doing="scoring", batch=1, batches=3))
@@ -286,7 +288,8 @@ FILES = ["config.json", "folds.csv", "fold_1/history.csv", "fold_1/progress.json
 
 
 def test_torn_and_strange_files_are_not_there_yet(run):
-    "Every file in turn cut off at some place, empty, of another kind, or a folder: the rest can be read and put into words all the same."
+    """Every file in turn cut off at some place, empty, of another kind, or a folder: the rest can be read and put into
+    words all the same."""
     shutil.copy(run / "fold_1/history.csv", run / "history.csv")
     rng = np.random.default_rng(0)
     strange = [
@@ -397,7 +400,7 @@ def test_all_is_shown_and_nothing_slips_through(tmp_path, case):
         monitor.fold = fold
         only_our_tags(monitor)
         shown = monitor.examples.all
-        for i, (e, levels, image, truth) in shown.items():
+        for i, (e, _levels, image, truth) in shown.items():
             monitor.image_id = i
             assert fold in (None, e.fold) and (image == folder.image(i)).all() and (truth == folder.mask(i)).all()
             assert monitor.examples.page.chosen == list(shown).index(i)
@@ -441,7 +444,8 @@ def test_example_in_words():
     levels[0, :2, :2], levels[2, 3] = 128, 255
     assert (
         example_line("i", 1, 7, levels, truth)
-        == "i · fold 1 after epoch 7 · mean Dice 0.222 at level 128 · class 1: Dice 0.667 · class 2: missed, 4 px · class 3: false, 4 px"
+        == "i · fold 1 after epoch 7 · mean Dice 0.222 at level 128 · class 1: Dice 0.667 · class 2: missed, 4 px · "
+        "class 3: false, 4 px"
     )
     assert example_line("i", 1, 7, levels, None) == "i · fold 1 after epoch 7 · highest level 255 of 255"
     assert example_line("i", 1, 7, 0 * levels, 0 * truth).endswith("clean, and nothing predicted")
@@ -449,7 +453,8 @@ def test_example_in_words():
 
 
 def test_nothing_is_drawn_twice(run):
-    "A look at unchanged files sends nothing; a new epoch of one fold changes curves and examples; news change a line alone."
+    """A look at unchanged files sends nothing; a new epoch of one fold changes curves and examples; news change a line
+    alone."""
     monitor = Monitor(run)
     sent = []
     for w in (*monitor.panel.curves.values(), monitor.panel.table, monitor.examples.view, monitor.examples.page):
@@ -569,10 +574,15 @@ def test_a_real_training_is_followed_killed_and_followed_again(tmp_path):
     data, run = make_folder(tmp_path / "mill", n_train=24, n_test=0, shape=(64, 128), seed=2), tmp_path / "run"
     monitor = Monitor(run, data)
     assert "no such folder yet" in said(monitor)
-    train = lambda how: subprocess.Popen(
-        [sys.executable, "-c", TRAIN, str(run), str(data), how], env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
-    fold = lambda: monitor.progress.folds[0]
+
+    def train(how):
+        return subprocess.Popen(
+            [sys.executable, "-c", TRAIN, str(run), str(data), how], env={**os.environ, "OMP_NUM_THREADS": "1"}
+        )
+
+    def fold():
+        return monitor.progress.folds[0]
+
     child = train("hold")
     until(
         monitor,

@@ -44,7 +44,7 @@ def test_words_say_what_happened(folders):
     folder = folders["strips"]
     image = folder.image(folder.images.image_id[0])
     seen = set()
-    for (new, mask), epoch in zip(
+    for (new, mask), _epoch in zip(
         epoch_versions(folder, train_transform(0.5, 0.5, 0.5, 0.2), folder.images.image_id[0], 3, range(40)), range(40)
     ):
         says = what_happened(image, new)

@@ -495,7 +495,10 @@ def test_examples_are_what_the_last_net_says(calm, folder):
 
 def test_progress_is_told_and_so_is_the_end(calm, folder, tmp_path):
     run, told = tmp_path / "run", []
-    read = lambda: json.loads((run / "fold_0/progress.json").read_text())
+
+    def read():
+        return json.loads((run / "fold_0/progress.json").read_text())
+
     start_run(run, TINY, folder)
 
     def on_step(*now):
@@ -531,7 +534,8 @@ def test_progress_is_told_and_so_is_the_end(calm, folder, tmp_path):
 
 
 def test_news_come_once_a_second(calm, folder, tmp_path, monkeypatch):
-    "Steps of .3 s by the clock that is asked: of all the news of a fold, every fourth is written; loss and examples as in the calm run."
+    """Steps of .3 s by the clock that is asked: of all the news of a fold, every fourth is written; loss and examples
+    as in the calm run."""
     clock, written, replace_ = [0.0], [], os.replace
     monkeypatch.setattr("steel_seg.train.time.monotonic", lambda: clock.__setitem__(0, clock[0] + 0.3) or clock[0])
     monkeypatch.setattr(
