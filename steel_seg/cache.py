@@ -84,10 +84,12 @@ def _read_head(path):
 
 # %% ../nbs/17_cache.ipynb #eb642915
 class ImageCache:
-    """Decoded images of a folder, mapped into memory: `cache[i]` is (H,W) uint8, read-only, of row `i` of `folder.images`.
+    """Decoded images of a folder, mapped into memory: `cache[i]` is row `i` of `folder.images`, (H,W) uint8, read-only.
 
-    Has `path`, `image_ids`, `shape` (H,W) and `sha256` of the pixels. Raises `ValueError` that names the file and says what
-    to do, where it is absent or damaged, and `IndexError` for a row outside 0..len-1. `open_cache` opens the one of a folder.
+    Has `path`, `image_ids`, `shape` (H,W) and `sha256` of the pixels. Raises `ValueError` that names the file and
+    says what
+    to do, where it is absent or damaged, and `IndexError` for a row outside 0..len-1. `open_cache` opens the one of
+    a folder.
     """
 
     def __init__(

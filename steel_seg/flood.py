@@ -14,7 +14,8 @@ from numba import njit
 # %% ../nbs/15_flood.ipynb #4640bb8c
 @njit(nogil=True, cache=True)
 def _count(prob, words, truth, n_truth, area, hit):
-    "Fill area and hit (256,) of one map, given flat and, but for a rest, as words of eight pixels; `truth` is read where there are `n_truth` > 0 pixels of it."
+    """Fill area and hit (256,) of one map, given flat and, but for a rest, as words of eight pixels; `truth` is read
+    where there are `n_truth` > 0 pixels of it."""
     levels = np.zeros((4, 512), np.int32)  # from 256 on: of truth
     for w in range(0, len(words), 8):
         if not (
@@ -46,7 +47,10 @@ def map_counts(
     prob: np.ndarray,  # (H,W) uint8, levels of one class
     truth: np.ndarray | None,  # (H,W), nonzero is defect; None where the class is absent
 ) -> tuple:  # area (256,), hit (256,), both int32
-    "Pixels of `prob >= t`, and those of them that are truth, at every level t = 0..255. Raises `ValueError` for other kinds of arrays."
+    """Pixels of `prob >= t`, and those of them that are truth, at every level t = 0..255.
+
+    Raises `ValueError` for other kinds of arrays.
+    """
     prob = np.asarray(prob)
     if prob.dtype != np.uint8:
         raise ValueError(f"levels must be uint8, not {prob.dtype}")
@@ -121,7 +125,8 @@ def _places(area):
 
 
 def _offsets(connectivity, stride):
-    "Steps to the neighbours in a flat frame. Unsigned, or numba would ask at each access whether an index is negative; adding wraps round."
+    """Steps to the neighbours in a flat frame. Unsigned, or numba would ask at each access whether an index is
+    negative; adding wraps round."""
     near = {4: (-stride, -1, 1, stride), 8: (-stride - 1, -stride, -stride + 1, -1, 1, stride - 1, stride, stride + 1)}
     return tuple(np.array(near[connectivity], np.int64).astype(np.uint64))
 
@@ -130,7 +135,8 @@ def _offsets(connectivity, stride):
 def _nodes(room, has_truth, steps, first, smallest):
     """List the components of the framed map at all levels into the room; returns how many. The map is 0 afterwards.
 
-    `here` is the level of the open component, `size` and `both` its pixels so far; those below it lie on a stack of `depth`.
+    `here` is the level of the open component, `size` and `both` its pixels so far; those below it lie on a stack of
+    `depth`.
     """
     v, words, truth, wait = room.map.ravel(), room.map.ravel().view(np.uint64), room.truth.ravel(), room.wait
     next_ = first.copy()
@@ -222,7 +228,8 @@ def component_nodes(
 ) -> tuple:  # low, high (M,) uint8; area, hit (M,) int32
     """Every component of `prob >= t` at every level t = 1..255, the largest first.
 
-    Row k says: for each t in low..high this is one component, of `area` pixels, `hit` of them truth. So the components at one
+    Row k says: for each t in low..high this is one component, of `area` pixels, `hit` of them truth. So the
+    components at one
     level t are the rows with low <= t <= high. Raises `ValueError` for another kind of array, shape or connectivity.
     Source: Nistér and Stewénius, Linear time maximally stable extremal regions (ECCV 2008).
     """
@@ -251,9 +258,7 @@ def _fill(room, r0, r1, c0, c1, steps, first):
         for c in range(c0 - 1, c1 + 2):
             room.seen[r, c] = r < r0 or r > r1 or c < c0 or c > c1
     for r in range(r0, r1 + 1):
-        for c in range(
-            c0, c1 + 1, 1 if r == r0 or r == r1 else max(1, c1 - c0)
-        ):  # round the edge, where water comes in
+        for c in range(c0, c1 + 1, 1 if r in (r0, r1) else max(1, c1 - c0)):  # round the edge, where water comes in
             at = np.uint64(r * stride + c)
             seen[at] = 1
             wait[next_[v[at]]] = at
@@ -315,7 +320,8 @@ def fill_levels(
 ) -> np.ndarray:  # (H,W) uint8
     """The map whose mask at every threshold is the mask of `prob` with its holes filled.
 
-    For each t: `fill_levels(prob) >= t` equals `scipy.ndimage.binary_fill_holes(prob >= t)`; a hole is background that is not
+    For each t: `fill_levels(prob) >= t` equals `scipy.ndimage.binary_fill_holes(prob >= t)`; a hole is background
+    that is not
     4-connected to the border. Raises `ValueError` for another kind of array.
     """
     prob, room = _checked(prob, room)

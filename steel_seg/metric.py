@@ -163,9 +163,10 @@ def mean_interval(
     rows,  # (N,) numbers, one an image: the mean Dice of an image, or the difference of two
     level: float = 0.95,  # confidence, 0..1
 ) -> Interval:  # of their mean
-    """The normal interval of a mean, at once: value ± z·sd/√n, the limit of `bootstrap_ci` and `paired_difference` for many images.
+    """The normal interval of a mean, value ± z·sd/√n: the limit of `bootstrap_ci` for many images, at once.
 
-    Of fewer than two images the bounds are NaN; of none the value too. On a few dozen images prefer the bootstrap: scores are skewed.
+    Of fewer than two images the bounds are NaN; of none the value too. On a few dozen images prefer the bootstrap:
+    scores are skewed.
     """
     rows = np.asarray(rows, np.float64)
     if not rows.size:

@@ -27,7 +27,8 @@ from .train import folds_of, masks_and_classes, read_config
 
 # %% ../nbs/28_predict.ipynb #c9a1220b
 def _flipped(both_of, images, axes):
-    "Mean over the images as they are and flipped along each of `axes`, of masks and classes. Pairs are averaged, so flipping the images only swaps the terms of a sum."
+    """Mean over the images as they are and flipped along each of `axes`, of masks and classes. Pairs are averaged, so
+    flipping the images only swaps the terms of a sum."""
     if not axes:
         return both_of(images)
     axis, rest = axes[0], axes[1:]
@@ -49,7 +50,7 @@ def predict_both(
     tta: str = "hflip",  # "none"; "hflip": mean of the image and its mirror image; "flips": of all four flips
     precision: str = "no",  # "bf16" or "fp16": autocast, but not on a CPU
 ) -> tuple:  # (N,C,H,W) float32 in 0..1 on the model's device; (N,C) likewise, or None where the net has no class head
-    "Probabilities of pixels and of classes of a batch, in eval mode; raises `ValueError` for a `tta` that is not known."
+    "Probabilities of pixels and of classes of a batch, in eval mode; raises `ValueError` for an unknown `tta`."
     _check_tta(tta)
     device = next(model.parameters()).device
     half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
@@ -76,7 +77,8 @@ def predict_probs(
 
 # %% ../nbs/28_predict.ipynb #4995d423
 class _Keeper:
-    "Where predictions go: levels by `write`, classes to a csv; for the first process to use, from any number of threads."
+    """Where predictions go: levels by `write`, classes to a csv; for the first process to use, from any number of
+    threads."""
 
     def __init__(self, path, image_ids, n_classes, write, unwritten, has_classes):
         self.path, self.ids, self.columns, self.write, self.unwritten = (
@@ -145,12 +147,14 @@ def _gathered(levels, classes, size, accelerator):
 
 
 def _hands(device):
-    "Threads that read and keep images: beside a net on a CPU one, for the cores are its own; beside a GPU, which is done in a tenth of the time, several."
+    """Threads that read and keep images: beside a net on a CPU one, for the cores are its own; beside a GPU, which is
+    done in a tenth of the time, several."""
     return ThreadPoolExecutor(1 if device.type == "cpu" else min(8, os.cpu_count()))
 
 
 def _fill(missing, keep, image_ids, read, both_of, batch_size, bar, accelerator):
-    "Predict the missing images and keep what is found, in batches that do not depend on which those are; meanwhile the next batch is read and the last one kept."
+    """Predict the missing images and keep what is found, in batches that do not depend on which those are; meanwhile
+    the next batch is read and the last one kept."""
     rank, world = accelerator.process_index, accelerator.num_processes
     batches = [image_ids[i : i + batch_size] for i in range(0, len(image_ids), batch_size)]
     batches = [b for b in batches if missing.intersection(b)]
@@ -171,7 +175,7 @@ def _fill(missing, keep, image_ids, read, both_of, batch_size, bar, accelerator)
 
     with _hands(accelerator.device) as readers, _hands(accelerator.device) as keepers:
         ahead, behind = [readers.submit(read, i) for i in mine[0]] if mine else [], []
-        for n, ids in enumerate(mine):
+        for n, _ids in enumerate(mine):
             images = torch.from_numpy(np.stack([x.result() for x in ahead])[:, None])
             ahead = [readers.submit(read, i) for i in mine[n + 1]] if n + 1 < len(mine) else []
             probs, classes = both_of(images)
@@ -230,7 +234,8 @@ def _manifests(run, k):
 
 # %% ../nbs/28_predict.ipynb #4b8a5bc4
 def _oof_folds(run, folder, tta):
-    "The configuration, the images of each fold and what identifies its models; raises where a model has seen an image of its fold."
+    """The configuration, the images of each fold and what identifies its models; raises where a model has seen an image
+    of its fold."""
     config = _check_run(run, folder, tta)
     fold_of, ids = folds_of(run, folder, config.folds), folder.images.image_id
     groups = [ids[fold_of == k].tolist() for k in range(config.folds)]
@@ -238,13 +243,16 @@ def _oof_folds(run, folder, tta):
         seen = set(read_json(run / f"fold_{k}/best/steel_seg.json")["meta"]["train_ids"]).intersection(mine)
         if seen:
             raise ValueError(
-                f"{run}/fold_{k}/best was trained on {min(seen)}, which folds.csv puts into fold {k} ({len(seen)} such images): its prediction would not be out of fold. Put back the folds.csv it was trained with"
+                f"{run}/fold_{k}/best was trained on {min(seen)}, which folds.csv puts into fold {k} ({len(seen)} "
+                "such images): its prediction would not be out of fold. Put back the folds.csv it was trained "
+                "with"
             )
     return config, groups, {"kind": "oof", "data": folder.sha256, "tta": tta, **_manifests(run, config.folds)}
 
 
 def _fill_oof(run, folder, config, groups, open_target, tta, progress, batch_size):
-    "Keep the predictions of the missing images, each from the model of its fold. `open_target()` is called by the first process and gives how to keep levels, and which have none."
+    """Keep the predictions of the missing images, each from the model of its fold. `open_target()` is called by the
+    first process and gives how to keep levels, and which have none."""
     accelerator, ids = Accelerator(), folder.images.image_id.tolist()
     keep = (
         _Keeper(run / "oof_scores.csv", ids, folder.n_classes, *open_target(), config.class_head > 0)
@@ -268,7 +276,7 @@ def _fill_oof(run, folder, config, groups, open_target, tta, progress, batch_siz
                 keep,
                 mine,
                 folder.image,
-                lambda images: predict_both(model, images, tta, config.precision),
+                lambda images, model=model: predict_both(model, images, tta, config.precision),
                 batch_size,
                 bar,
                 accelerator,
@@ -285,12 +293,13 @@ def predict_oof(
     progress: bool = True,  # a bar on stderr
     batch_size: int = 8,  # images at a time
 ) -> ProbStore:  # at run/oof, (N,C,H,W) levels, for reading
-    """Predict every training image with the best model of its own fold, which has not seen it; goes on where it stopped.
+    """Predict every training image with the best model of its own fold, which never saw it; resumes where it stopped.
 
     With a class head the probabilities of the classes go to `run/oof_scores.csv`, as `read_class_levels` reads it.
 
     Raises `ValueError` where a model's own list of training images holds an image that it is to predict (it names one),
-    where a fold is not trained to its end, or where `run/oof` was made by other models, on other data, or with other `tta`.
+    where a fold is not trained to its end, or where `run/oof` was made by other models, on other data, or with other
+    `tta`.
     """
     run = Path(run)
     config, groups, meta = _oof_folds(run, folder, tta)
@@ -314,7 +323,10 @@ def count_oof(
     progress: bool = True,  # a bar on stderr
     batch_size: int = 8,  # images at a time
 ) -> Curves:  # of all training images, also written to run/curves.npz
-    "Predict as `predict_oof` does and count at once: the curves, and no store. Parts are kept in run/counted; goes on from them. Raises `ValueError` as `predict_oof` does."
+    """Predict as `predict_oof` does and count at once: the curves, and no store.
+
+    Parts are kept in run/counted, and a stopped count resumes from them. Raises `ValueError` as `predict_oof` does.
+    """
     run = Path(run)
     config, groups, meta = _oof_folds(run, folder, tta)
     counter = None
@@ -348,7 +360,7 @@ def predict_test(
     progress: bool = True,  # a bar on stderr
     batch_size: int = 8,  # images at a time
 ) -> ProbStore:  # at run/test, (N,C,H,W) levels, for reading
-    """Predict every test image as the mean over the folds' best models, taken before rounding; goes on where it stopped.
+    """Predict every test image as the mean over the folds' best models, before rounding; resumes where it stopped.
 
     With a class head the probabilities of the classes go to `run/test_scores.csv`.
 

@@ -30,7 +30,8 @@ def png_tag(
     picture,  # (H,W) or (H,W,3) uint8, or a matplotlib Figure
     alt: str,  # what the picture shows, in words
 ) -> str:
-    "An `<img>` with the picture inside it; a small strip is shown at least 160 pixels high, as far as the page is wide."
+    """An `<img>` with the picture inside it; a small strip is shown at least 160 pixels high, as far as the page is
+    wide."""
     width = ""
     if isinstance(picture, Figure):
         buffer = io.BytesIO()
@@ -56,9 +57,11 @@ def _picture(alt, picture, note=""):
 
 _STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:1100px;margin:2rem auto;padding:0 1rem;color:#1a1a1a}
 h1,h2{line-height:1.2}h2{margin-top:2.5rem;border-bottom:1px solid #ddd}img{max-width:100%;display:block}
-figure{margin:1rem 0}figcaption{color:#555;font-size:.9rem}table{border-collapse:collapse;font-variant-numeric:tabular-nums}
+figure{margin:1rem 0}figcaption{color:#555;font-size:.9rem}
+table{border-collapse:collapse;font-variant-numeric:tabular-nums}
 th,td{padding:.25rem .8rem;text-align:right;border-bottom:1px solid #eee}.score{font-size:2.4rem;font-weight:600}
-.key span{display:inline-block;padding:0 .6rem;margin-right:.5rem;border-radius:3px}pre{background:#f6f6f6;padding:.8rem;overflow:auto}"""
+.key span{display:inline-block;padding:0 .6rem;margin-right:.5rem;border-radius:3px}
+pre{background:#f6f6f6;padding:.8rem;overflow:auto}"""
 
 # %% ../nbs/38_report.ipynb #dec76477
 def _scores(decision):
@@ -66,10 +69,13 @@ def _scores(decision):
     gain = decision.nested.value - decision.all_empty
     worth = "above" if gain > 0 else "below"
     return f"""<p class="score">{decision.nested}</p>
-<p>expected on fresh images like these, with its {decision.nested.level:.0%} interval: each fold scored by a rule that was chosen on the other folds. It is {abs(gain):.4f} {worth} the
-{decision.all_empty:.4f} that predicting nothing scores. On the {decision.images} images that chose the rules it is {escape(str(decision.optimistic))}, which flatters.</p>
+<p>expected on fresh images like these, with its {decision.nested.level:.0%} interval: each fold scored by a rule
+that was chosen on the other folds. It is {abs(gain):.4f} {worth} the
+{decision.all_empty:.4f} that predicting nothing scores.
+On the {decision.images} images that chose the rules it is {escape(str(decision.optimistic))}, which flatters.</p>
 {html_table(decision.table)}
-<p>score: mean Dice over all (image, class) pairs, 1 where both are empty; present and empty: the same over pairs with and without a defect.</p>"""
+<p>score: mean Dice over all (image, class) pairs, 1 where both are empty;
+present and empty: the same over pairs with and without a defect.</p>"""
 
 
 def _of_class(class_levels, c):
@@ -131,7 +137,10 @@ def _rules(curves, decision, class_levels):
         )
     for ax in axes[len(names) :]:
         ax.set_axis_off()
-    how = f"<p>Chosen as {escape(repr(decision.how))}. Images drawn again, with some twice and some not at all, choose other rules: the ranges hold those of 95% of the draws.</p>"
+    how = (
+        f"<p>Chosen as {escape(repr(decision.how))}. Images drawn again, with some twice and some not at all, choose "
+        "other rules: the ranges hold those of 95% of the draws.</p>"
+    )
     return (
         html_table(table)
         + how
@@ -208,7 +217,8 @@ def write_report(
     class_levels=None,  # (N,C) levels of a classifier, where the decision used them
     gates=None,  # a table of `compare_gates` to show
 ) -> Path:
-    "Write a self-contained HTML report of a run; returns its path. Where predictions were counted and not stored it shows none."
+    """Write a self-contained HTML report of a run; returns its path. Where predictions were counted and not stored it
+    shows none."""
     run = Path(run)
     key = "".join(
         f'<span style="background:rgb{tuple(int(x) for x in rgb)};color:#000">{escape(name)}</span>'
@@ -224,7 +234,8 @@ def write_report(
             2,
             (
                 "Gates",
-                "<p>No gate and every gate, each with the best setting found for it; nested: with each fold under the choice of the others. "
+                "<p>No gate and every gate, each with the best setting found for it; nested: with each fold under "
+                "the choice of the others. "
                 "Where low to high holds 0, these images cannot tell whether the gate helps.</p>"
                 + html_table(gates.xs("all", level="row")[["optimistic", "nested", "difference", "low", "high"]]),
             ),
@@ -245,15 +256,12 @@ def write_report(
             )
         )
     made = read_json(run / "config.json") if (run / "config.json").exists() else {}
-    parts.append(
-        (
-            "Made with",
-            f"<pre>{escape(to_json({'data': folder.root, 'images': len(folder.images), 'shape': folder.shape, **made}, indent=1))}</pre>",
-        )
-    )
+    facts = {"data": folder.root, "images": len(folder.images), "shape": folder.shape, **made}
+    parts.append(("Made with", f"<pre>{escape(to_json(facts, indent=1))}</pre>"))
     body = "".join(f"<h2>{title}</h2>{text}" for title, text in parts)
     title = f"steel_seg: {run.name}"
     return write_text(
         path,
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(title)}</title><style>{_STYLE}</style><h1>{escape(title)}</h1>{body}</html>',
+        '<!doctype html><html lang="en"><meta '
+        f'charset="utf-8"><title>{escape(title)}</title><style>{_STYLE}</style><h1>{escape(title)}</h1>{body}</html>',
     )

@@ -134,7 +134,7 @@ def moments(
 # %% ../nbs/34_surface.ipynb #02cb4601
 @njit(nogil=True, cache=True, error_model="numpy")
 def _add_component_gains(start, low, high, areas, hits, truth, weight, channel, n_classes, first, last, least, sums):
-    """Add to sums (K,256) how much each component changes its image's Dice, where those larger than it are there already.
+    """Add to sums (K,256) how much each component changes its image's Dice, where all larger ones are there already.
 
     Plain loops: most components exist at a level or two only. Without a defect only the largest component of a level
     counts, and it grows as the level falls: so the levels that were seen are always those up to `top`.

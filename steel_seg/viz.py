@@ -76,7 +76,8 @@ def overlay(
 ) -> np.ndarray:
     """The strip with its masks in their classes' colours, (H,W,3) uint8 RGB.
 
-    Pixels outside every mask are untouched. Where masks overlap, the higher channel lies on top. The arguments are not changed.
+    Pixels outside every mask are untouched. Where masks overlap, the higher channel lies on top. The arguments are
+    not changed.
     Raises `ValueError` where shapes or types do not fit.
     """
     rgb, mask = _rgb(image), np.asarray(mask)
@@ -97,7 +98,8 @@ def compare(
     alpha: float = 0.5,  # as in `overlay`
     contour: bool = True,
 ) -> np.ndarray:
-    "One class of one strip: hit, missed and false pixels in the colours of `COMPARE`, (H,W,3) uint8 RGB; the rest is untouched."
+    """One class of one strip: hit, missed and false pixels in the colours of `COMPARE`, (H,W,3) uint8 RGB; the rest is
+    untouched."""
     rgb, truth, pred = _rgb(image), np.asarray(truth), np.asarray(pred)
     _check_alpha(alpha)
     for name, mask in ("truth", truth), ("pred", pred):
@@ -170,7 +172,8 @@ def compare_layer(
     alpha: float = 0.5,  # as in `compare`
     contour: bool = True,
 ) -> bytes:
-    "What `compare` paints, as a PNG to lie over the picture. Of several classes together: false lies over missed, missed over hit."
+    """What `compare` paints, as a PNG to lie over the picture. Of several classes together: false lies over missed,
+    missed over hit."""
     _check_alpha(alpha)
     truth, pred = (np.asarray(x) for x in (truth, pred))
     if truth.shape != pred.shape or truth.ndim not in (2, 3):
@@ -244,7 +247,8 @@ def gallery(
     width: float = 10.0,  # inches
     colours=None,  # a legend below the last row: name to RGB, as for `legend`
 ) -> Figure:
-    "Pictures in rows, each with its title above it at the left, none distorted; `ValueError` where the counts differ or there is none."
+    """Pictures in rows, each with its title above it at the left, none distorted; `ValueError` where the counts differ
+    or there is none."""
     images = [_rgb(i) for i in images]
     titles = [""] * len(images) if titles is None else [str(t) for t in titles]
     if not images:
@@ -287,11 +291,13 @@ def plot_surface(
     ax=None,  # Axes to draw on; a new figure's if None
     point=None,  # (thresh, min_area) to mark
 ):
-    "Draw a (threshold, minimum area) surface with the marked point; thresholds are shown as probabilities. Returns the Axes."
+    """Draw a (threshold, minimum area) surface with the marked point; thresholds are shown as probabilities. Returns
+    the Axes."""
     surface, threshes, min_areas = np.asarray(surface, float), np.asarray(threshes), np.asarray(min_areas)
     if surface.shape != (len(threshes), len(min_areas)):
         raise ValueError(
-            f"a surface of shape {surface.shape} does not fit {len(threshes)} thresholds and {len(min_areas)} minimum areas"
+            f"a surface of shape {surface.shape} does not fit {len(threshes)} thresholds and {len(min_areas)} "
+            "minimum areas"
         )
     if ax is None:
         ax = _figure(6, 3.6, layout="constrained").subplots()
@@ -352,7 +358,8 @@ def plot_history(
     history,  # DataFrame with columns fold, epoch, loss, val_loss, score, lr, perhaps stage; a row an epoch
     reference=None,  # fold to a score to compare with, as a dotted line: what predicting nothing scores
 ) -> Figure:
-    "Loss (training thin, validation thick), validation score and learning rate over the epochs, a colour a fold; an upright line where the next stage begins, whose loss may be another."
+    """Loss (training thin, validation thick), validation score and learning rate over the epochs, a colour a fold; an
+    upright line where the next stage begins, whose loss may be another."""
     missing = [k for k in ("fold", "epoch", "loss", "val_loss", "score", "lr") if k not in history.columns]
     if missing:
         raise ValueError(f"the history has no column {missing[0]!r}; it has {', '.join(map(str, history.columns))}")
@@ -391,7 +398,8 @@ def plot_classes(
     scores,  # column to title, a panel each
     reference=None,  # column to {fold: score}, as dotted lines
 ) -> Figure:
-    "Scores over the epochs in small panels, a colour a fold, each with its own scale; raises `ValueError` for a column that is not there."
+    """Scores over the epochs in small panels, a colour a fold, each with its own scale; raises `ValueError` for a
+    column that is not there."""
     missing = [k for k in ("fold", "epoch", *scores) if k not in history.columns]
     if missing or not scores:
         raise ValueError(

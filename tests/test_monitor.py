@@ -555,7 +555,8 @@ torch.set_num_threads(1)
 from steel_seg.data import read_folder
 from steel_seg.config import TrainConfig
 from steel_seg.train import train_run
-config = TrainConfig(arch="unet", encoder="tu-test_resnet.r160_in1k", encoder_weights=None, encoder_depth=3, epochs=3, batch_size=4, lr=1e-2, folds=2, num_workers=0)
+net = dict(arch="unet", encoder="tu-test_resnet.r160_in1k", encoder_weights=None, encoder_depth=3)
+config = TrainConfig(**net, epochs=3, batch_size=4, lr=1e-2, folds=2, num_workers=0)
 def hold(epoch, step): # in the second epoch: long enough for news of its second step, then for good
     if sys.argv[3] == "hold" and epoch == 1: time.sleep(600 if step else 1.5)
 train_run(sys.argv[1], read_folder(sys.argv[2], n_classes=4), config, only=0, progress=False, on_step=hold)

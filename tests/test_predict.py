@@ -1,4 +1,4 @@
-"""Prediction: nobody is predicted by a model that saw him, a store is never a mixture, and stopping changes no level."""
+"""Prediction: no image is predicted by a model that saw it, a store is never a mixture, stopping changes no level."""
 
 import shutil
 from concurrent.futures import ThreadPoolExecutor
@@ -220,7 +220,7 @@ def test_many_hands_keep_what_one_keeps(trained, folder, tmp_path, monkeypatch):
     for n in (1, 6):
         run = tmp_path / f"run{n}"
         shutil.copytree(trained, run)
-        monkeypatch.setattr("steel_seg.predict._hands", lambda device: ThreadPoolExecutor(n))
+        monkeypatch.setattr("steel_seg.predict._hands", lambda device, n=n: ThreadPoolExecutor(n))
         store = predict_oof(run, folder, progress=False, batch_size=5)
         kept.append({i: store.read(i) for i in store.image_ids})
         counted = count_oof(run, folder, progress=False, batch_size=5)

@@ -297,7 +297,7 @@ def test_stopped_and_resumed(calm, folder, tmp_path, save_every):
     start_run(run, replace(TINY, save_every=save_every), folder)
     for place in ((0, 1), (2, 1)):
 
-        def stop(*now):
+        def stop(*now, place=place):
             if now == place:
                 raise Stop
 

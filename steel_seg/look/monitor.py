@@ -17,15 +17,6 @@ import pandas as pd
 from IPython.display import Image as Picture
 from ipywidgets import HTML, Button, Checkbox, Dropdown, FloatProgress, Image, IntSlider, Layout, VBox
 from PIL import Image as PILImage
-from steel_seg.progress import (
-    Progress,
-    class_columns,
-    example_line,
-    latest_table,
-    progress_lines,
-    read_examples,
-    read_progress,
-)
 from traitlets import Bool, Int, Unicode, link, validate
 
 from ..data import StripFolder, class_id, read_folder
@@ -41,6 +32,15 @@ from steel_seg.look.parts import (
     with_picture,
 )
 from ..metric import dice, mask_counts
+from steel_seg.progress import (
+    Progress,
+    class_columns,
+    example_line,
+    latest_table,
+    progress_lines,
+    read_examples,
+    read_progress,
+)
 from steel_seg.viz import (
     COMPARE,
     class_colours,
