@@ -250,9 +250,9 @@ class FlagBox(VBox):
         if not self.reason.strip():
             self.message.value = "<b>give a reason first</b>"
             return
-        numbers = map(float, self.values(self.image_id, self.channel))
+        doubt, score = map(float, self.values(self.image_id, self.channel))
         concerns = "" if self.channel is None else str(class_id(self.channel))
-        new = Flag(self.image_id, concerns, self.reason, *numbers, _now())
+        new = Flag(self.image_id, concerns, self.reason, doubt, score, _now())
         self.flags = tuple({**self.of, new.image_id: new}.values())
 
     def unflag(self) -> None:
