@@ -19,12 +19,9 @@ from .curves import Curves
 from .metric import Interval, bootstrap_ci, dice, paired_difference, score_table
 from .post import Rule, write_rules
 from .score import Rows, dice_at, dice_rows, rows_of
-from .surface import moments, surface
+from .surface import TIE, moments, surface
 
 # %% ../nbs/35_decide.ipynb #4edec700
-_TIE = 1e-12  # of a mean Dice; sums of 12,568 terms in another order differ by less
-
-
 def _cuts(rows, levels, weight):
     """At each of L rising levels, the M images that show anything in order of size: (low, high, score), each (L,M).
 
@@ -72,7 +69,7 @@ def _middle_area(rows, level, best, weight):
     "The middle of the widest range of minimum areas that reach the score `best` at a level."
     low, high, score = (x[0] for x in _cuts(rows, [level], weight))
     low, high, score = (x[score > -np.inf] for x in (low, high, score))
-    first, last = _runs(score >= best - _TIE)
+    first, last = _runs(score >= best - TIE)
     widest = (high[last] - low[first]).argmax()
     return int(low[first[widest]] + high[last[widest]]) // 2
 
@@ -94,9 +91,9 @@ def best_rule(
     levels = np.arange(max(1, rows.floor), 256)
     scores = _best_scores(rows, levels, weight)
     best = scores.max()
-    if best <= weight @ (rows.truth == 0) / weight.sum() + _TIE:
+    if best <= weight @ (rows.truth == 0) / weight.sum() + TIE:
         return _never(rows)
-    level = int(levels[_middle_of_longest(scores >= best - _TIE)])
+    level = int(levels[_middle_of_longest(scores >= best - TIE)])
     return level, _middle_area(rows, level, best, weight)
 
 # %% ../nbs/35_decide.ipynb #2cc3b8e1
@@ -154,7 +151,7 @@ class _Scored:
         score: np.ndarray,  # (T,A): `score`, smoothed or not
     ) -> tuple[int, int]:  # (thresh, min_area)
         "The rule at the top of `score`; never to predict where no rule gains anything on the images themselves."
-        if self.score.max() <= self.nothing + _TIE:
+        if self.score.max() <= self.nothing + TIE:
             return _never(self.rows)
         t, a = np.unravel_index(score.argmax(), score.shape)
         return int(self.levels[t]), int(self.areas[a])
@@ -209,8 +206,8 @@ def _nearest_to_mean(t, a):
 def _middle(all_rows, weight, rng, errors=1.0):
     rules = []
     for grid in _scored(all_rows, weight):
-        t, a = np.nonzero(grid.score.max() - grid.score <= errors * _standard_errors(grid, weight) + _TIE)
-        if grid.score.max() <= grid.nothing + _TIE:
+        t, a = np.nonzero(grid.score.max() - grid.score <= errors * _standard_errors(grid, weight) + TIE)
+        if grid.score.max() <= grid.nothing + TIE:
             rules.append(_never(grid.rows))
             continue
         nearest = _nearest_to_mean(t, a)

@@ -63,15 +63,15 @@ def _draw_bars(ax: Axes, counts: pd.DataFrame, n_classes: int):
     "Images of each kind as bars, with the numbers beside them."
     colours = ["0.45", "0.75", "0.6", *(np.array(c) / 255 for c in class_colours(n_classes).values())]
     ax.barh(range(len(counts)), counts.images, color=colours, height=0.7)
-    for y, row in enumerate(counts.itertuples()):
-        text = f" {row.images:,} ({row.share:.1%})"
-        if not math.isnan(row.predict_nothing):
-            text += f", predicting nothing scores {row.predict_nothing:.4f}"
+    for y, (images, share, score) in enumerate(zip(counts.images, counts.share, counts.predict_nothing)):
+        text = f" {images:,} ({share:.1%})"
+        if not math.isnan(score):
+            text += f", predicting nothing scores {score:.4f}"
         ax.text(1.02, y, text, va="center", fontsize=9, transform=ax.get_yaxis_transform())
     ax.set_yticks(range(len(counts)), counts.index)
     ax.set_ylim(len(counts) - 0.4, -0.6)
     ax.set_title("images", fontsize=10, loc="left")
-    ax.xaxis.get_major_locator().set_params(integer=True, nbins=5)
+    ax.locator_params(axis="x", integer=True, nbins=5)
     ax.spines[["top", "right"]].set_visible(False)
 
 # %% ../nbs/31_folder_facts.ipynb #23180ed9
@@ -134,7 +134,7 @@ def _decades(areas):
 
 def _draw_areas(ax: Axes, name: str, area: np.ndarray, quantiles: pd.Series, bins: np.ndarray, colour):
     "The histogram of one class, its quantiles as lines and in the title."
-    ax.hist(area, bins, color=np.array(colour) / 255)
+    ax.hist(area, bins.tolist(), color=tuple(part / 255 for part in colour))
     title = f"{name} · {len(area):,} {'image' if len(area) == 1 else 'images'}"
     if len(area):
         title += " · " + ", ".join(f"{q}: {pixels:,.0f}" for q, pixels in quantiles.items()) + " pixels"
@@ -144,7 +144,7 @@ def _draw_areas(ax: Axes, name: str, area: np.ndarray, quantiles: pd.Series, bin
     ax.set(xscale="log", xlim=(bins[0], bins[-1]))
     ax.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}" if x >= 1 else "")
     ax.xaxis.set_minor_formatter(lambda x, _: "")
-    ax.yaxis.get_major_locator().set_params(integer=True, nbins=3)
+    ax.locator_params(axis="y", integer=True, nbins=3)
     if not len(area):
         ax.set(ylim=(0, 1), yticks=[])
     ax.spines[["top", "right"]].set_visible(False)

@@ -141,7 +141,9 @@ def _spanning(links, n):
 # %% ../nbs/32_near_duplicates.ipynb #b45ffd94
 def _overlap(shape: Sequence[int], right: int, down: int, sign: int) -> tuple[slice, slice]:
     "The rows and columns of one image that the other shows too."
-    return tuple(slice(max(0, -sign * shift), size - max(0, sign * shift)) for shift, size in zip((down, right), shape))
+    starts_ends = [(max(0, -sign * shift), max(0, sign * shift)) for shift in (down, right)]
+    rows, columns = (slice(start, size - end) for (start, end), size in zip(starts_ends, shape))
+    return rows, columns
 
 
 def label_difference(

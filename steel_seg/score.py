@@ -104,7 +104,7 @@ def _size(curves, channel, rule, class_levels, area):
             return np.broadcast_to(area[:, gate, None], area.shape)
         return curves.counts_at(channel, gate, rule.fill_holes, rule.min_component, rule.connectivity)[0]
     if gate_by == "area":
-        return (area * np.int64(255) // per_image(255 * gate - (gate - 1) * class_levels)).astype(np.int32)
+        return (area.astype(np.int64) * 255 // per_image(255 * gate - (gate - 1) * class_levels)).astype(np.int32)
     return area
 
 # %% ../nbs/33_score.ipynb #12e7e638

@@ -17,7 +17,17 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from .data import LAYOUTS, class_id, csv_rows, fault_table, raise_errors, read_table, scan_table, table_faults
+from steel_seg.data import (
+    LAYOUTS,
+    Fault,
+    class_id,
+    csv_rows,
+    fault_table,
+    raise_errors,
+    read_table,
+    scan_table,
+    table_faults,
+)
 from .files import write_text
 from .metric import dice, score_table
 from .rle_fast import encode_masks, table_counts
@@ -187,7 +197,7 @@ def check_submission(
     faults += sample_faults + table_faults(asked.assign(rle=""), sample_name[0])
     if layout and asked_layout and layout != asked_layout:
         columns = ",".join(LAYOUTS[asked_layout])
-        faults.append((name, 1, "", "", "error", f"another layout: the sample has the columns {columns}"))
+        faults.append(Fault(name, 1, "", "", "error", f"another layout: the sample has the columns {columns}"))
     if n_classes is None and len(asked):
         n_classes = int(asked.channel.max()) + 1
     faults += table_faults(table, name, shape, n_classes)

@@ -82,7 +82,7 @@ def _area_text(areas):
 
 def _class_text(areas):
     'The classes of an image, such as "1+3".'
-    return "+".join(str(class_id(c)) for c in np.flatnonzero(areas)) or "clean"
+    return "+".join(str(class_id(int(c))) for c in np.flatnonzero(areas)) or "clean"
 
 
 def _short(text, most=22):
@@ -244,6 +244,13 @@ def _picture(fig):
     return Picture(data.getvalue(), format="jpeg")
 
 
+def _unpacked(jpeg):
+    "A packed picture as (H,W,3) RGB."
+    picture = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)
+    assert picture is not None  # `thumbnail` packed it
+    return picture[..., ::-1]
+
+
 class _ImagePanel(VBox):
     "What a page of images is made of: menus, a gallery, a way through the list, and one image large."
 
@@ -271,7 +278,7 @@ class _ImagePanel(VBox):
 
     def still(self, jpegs: Sequence[bytes], captions: Sequence[str]) -> Picture:
         "The page as one image."
-        shown = [cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)[..., ::-1] for data in jpegs]
+        shown = [_unpacked(data) for data in jpegs]
         room = 2 * 1130 // self.columns // 11
         titles = [_short(c.replace("$", r"\$"), room) for c in captions]
         return _picture(gallery(shown, titles, self.columns, 11.3, self.large.colours))
@@ -292,7 +299,7 @@ class ImagePages(_ImagePanel):
         size: int = 24,  # thumbnails per page
     ):
         super().__init__(folder)
-        self.size, self._page = size, None
+        self.size, self._page = size, -1  # no page yet
         self._ids, self._truth = folder.images.image_id.tolist(), folder.truth_area()
         self._row = {image_id: row for row, image_id in enumerate(self._ids)}
         self._thumbnail = lru_cache(3000)(lambda image_id: thumbnail(folder, image_id, 1130 // self.columns - 10))
@@ -316,7 +323,7 @@ class ImagePages(_ImagePanel):
 
     def _choose(self, change=None):
         self.ids = tuple(self._ids[row] for row in pick_images(self._truth, self.show, self.sort))
-        self.picker.ids, self._page = self.ids, None
+        self.picker.ids, self._page = self.ids, -1
         goal = self.ids[0] if self.ids else ""
         if goal == self.image_id:
             self._turn()
@@ -351,7 +358,7 @@ def _connect_pages(pages: ImagePages):
 def _turn_page(pages: ImagePages):
     "To the page that the image is on; an image from outside the list leaves the page as it is."
     position, last = pages.picker.at, max(0, math.ceil(len(pages.ids) / pages.size) - 1)
-    page = position // pages.size if position >= 0 else pages._page or 0
+    page = position // pages.size if position >= 0 else max(0, pages._page)
     if page != pages._page:
         pages._page = page
         ids, captions = pages.page()
@@ -434,15 +441,16 @@ def _text_picture(lines):
 class _FaultPanel(VBox):
     "What a list of faults is made of: a menu, a button, a line of text, the table, and the image of the fault chosen."
 
-    def __init__(self, folder):
+    def __init__(self, folder: StripFolder | None, read_images: Callable[[], object], go: Callable[[int], object]):
         super().__init__()
         self.menu = Dropdown(options=_SEVERITIES, description="Severity", layout=Layout(width="170px"))
-        self.work = _Work("Read all images", self.read_images)
+        self.work = _Work("Read all images", read_images)
         self.text = HTML()
         self.rows = Table(title="faults", hears=("n", "p"))
-        self.large = Labelled(folder) if folder else VBox()
-        self.children = [control_row(self.menu, self.work), self.text, self.rows, self.large]
-        _listen_for_steps([self.rows, self.large.view] if folder else [self.rows], self.go)
+        self.large = Labelled(folder) if folder else None
+        image = [self.large] if self.large else []
+        self.children = [control_row(self.menu, self.work), self.text, self.rows, *image]
+        _listen_for_steps([self.rows, *(labelled.view for labelled in image)], go)
 
 # %% ../../nbs/46_explore.ipynb #b7614808
 class FaultList(_FaultPanel):
@@ -461,9 +469,9 @@ class FaultList(_FaultPanel):
         most: int = 500,  # rows shown
     ):
         self.folder = root if isinstance(root, StripFolder) else None
-        super().__init__(self.folder)
+        super().__init__(self.folder, self.read_images, self.go)
         self.most, self.complete = most, False
-        self.root = self.folder.root if self.folder else Path(root)
+        self.root = root.root if isinstance(root, StripFolder) else Path(root)
         self.table = self.folder.warnings if self.folder else check_folder(self.root, read_images=False)
         link((self, "severity"), (self.menu, "value"))
         link((self, "fault"), (self.rows, "chosen"))
@@ -501,7 +509,7 @@ class FaultList(_FaultPanel):
         _list_faults(self)
 
     def _look(self):
-        if self.folder:
+        if self.large:
             image_id = self.shown.image_id[self.fault] if self.fault >= 0 else ""
             self.large.look(image_id if self.large.knows(image_id) else "")
 
@@ -544,7 +552,7 @@ def _list_faults(faults: FaultList):
 
 def _faults_picture(faults: FaultList) -> Picture:
     "The first faults, or the one chosen with its image, as one picture."
-    if faults.folder and faults.large.image_id:
+    if faults.large and faults.large.image_id:
         _, text = faults.large.layers()
         lines = [faults.says(), _fault_line(faults.shown.iloc[faults.fault])]
         return still({text: faults.large.flat()}, lines, faults.large.colours)
@@ -581,9 +589,9 @@ def _pairs_text(pairs, n_images, most):
 class _TwinPanel(VBox):
     "What a list of twins is made of: a button, a line of text, the table, and both images, zoomed together."
 
-    def __init__(self, folder):
+    def __init__(self, folder: StripFolder, look_for: Callable[[], object], go: Callable[[int], object]):
         super().__init__()
-        self.work, self.text = _Work("Look for near-duplicates", self.look_for), HTML()
+        self.work, self.text = _Work("Look for near-duplicates", look_for), HTML()
         self.rows = Table(title="near-duplicates", height=180, hears=("n", "p"))
         self.large = Labelled(folder, beside=True), Labelled(folder, beside=True)
         for name in "zoom", "left", "top", "contrast", "brightness", "shown":
@@ -592,7 +600,7 @@ class _TwinPanel(VBox):
         cells = [VBox([image], layout=Layout(margin="0 12px 0 0", max_width="100%")) for image in self.large]
         both = Box(cells, layout=Layout(flex_flow="column" if self.stacked else "row nowrap"))
         self.children = [control_row(self.work), self.text, self.rows, both]
-        _listen_for_steps((self.rows, *(image.view for image in self.large)), self.go)
+        _listen_for_steps((self.rows, *(image.view for image in self.large)), go)
 
 # %% ../../nbs/46_explore.ipynb #e3c7ba4f
 class TwinList(_TwinPanel):
@@ -609,8 +617,9 @@ class TwinList(_TwinPanel):
         folder: StripFolder,
         most: int = 500,  # rows listed
     ):
-        super().__init__(folder)
-        self.folder, self.most, self.pairs = folder, most, None
+        super().__init__(folder, self.look_for, self.go)
+        self.folder, self.most = folder, most
+        self.pairs: pd.DataFrame | None = None
         link((self, "pair"), (self.rows, "chosen"))
         self.observe(lambda change: self._look(), "pair")
         self._list()
@@ -629,10 +638,11 @@ class TwinList(_TwinPanel):
 
     def look_for(self) -> None:
         "Find them; they are kept. The first pair is shown."
-        if self.pairs is None:
-            self.pairs = near_duplicates(self.folder, progress=len(self.folder) >= 200)
+        pairs = self.pairs
+        if pairs is None:
+            pairs = self.pairs = near_duplicates(self.folder, progress=len(self.folder) >= 200)
         self._list()
-        if len(self.pairs):
+        if len(pairs):
             self.pair = 0
 
     def says(self) -> str:
@@ -663,7 +673,7 @@ def _list_pairs(twins: TwinList):
 def _show_pair(twins: TwinList):
     "Show both images of the pair chosen, each with what differs from the other."
     first, second, right, down = "", "", 0, 0
-    if twins.pair >= 0:
+    if twins.pairs is not None and twins.pair >= 0:
         first, second, right, down = twins.pairs.loc[twins.pair, ["first", "second", "right", "down"]]
     twins.large[0].look(first, second, right, down)
     twins.large[1].look(second, first, -right, -down)
@@ -671,7 +681,7 @@ def _show_pair(twins: TwinList):
 
 def _pair_picture(twins: TwinList) -> Picture:
     "The pair as one image."
-    if twins.pair < 0:
+    if twins.pairs is None or twins.pair < 0:
         return still({"": twins.large[0].flat()}, [twins.says()], {})
     pair = twins.pairs.loc[twins.pair]
     alike = "the same bytes" if pair.same_bytes else f"likeness {pair.likeness:.3f}"
@@ -706,9 +716,9 @@ class _StillFigure(Image):
         return _picture(self.fig)
 
 
-def _make_part(view: str, folder: StripFolder | None, root: Path):
+def _make_part(view: str, folder: StripFolder | None, root: Path) -> "FaultList | ImagePages | TwinList | _StillFigure":
     "The widget of a view, new."
-    if view == "faults":
+    if view == "faults" or folder is None:
         return FaultList(folder or root)
     if view == "images":
         return ImagePages(folder)
@@ -798,7 +808,7 @@ class DataBrowser(_DataPanel):
             setattr(self.part("faults" if name == "severity" else "images"), name, value)
         return value
 
-    def part(self, view: str) -> VBox | Image:
+    def part(self, view: str) -> "FaultList | ImagePages | TwinList | _StillFigure":
         "The widget of a view, made on first use."
         if view not in self.views:
             raise ValueError(f"view {view!r}: there is {', '.join(map(repr, self.views))}")
