@@ -367,9 +367,6 @@ def decode_image(
         raise ValueError(f"{path}: not a readable image (damaged, or not an image)")
     return image
 
-
-_decode = decode_image  # its earlier name
-
 # %% ../nbs/11_data.ipynb #5308d955
 def read_image(
     path: str | Path,  # a jpg or png file

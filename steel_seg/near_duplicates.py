@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from .data import StripFolder, _decode, same_bytes
+from .data import StripFolder, decode_image, same_bytes
 
 # %% ../nbs/32_near_duplicates.ipynb #9f67ebfb
 _REDUCED = {
@@ -35,7 +35,7 @@ def read_reduced(
 ) -> np.ndarray | None:  # (H/divisor,W/divisor) uint8, grey
     "An image at a fraction of its size; None where it cannot be read."
     try:
-        return _decode(path, _REDUCED[divisor])
+        return decode_image(path, _REDUCED[divisor])
     except ValueError:
         return None
 

@@ -389,7 +389,7 @@ def test_thumbnails_show_every_defect(runs):
 def test_a_new_rule_reads_no_steel_and_old_thumbnails_stay(runs, monkeypatch):
     widget = Browser(runs["strips"])
     first = list(widget.parts.pages.gallery.pictures)
-    monkeypatch.setattr(thumbs_module, "_decode", lambda *a: pytest.fail("the steel was read again"))
+    monkeypatch.setattr(thumbs_module, "decode_image", lambda *a: pytest.fail("the steel was read again"))
     widget.rules = (Rule(60),) * 4
     assert widget.parts.pages.gallery.pictures != first
     widget.rules = (Rule(),) * 4
@@ -685,6 +685,7 @@ def test_a_queue_that_cannot_be_written_says_so_and_keeps_the_flag(runs, tmp_pat
     )
 
 
+@pytest.mark.kill
 def test_a_kill_at_any_moment_leaves_a_whole_queue(tmp_path):
     path, rng, seen = tmp_path / "q.csv", np.random.default_rng(0), set()
     for _ in range(12):

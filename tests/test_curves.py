@@ -177,6 +177,7 @@ def test_parts_of_two_counters_are_joined_once_each(tmp_path):
             )
 
 
+@pytest.mark.kill
 def test_a_killed_count_goes_on(tmp_path):
     "Killed at any moment, a count loses no part that it wrote, and gives the same in the end."
     rng = np.random.default_rng(5)

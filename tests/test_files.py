@@ -63,6 +63,7 @@ while True:
 """
 
 
+@pytest.mark.kill
 def test_killed_at_any_moment_the_file_is_one_of_the_two(tmp_path):
     target = tmp_path / "state"
     for i in range(8):

@@ -457,6 +457,7 @@ def _train(run, folder, told):
     train_fold(run, folder, 0, progress=False, on_step=lambda *now: told.send(now))
 
 
+@pytest.mark.kill
 def test_killed_at_twenty_random_moments(calm, folder, processes, tmp_path):
     "kill -9 some random time after a random step, then on to the end: 20 of 20 with the bits of the calm run."
     rng, stood = np.random.default_rng(11), []
@@ -555,6 +556,7 @@ def test_two_processes_have_the_loss_of_one(pair, folder, tmp_path):
 
 
 @pytest.mark.parametrize("who", [0, 1])
+@pytest.mark.kill
 def test_a_killed_process_of_two(who, pair, folder, processes, tmp_path):
     run = tmp_path / "run"
     assert -signal.SIGKILL in _together(processes, run, folder, WIDE, die_at=(who, 1, 2))

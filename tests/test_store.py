@@ -314,6 +314,7 @@ def _write_and_wait(path, rows):
     time.sleep(600)
 
 
+@pytest.mark.kill
 def test_no_kill_loses_a_finished_image_or_makes_one_up(tmp_path):
     rng, context, path = np.random.default_rng(0), multiprocessing.get_context("fork"), tmp_path / "s"
     truth, before = [levels_of(i) for i in range(200)], 0
@@ -353,6 +354,7 @@ def _write_until(path, image_id, step):
     ProbStore.open(path, mode="a").write(image_id, levels_of(7))
 
 
+@pytest.mark.kill
 def test_a_kill_between_any_two_steps_of_a_write_leaves_the_image_unfinished_and_to_be_written(tmp_path):
     for step in range(20):
         path = tmp_path / str(step)

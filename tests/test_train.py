@@ -348,6 +348,7 @@ def processes():
         os.environ["OMP_NUM_THREADS"] = before
 
 
+@pytest.mark.kill
 def test_killed_again_and_again(calm, folder, processes, tmp_path):
     "Five kills at seeded moments, most of them between the renames of a save; in the end the bits of the calm run."
     run, rng, seen = tmp_path / "run", np.random.default_rng(5), []

@@ -18,7 +18,7 @@ from ipywidgets import HTML, Button, Layout, VBox
 from PIL import Image
 from traitlets import Bunch, Tuple, Unicode
 
-from ..data import StripFolder, _decode
+from ..data import StripFolder, decode_image
 from .parts import Gallery, control_row
 from ..open_run import OpenRun, masks_of
 from ..post import Rule
@@ -47,7 +47,7 @@ def _small_steel(path: Any, size: Sequence[int], height: int) -> np.ndarray:
     h, w = size
     flag = next((flag for factor, flag in _READ_SMALLER.items() if height // h >= factor), cv2.IMREAD_GRAYSCALE)
     try:
-        return cv2.resize(_decode(path, flag), (w, h), interpolation=cv2.INTER_AREA)
+        return cv2.resize(decode_image(path, flag), (w, h), interpolation=cv2.INTER_AREA)
     except ValueError:
         return np.full((h, w), 128, np.uint8)  # the large view shows the error
 
