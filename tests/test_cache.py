@@ -107,9 +107,9 @@ def flip(place):
         (lambda c: c[:5], "the header"),
         (lambda c: c[:100], "the header"),
         (lambda c: b"\xff" * len(c), "the header"),
-        (lambda c: c[:-1], "bytes, its header tells of"),
-        (lambda c: c + b"\0", "bytes, its header tells of"),
-        (lambda c: c[:5000], "bytes, its header tells of"),
+        (lambda c: c[:-1], "bytes, but its header says"),
+        (lambda c: c + b"\0", "bytes, but its header says"),
+        (lambda c: c[:5000], "bytes, but its header says"),
         (lambda c: c.replace(b"images 1", b"images 2"), "the header"),
         (lambda c: c.replace(b'"U8"', b'"I8"'), "the header"),
         (lambda c: c.replace(b"[70, 32, 40]", b"[70, 40, 32]"), "holds other images"),
@@ -211,7 +211,7 @@ def test_a_pickle_is_a_path_and_notices_another_file(folder, tmp_path, monkeypat
     monkeypatch.chdir(folder.root)
     assert np.array_equal(pickle.loads(sent)[69], cache[69])
     cache.path.write_bytes(cache.path.read_bytes().replace(cache.sha256.encode(), b"0" * 64))
-    with pytest.raises(ValueError, match="replaced by another one"):
+    with pytest.raises(ValueError, match="replaced by another file"):
         pickle.loads(sent)
     cache.path.unlink()
     with pytest.raises(ValueError, match="no such file"):

@@ -440,7 +440,7 @@ def test_icons_of_buttons_are_there_without_a_network():
     style = (ROOT / "nbs/voila/templates/steel/index.html.j2").read_text(encoding="utf-8")
     used = {
         icon
-        for path in (ROOT / "steel_seg").glob("*.py")
+        for path in (ROOT / "steel_seg").rglob("*.py")
         for icon in re.findall(r'icon="([\w-]+)"', path.read_text(encoding="utf-8"))
     }
     assert used and not {icon for icon in used if f".fa-{icon}::before" not in style}

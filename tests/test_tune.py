@@ -508,7 +508,7 @@ def test_what_is_refused_changes_nothing(runs):
         ("rules", (Rule(5),) * 4, "below the store's floor 13"),
         ("rules", ("x",) * 4, "'x' is not a Rule"),
         ("rules", (Rule(connectivity=4, min_component=9),) * 4, "connectivity=4"),
-        ("kept", (Rule(gate=9, gate_by="score"),) * 4, "asks a classifier"),
+        ("kept", (Rule(gate=9, gate_by="score"),) * 4, "needs a classifier"),
         ("subset", "fold 0", "no part of the images"),
         ("over", "gate", "give 'min_area' or 'min_component'"),
     ]:
