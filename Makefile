@@ -31,9 +31,9 @@ demo: .venv/ready
 	$(BIN)/steel_seg demo --run $(RUN) $(if $(DATA),--data $(DATA))
 
 PYTHON_FILES := nbs tests benchmarks setup.py
+WORKERS ?= $(shell nproc 2>/dev/null || echo 2)
 # One thread of torch and numba per worker: there are as many workers as cores.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
-WORKERS ?= $(shell nproc 2>/dev/null || echo 2)
 
 test: .venv/ready
 	$(MAKE) --no-print-directory -j2 lint types in-step
