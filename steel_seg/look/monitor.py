@@ -171,6 +171,8 @@ def example_thumb(
 class _ExampleParts(VBox):
     "Thumbnails of all examples, and one of them large, in layers: the parts in their places."
 
+    show, least = Unicode("all"), Int(26)
+
     def __init__(self, shape: Sequence[int], n_classes: int):
         stacked = view_box(shape, 1)[2]
         self.thumb_width = 280 if stacked else 190
@@ -185,6 +187,14 @@ class _ExampleParts(VBox):
         legend = HTML(f"<small>labels:&ensp;{classes}&emsp;difference at level 128:&ensp;{compared}</small>")
         self.body = VBox([self.page, control_row(self.menu, self.slider), self.text, self.view, legend])
         super().__init__([self.head, self.body])
+        link((self, "show"), (self.menu, "value"))
+        link((self, "least"), (self.slider, "value"))
+
+    @validate("show", "least")
+    def _fits(self, proposal):
+        if proposal.trait.name == "show" and proposal.value not in self.menu.options:
+            raise ValueError(f"show {proposal.value!r}: give {', '.join(self.menu.options)}")
+        return min(max(proposal.value, 1), 255) if proposal.trait.name == "least" else proposal.value
 
 
 class _Example(NamedTuple):
@@ -223,25 +233,17 @@ def _examples_html(epochs: Sequence[int]) -> str:
 class _ExamplePanel(_ExampleParts):
     "Thumbnails of all examples, and one of them large. `image_id` is chosen; `show` and `least` as in the controls."
 
-    image_id, show, least = Unicode(), Unicode("all"), Int(26)
+    image_id = Unicode()
 
     def __init__(self, shape: Sequence[int], n_classes: int):
         super().__init__(shape, n_classes)
         self.n_classes, self.shape = n_classes, shape
         self.all: dict[str, _Example] = {}
-        for name, control in ("show", self.menu), ("least", self.slider):
-            link((self, name), (control, "value"))
         self._later = Later(self._paint, 0.05)
         self.page.observe(self._clicked, "chosen")
         self.page.on_key(lambda key: self._step(1 if key == "ArrowRight" else -1))
         self.observe(lambda change: self._draw(), "image_id")
         self.observe(lambda change: self._later(), ["show", "least"])
-
-    @validate("show", "least")
-    def _fits(self, proposal):
-        if proposal.trait.name == "show" and proposal.value not in self.menu.options:
-            raise ValueError(f"show {proposal.value!r}: give {', '.join(self.menu.options)}")
-        return min(max(proposal.value, 1), 255) if proposal.trait.name == "least" else proposal.value
 
     def fill(self, examples: Sequence[Examples], strip_of: Callable[[str], tuple]) -> None:
         "Show these examples, each on its strip (image, truth), each or None; the chosen one stays chosen."
@@ -420,8 +422,16 @@ class _AgainParts(VBox):
         self.box = Checkbox(description=f"Look again every {every:g} s", indent=False, layout=Layout(width="auto"))
         super().__init__()
 
-    def say(self, lines):
+    def say(self, lines: Sequence[str]) -> None:
         self.said.value = "<b>" + line_html(lines[0]) + "</b>" + "".join(map(line_html, lines[1:]))
+
+    def refresh(self) -> None:
+        "Look once."
+        raise NotImplementedError
+
+    def over(self) -> bool:
+        "Whether there is nothing more to come."
+        raise NotImplementedError
 
 # %% ../../nbs/48_monitor.ipynb #cec5c539
 class _Again(_AgainParts):
@@ -439,14 +449,6 @@ class _Again(_AgainParts):
     def _switch(self, on):
         self.watching = on
         self.box.value = self.watching
-
-    def refresh(self) -> None:
-        "Look once."
-        raise NotImplementedError
-
-    def over(self) -> bool:
-        "Whether there is nothing more to come."
-        raise NotImplementedError
 
     @validate("watching")
     def _has_a_loop(self, proposal):
@@ -489,10 +491,18 @@ class _Again(_AgainParts):
         super().close()
 
 # %% ../../nbs/48_monitor.ipynb #0080dcf0
+def _to_menu(fold: int | None) -> int:
+    return -1 if fold is None else fold
+
+
+def _from_menu(value: int | None) -> int | None:
+    return None if value in (None, -1) else value
+
+
 class _MonitorPanel(_Again):
     "The parts of a `Monitor` in their places, and what they show of the files."
 
-    image_id = Unicode()
+    fold, image_id = Int(None, allow_none=True), Unicode()
 
     def __init__(self, files: _Files, every: float):
         self.files, self.drawn = files, None
@@ -503,6 +513,7 @@ class _MonitorPanel(_Again):
         self.menu.layout, self.bar.layout = Layout(width="170px"), Layout(width="380px", margin="2px 2px 2px 24px")
         self.panel, self.place = _CurvePanel(), VBox()
         self.children = [control_row(self.menu, self.again, self.box, self.bar), self.said, self.panel, self.place]
+        link((self, "fold"), (self.menu, "value"), (_to_menu, _from_menu))
 
     @property
     def progress(self) -> Progress:
@@ -544,14 +555,6 @@ def _monitor_lines(files: _Files, fold: int | None, has_examples: bool) -> list:
     return lines
 
 
-def _to_menu(fold: int | None) -> int:
-    return -1 if fold is None else fold
-
-
-def _from_menu(value: int | None) -> int | None:
-    return None if value in (None, -1) else value
-
-
 def _check_fold(files: _Files, fold: int | None) -> None:
     "Raise `ValueError` for a fold that the run does not have."
     k = len(files.progress.folds)
@@ -576,8 +579,6 @@ class Monitor(_MonitorPanel):
     for. Raises `ValueError` where `run` is no folder, or where the data is not that of the run.
     """
 
-    fold = Int(None, allow_none=True)
-
     def __init__(
         self,
         run: str | Path,  # a run folder; it need not be there yet
@@ -588,7 +589,6 @@ class Monitor(_MonitorPanel):
         every: float = 2.0,  # seconds between looks
     ):
         super().__init__(_Files(run, folder), every)
-        link((self, "fold"), (self.menu, "value"), (_to_menu, _from_menu))
         self.observe(lambda change: self.refresh(), "fold")
         self.refresh()
         if self.files.wrong:
