@@ -196,7 +196,7 @@ class _ExampleParts(VBox):
             raise ValueError(f"show {proposal.value!r}: give {', '.join(self.menu.options)}")
         return min(max(proposal.value, 1), 255) if proposal.trait.name == "least" else proposal.value
 
-
+# %% ../../nbs/48_monitor.ipynb #9fbb3247
 class _Example(NamedTuple):
     "An example of a run, on its strip where that is at hand."
 
