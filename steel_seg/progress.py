@@ -105,7 +105,8 @@ def _read_history(path: Path, fold: int | None = None) -> pd.DataFrame | None:
         history["fold"] = fold
     if not {"fold", *_COLUMNS} <= set(history):
         return None
-    history = history.apply(pd.to_numeric, errors="coerce").dropna(subset=["fold", "epoch"])
+    history = history.apply(pd.to_numeric, errors="coerce")
+    history = history.dropna(subset=["fold", "epoch"])  # pyright: ignore[reportCallIssue]
     return history.astype({"fold": int, "epoch": int}) if len(history) else None
 
 
@@ -156,7 +157,7 @@ def _planned(config: dict) -> int:
 def _left(news: dict, history: pd.DataFrame, epochs: int) -> float:
     "Seconds to a fold's end: by its last epochs, or by the steps of the first one so far; NaN where nothing is known."
     epoch, step, steps, seconds = (_number(news.get(name)) for name in ("epoch", "step", "steps", "seconds"))
-    last = history.seconds.dropna().tail(3) if "seconds" in history else []
+    last = history.seconds.dropna().tail(3) if "seconds" in history else pd.Series(dtype=float)
     per_step = seconds / step if step else math.nan
     per_epoch = last.mean() if len(last) else steps * seconds / step if step else math.nan
     steps_left = 0 if news.get("doing") == "scoring" or not step else (steps - step) * per_step
@@ -223,7 +224,8 @@ def read_progress(
     if not run.is_dir():
         return Progress(run, "there is no such folder yet: waiting for a training to make it")
     made = _object(run / "config.json")
-    config = made.get("config") if isinstance(made.get("config"), dict) else {}
+    config = made.get("config")
+    config = config if isinstance(config, dict) else {}
     k, epochs, n, shape = _whole(config.get("folds")), _planned(config), _whole(made.get("classes")), made.get("shape")
     if min(k, epochs, n) < 1 or k > 1000:
         return Progress(run, "there is no config.json of a training in it yet: waiting")
@@ -232,7 +234,8 @@ def read_progress(
     )
     if history is None:
         history = _history(run, k)
-    folds = tuple(_fold_progress(run / f"fold_{i}", i, epochs, history[history.fold == i], now) for i in range(k))
+    histories: list = [history[history.fold == i] for i in range(k)]
+    folds = tuple(_fold_progress(run / f"fold_{i}", i, epochs, h, now) for i, h in enumerate(histories))
     return Progress(run, "", folds, history, str(made.get("data", "")), n, shape)
 
 # %% ../nbs/30_progress.ipynb #73be6fbe
@@ -294,7 +297,7 @@ def class_columns(
         "present": "with a defect",
         "empty": "without one",
     }
-    return {column: title for column, title in known.items() if column in history and history[column].notna().any()}
+    return {name: title for name, title in known.items() if name in history and np.any(history[name].notna())}
 
 # %% ../nbs/30_progress.ipynb #8d9078fb
 def progress_lines(
@@ -327,11 +330,11 @@ def latest_table(
     assert progress.history is not None
     columns, rows = class_columns(progress.history, progress.n_classes), {}
     for f in progress.folds:
-        h = progress.history[progress.history.fold == f.fold]
+        h: pd.DataFrame = progress.history[progress.history.fold == f.fold]  # pyright: ignore[reportAssignmentType]
         if fold not in (None, f.fold) or not len(h):
             continue
         for name, row in [("last", h.iloc[-1])] + (
-            [("best", h[h.epoch == f.best_epoch].iloc[-1])] if fold is not None and f.best_epoch > 0 else []
+            [("best", h.loc[h.epoch == f.best_epoch].iloc[-1])] if fold is not None and f.best_epoch > 0 else []
         ):
             rows[f"fold {f.fold}, {name} epoch"] = {
                 "epoch": row.epoch,

@@ -191,23 +191,38 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-class FlagBox(VBox):
-    """Flags with a reason.
+def _new_flag(image_id: str, channel: int | None, reason: str, values: Sequence[float]) -> Flag:
+    "A flag of now, with the suspicion and the Dice of the image."
+    doubt, score = map(float, values)
+    return Flag(image_id, "" if channel is None else str(class_id(channel)), reason, doubt, score, _now())
 
-    Traits: `flags`, a tuple of `Flag`; `reason` and `channel` (None: the whole image) of the next flag; `image_id`.
-    With a path the list is read from there and saved whenever it changes. `values` returns for an image and channel
-    the suspicion and the Dice to write down.
-    """
+
+def _save_flags(path: Path, flags: Sequence[Flag]) -> str:
+    "Save the list; returns what went wrong, or nothing."
+    try:
+        write_queue(path, flags)
+    except OSError as e:
+        return f"not saved: {path.name} cannot be written ({e.strerror})"
+    return ""
+
+
+def _flag_html(current: Flag | None, n: int, path: Path | None, problem: str) -> str:
+    "What is written beside the buttons: the flag of the image, and how many there are."
+    parts = []
+    if current:
+        parts.append(f"flagged: {current.reason}" + (f" (class {current.class_id})" if current.class_id else ""))
+    saved = f", saved in {path.name}" if path and path.exists() and not problem else ""
+    parts.append(f"{n:,} flagged{saved}")
+    return line_html(" · ".join(parts)) + (f"<b>{html.escape(problem)}</b>" if problem else "")
+
+# %% ../../nbs/45_browse.ipynb #132ee3f0
+class _FlagPanel(VBox):
+    "The controls of a flag and its traits, with what these may be."
 
     flags, reason, channel, image_id = Tuple(), Unicode(REASONS[0]), Int(None, allow_none=True), Unicode()
 
-    def __init__(
-        self,
-        n_classes: int,
-        values: Callable[[str, int | None], tuple[float, float]],  # (image_id, channel) -> (suspicion, dice)
-        path: str | Path | None = None,  # of a csv
-    ):
-        self.n_classes, self.values, self.path = n_classes, values, Path(path) if path else None
+    def __init__(self, n_classes: int):
+        self.n_classes = n_classes
         self.why = Combobox(options=REASONS, description="Reason", continuous_update=False)
         self.which = Dropdown(options=["whole image", *class_colours(n_classes)], description="Concerns")
         self.why.layout, self.which.layout = Layout(width="320px"), Layout(width="190px")
@@ -215,14 +230,8 @@ class FlagBox(VBox):
         self.off = Button(description="Take flag off", tooltip="key f", layout=Layout(width="auto"))
         self.message = HTML()
         super().__init__([control_row(self.why, self.which, self.on, self.off, self.message)])
-        self.on.on_click(lambda _: self.flag())
-        self.off.on_click(lambda _: self.unflag())
-        if self.path and self.path.exists():
-            self.flags = tuple(Flag(*row) for row in read_queue(self.path).itertuples(index=False))
         link((self, "reason"), (self.why, "value"))
         _link_menu(self, "channel", self.which, [None, *range(n_classes)])
-        self.observe(self._changed, ["flags", "image_id"])
-        self._tell()
 
     def check(self, name: str, value: Any) -> Any:
         "The value of a trait, or a `ValueError` that says what is possible."
@@ -238,6 +247,30 @@ class FlagBox(VBox):
     def _fits(self, proposal: Bunch) -> Any:
         return self.check(proposal.trait.name, proposal.value)
 
+# %% ../../nbs/45_browse.ipynb #e0cd736b
+class FlagBox(_FlagPanel):
+    """Flags with a reason.
+
+    Traits: `flags`, a tuple of `Flag`; `reason` and `channel` (None: the whole image) of the next flag; `image_id`.
+    With a path the list is read from there and saved whenever it changes. `values` returns for an image and channel
+    the suspicion and the Dice to write down.
+    """
+
+    def __init__(
+        self,
+        n_classes: int,
+        values: Callable[[str, int | None], tuple[float, float]],  # (image_id, channel) -> (suspicion, dice)
+        path: str | Path | None = None,  # of a csv
+    ):
+        super().__init__(n_classes)
+        self.values, self.path = values, Path(path) if path else None
+        self.on.on_click(lambda _: self.flag())
+        self.off.on_click(lambda _: self.unflag())
+        if self.path and self.path.exists():
+            self.flags = tuple(Flag(*row) for row in read_queue(self.path).itertuples(index=False))
+        self.observe(self._changed, ["flags", "image_id"])
+        self._tell()
+
     @property
     def of(self) -> dict:
         "The flags by image id."
@@ -250,9 +283,7 @@ class FlagBox(VBox):
         if not self.reason.strip():
             self.message.value = "<b>give a reason first</b>"
             return
-        doubt, score = map(float, self.values(self.image_id, self.channel))
-        concerns = "" if self.channel is None else str(class_id(self.channel))
-        new = Flag(self.image_id, concerns, self.reason, doubt, score, _now())
+        new = _new_flag(self.image_id, self.channel, self.reason, self.values(self.image_id, self.channel))
         self.flags = tuple({**self.of, new.image_id: new}.values())
 
     def unflag(self) -> None:
@@ -267,28 +298,12 @@ class FlagBox(VBox):
             self.flag()
 
     def _changed(self, change: Bunch) -> None:
-        problem = ""
-        if change.name == "flags" and self.path:
-            try:
-                write_queue(self.path, self.flags)
-            except OSError as e:
-                problem = f"not saved: {self.path.name} cannot be written ({e.strerror})"
-        self._tell(problem)
+        self._tell(_save_flags(self.path, self.flags) if change.name == "flags" and self.path else "")
 
     def _tell(self, problem: str = "") -> None:
         current = self.of.get(self.image_id)
         self.off.disabled, self.on.disabled = not current, not self.image_id
         self.message.value = _flag_html(current, len(self.flags), self.path, problem)
-
-
-def _flag_html(current: Flag | None, n: int, path: Path | None, problem: str) -> str:
-    "What is written beside the buttons: the flag of the image, and how many there are."
-    parts = []
-    if current:
-        parts.append(f"flagged: {current.reason}" + (f" (class {current.class_id})" if current.class_id else ""))
-    saved = f", saved in {path.name}" if path and path.exists() and not problem else ""
-    parts.append(f"{n:,} flagged{saved}")
-    return line_html(" · ".join(parts)) + (f"<b>{html.escape(problem)}</b>" if problem else "")
 
 # %% ../../nbs/45_browse.ipynb #349af9cc
 RISING = "id", "fold", "classes", "dice", "duplicate"  # columns that are sorted from the lowest up at first
@@ -330,16 +345,11 @@ def _dropdown(menu: _Menu) -> Dropdown:
     return Dropdown(options=menu.options, description=menu.title, layout=layout)
 
 # %% ../../nbs/45_browse.ipynb #8b06de8a
-class ImageList(Box):
-    """Menus that choose images and their order.
-
-    Traits: `show`, `fold` (None: all), `only`, `sort`, `rising`, `rules`, `flagged` (ids) choose; `ids` is the result,
-    and `made` counts how often it was made. `table` has all that is known about every image.
-    """
+class _ListPanel(Box):
+    "The menus of a list, the table that they choose from, and what their traits may be."
 
     show, only, sort = Unicode("all"), Unicode("all"), Unicode("id")
-    fold, rising, rules, flagged = Int(None, allow_none=True), Bool(True), Tuple(), Tuple()
-    ids, made = Tuple(), Int(0)
+    fold, rising, rules = Int(None, allow_none=True), Bool(True), Tuple()
 
     def __init__(
         self,
@@ -351,7 +361,6 @@ class ImageList(Box):
     ):
         self.folder, self.opened, self.other, self.columns = folder, opened, other, columns
         self.twins: pd.DataFrame | None = None
-        self.why: str | None = None  # the trait that changed the list last
         self.set_trait("rules", tuple(rules))
         self._make_table()
         menus = _list_menus(self.table, folder.n_classes, opened is not None)
@@ -363,8 +372,6 @@ class ImageList(Box):
             self.sort = "dice"
         for name, menu in self.menus.items():
             _link_menu(self, name, menu, self.choices[name])
-        self.observe(self._choose, ["show", "fold", "only", "sort", "rising", "rules", "flagged"])
-        self._choose()
 
     def check(self, name: str, value: Any) -> Any:
         "The value of a trait, or a `ValueError` that says what is possible."
@@ -384,6 +391,29 @@ class ImageList(Box):
     def _make_table(self) -> None:
         rules = self.rules if self.opened else None
         self.table = image_table(self.opened or self.folder, rules, self.other, self.columns, self.twins)
+
+# %% ../../nbs/45_browse.ipynb #dc78c345
+class ImageList(_ListPanel):
+    """Menus that choose images and their order.
+
+    Traits: `show`, `fold` (None: all), `only`, `sort`, `rising`, `rules`, `flagged` (ids) choose; `ids` is the result,
+    and `made` counts how often it was made. `table` has all that is known about every image.
+    """
+
+    flagged, ids, made = Tuple(), Tuple(), Int(0)
+
+    def __init__(
+        self,
+        folder: StripFolder,
+        opened: OpenRun | None = None,
+        rules: Sequence[Rule] = (),  # of the run
+        other: OpenRun | None = None,  # a run to compare with
+        columns: pd.DataFrame | None = None,
+    ):
+        self.why: str | None = None  # the trait that changed the list last
+        super().__init__(folder, opened, rules, other, columns)
+        self.observe(self._choose, ["show", "fold", "only", "sort", "rising", "rules", "flagged"])
+        self._choose()
 
     def _choose(self, change: Bunch | None = None) -> None:
         changed = self.why = change.name if change else None
@@ -441,25 +471,31 @@ def _painted(
     painted["difference"] = np.array(difference.convert("RGB"))
     return painted
 
+# %% ../../nbs/45_browse.ipynb #3092e023
+def _image_parts(
+    image_id: str,
+    folder: StripFolder,
+    run: OpenRun | None,
+    rules: Sequence[Rule],  # of the run
+    other: OpenRun | None,  # another run, by its own rules
+) -> ImageParts:
+    "All that is to be seen of an image; `ValueError` where it cannot be read."
+    levels = pred = pred_of_other = None
+    image, truth = folder.image(image_id), folder.mask(image_id)
+    if run is not None and image_id in run.store.image_ids:
+        levels, pred = run.store.read(image_id), masks_of(run, image_id, rules)
+    if other is not None and image_id in other.store.image_ids:
+        pred_of_other = masks_of(other, image_id, run_rules(other))
+    return ImageParts(image, truth, levels, pred, pred_of_other)
+
 # %% ../../nbs/45_browse.ipynb #69772031
-class LargeView(VBox):
-    """One image in layers with a line about it.
+class _LargePanel(VBox):
+    "The view of an image with its menu of classes and its slider of levels."
 
-    Traits: `image_id`; `channel` (None: any) and `level`, which probabilities are shown. `draw` shows the image.
-    """
+    channel, level = Int(None, allow_none=True), Int(FLOOR)
 
-    image_id, channel, level = Unicode(), Int(None, allow_none=True), Int(FLOOR)
-
-    def __init__(
-        self,
-        folder: StripFolder,
-        opened: OpenRun | None = None,
-        other: OpenRun | None = None,
-        width: int | None = None,  # screen pixels; None: as `view_box` chooses
-    ):
+    def __init__(self, folder: StripFolder, opened: OpenRun | None, other: OpenRun | None, width: int | None):
         self.folder, self.opened, self.other = folder, opened, other
-        self.rules, self.note, self.plain = (), "", ""
-        self.only: int | None = None  # the class of which the difference is; None: all
         self._levels: np.ndarray | None = None
         class_names, has_run = class_colours(folder.n_classes), opened is not None
         self.colours = class_names | (_DIFFERENCE if has_run else {})
@@ -496,16 +532,29 @@ class LargeView(VBox):
         if self._levels is not None:
             self.view.show({"probability": probability_layer(self._levels, self.channel, self.level)})
 
+# %% ../../nbs/45_browse.ipynb #1005213f
+class LargeView(_LargePanel):
+    """One image in layers with a line about it.
+
+    Traits: `image_id`; `channel` (None: any) and `level`, which probabilities are shown. `draw` shows the image.
+    """
+
+    image_id = Unicode()
+
+    def __init__(
+        self,
+        folder: StripFolder,
+        opened: OpenRun | None = None,
+        other: OpenRun | None = None,
+        width: int | None = None,  # screen pixels; None: as `view_box` chooses
+    ):
+        self.rules, self.note, self.plain = (), "", ""
+        self.only: int | None = None  # the class of which the difference is; None: all
+        super().__init__(folder, opened, other, width)
+
     def look(self) -> ImageParts:
         "All that is to be seen of the image; `ValueError` where it cannot be read."
-        i, run, other = self.image_id, self.opened, self.other
-        levels = pred = theirs = None
-        image, truth = self.folder.image(i), self.folder.mask(i)
-        if run is not None and i in run.store.image_ids:
-            levels, pred = run.store.read(i), masks_of(run, i, self.rules)
-        if other is not None and i in other.store.image_ids:
-            theirs = masks_of(other, i, run_rules(other))
-        return ImageParts(image, truth, levels, pred, theirs)
+        return _image_parts(self.image_id, self.folder, self.opened, self.rules, self.other)
 
     def draw(self) -> None:
         "Show the image; where it cannot be read, why."
@@ -622,12 +671,9 @@ _KEY_HELP = (
     "it off; in the picture 1 to 6 layers, + - 0 zoom</small>"
 )
 
-
-class BrowserParts(VBox):
-    """The parts of a `Browser` in their places.
-
-    `list` with its menus, `paint`, `pages`, `picker`, `large`, and `box` of flags.
-    """
+# %% ../../nbs/45_browse.ipynb #5338005a
+class _BrowserPanel(VBox):
+    "The parts of a browser in their places, and what they ask of one another."
 
     def __init__(
         self,
@@ -660,24 +706,24 @@ class BrowserParts(VBox):
         text = caption(self.list.table, image_id, self.list.sort, self.list.show)
         return key, text, image_id in self.box.of
 
-    def press(
-        self,
-        key: str,  # one of `KEYS`
-    ) -> None:
-        "Next image, previous image, or flag the image or take its flag off."
+    def press(self, key: str) -> None:
+        "Next image, previous image, or flag the image or take its flag off; the key is one of `KEYS`."
         if key == "f":
             self.box.toggle()
         else:
             self.picker.go(self.picker.at + (1 if key in KEYS[:2] else -1))
 
-    def values(
-        self,
-        image_id: str,
-        channel: int | None,  # None: the whole image
-    ) -> tuple:  # suspicion, Dice
-        "What a flag writes down."
+    def values(self, image_id: str, channel: int | None) -> tuple:
+        "What a flag writes down, suspicion and Dice: of a class, or (None) of the whole image."
         names = [name if channel is None else f"{name} {class_id(channel)}" for name in ("suspicion", "dice")]
         return tuple(self.list.table.at[image_id, n] if n in self.list.table else np.nan for n in names)
+
+# %% ../../nbs/45_browse.ipynb #c9014002
+class BrowserParts(_BrowserPanel):
+    """The parts of a `Browser` in their places.
+
+    `list` with its menus, `paint`, `pages`, `picker`, `large`, and `box` of flags.
+    """
 
     def check(self, name: str, value: Any) -> Any:
         "The value of a trait of the part that has it, or a `ValueError` that says what is possible."
@@ -727,44 +773,17 @@ class _Paced:
         self._last = time.monotonic()
 
 # %% ../../nbs/45_browse.ipynb #43866fa9
-class Browser(VBox):
-    """The images of a folder sorted by what is wrong with them: thumbnails, a large view in layers, and flags.
-
-    Traits, to be read, set and observed: `show`, `fold` (None: all), `only`, `sort` ("id" or a column of `table`),
-    `rising` and `paint` as in the menus; `ids`, the images that fit, in order; `image_id` ("" where none is chosen);
-    `rules` (a `Rule` per class; none without a run); `channel` (None: any) and `level`, which probabilities are shown;
-    `flags`, the images to be labelled again. `queue` is the list of flags, `save` writes it, `table` has all that is
-    known about every image, `picture()` is the view as one image. Keys on thumbnails and view: n or right, p or left,
-    f. Raises `ValueError` for what does not fit.
-    """
+class _BrowserState(VBox):
+    "The traits of a browser, linked with its parts, and what can be asked of it."
 
     show, only, sort, paint = Unicode("all"), Unicode("all"), Unicode("id"), Unicode("labels")
     fold, rising, rules = Int(None, allow_none=True), Bool(True), Tuple()
     image_id, ids, flags = Unicode(), Tuple(), Tuple()
     channel, level = Int(None, allow_none=True), Int(FLOOR)
 
-    def __init__(
-        self,
-        data: str | Path | OpenRun | StripFolder,  # a run folder (with oof/), or a data folder
-        folder: str | Path | StripFolder | None = None,  # a run's data; None: data/ in the run folder
-        rules: Sequence[Rule] | None = None,  # a Rule per class; None: as `run_rules` chooses them
-        other: str | Path | OpenRun | None = None,  # another run on the same data, to compare with, by its own rules
-        columns: pd.DataFrame | pd.Series | None = None,  # to sort by as well, by image_id
-        queue: str | Path | None = None,  # a csv: its flags are read, and every change is saved at once
-        scores: str | Path | None = None,  # a classifier's csv, as for `open_run`
-    ):
-        self.folder, self.opened = open_data(data, folder, scores)
-        if self.opened is None and not (rules is other is None):
-            raise ValueError("rules, other: there are no predictions; give a run as well")
-        self.parts = BrowserParts(
-            self.folder,
-            self.opened,
-            () if self.opened is None else run_rules(self.opened, rules),
-            None if other is None else open_run(other, self.folder),
-            columns.to_frame() if isinstance(columns, pd.Series) else columns,
-            queue,
-        )
-        super().__init__([self.parts])
+    def __init__(self, parts: BrowserParts):
+        self.parts = parts
+        super().__init__([parts])
         self._draw = _Paced(lambda: _draw_large(self))
         _link_parts(self, self.parts)
         self.parts.list.observe(lambda change: _show_list(self), "made")
@@ -807,6 +826,41 @@ class Browser(VBox):
         "What the widget shows, as one image: ten thumbnails, and the image in layers."
         return self.parts.picture()
 
+# %% ../../nbs/45_browse.ipynb #ca933d93
+class Browser(_BrowserState):
+    """The images of a folder sorted by what is wrong with them: thumbnails, a large view in layers, and flags.
+
+    Traits, to be read, set and observed: `show`, `fold` (None: all), `only`, `sort` ("id" or a column of `table`),
+    `rising` and `paint` as in the menus; `ids`, the images that fit, in order; `image_id` ("" where none is chosen);
+    `rules` (a `Rule` per class; none without a run); `channel` (None: any) and `level`, which probabilities are shown;
+    `flags`, the images to be labelled again. `queue` is the list of flags, `save` writes it, `table` has all that is
+    known about every image, `picture()` is the view as one image. Keys on thumbnails and view: n or right, p or left,
+    f. Raises `ValueError` for what does not fit.
+    """
+
+    def __init__(
+        self,
+        data: str | Path | OpenRun | StripFolder,  # a run folder (with oof/), or a data folder
+        folder: str | Path | StripFolder | None = None,  # a run's data; None: data/ in the run folder
+        rules: Sequence[Rule] | None = None,  # a Rule per class; None: as `run_rules` chooses them
+        other: str | Path | OpenRun | None = None,  # another run on the same data, to compare with, by its own rules
+        columns: pd.DataFrame | pd.Series | None = None,  # to sort by as well, by image_id
+        queue: str | Path | None = None,  # a csv: its flags are read, and every change is saved at once
+        scores: str | Path | None = None,  # a classifier's csv, as for `open_run`
+    ):
+        self.folder, self.opened = open_data(data, folder, scores)
+        if self.opened is None and not (rules is other is None):
+            raise ValueError("rules, other: there are no predictions; give a run as well")
+        parts = BrowserParts(
+            self.folder,
+            self.opened,
+            () if self.opened is None else run_rules(self.opened, rules),
+            None if other is None else open_run(other, self.folder),
+            columns.to_frame() if isinstance(columns, pd.Series) else columns,
+            queue,
+        )
+        super().__init__(parts)
+
     def __repr__(self) -> str:
         position = f"{self.parts.picker.at + 1} of {len(self.ids)}"
         return f"Browser(show={self.show!r}, only={self.only!r}, sort={self.sort!r}, {position}: {self.image_id!r})"
@@ -815,7 +869,7 @@ class Browser(VBox):
         return with_picture(super()._repr_mimebundle_(**kwargs), self.picture())
 
 # %% ../../nbs/45_browse.ipynb #2e488e0e
-def _link_parts(browser: Browser, parts: BrowserParts) -> None:
+def _link_parts(browser: _BrowserState, parts: BrowserParts) -> None:
     "Link the traits of a browser with those of its parts."
     for name in ("show", "fold", "only", "sort", "rising", "rules"):
         link((parts.list, name), (browser, name))
@@ -838,7 +892,7 @@ def _image_to_show(why: str | None, current: str, old_ids: Sequence[str], ids: S
     return ids[0]
 
 
-def _show_list(browser: Browser) -> None:
+def _show_list(browser: _BrowserState) -> None:
     "Show the new list from its first image; new rules and flags keep the image."
     parts, ids, current = browser.parts, browser.parts.list.ids, browser.image_id
     goal = _image_to_show(parts.list.why, current, browser.ids, ids)
@@ -853,7 +907,7 @@ def _show_list(browser: Browser) -> None:
     parts.pages.refresh()
 
 
-def _draw_large(browser: Browser) -> None:
+def _draw_large(browser: _BrowserState) -> None:
     "Show the chosen image large."
     image_id, large = browser.image_id, browser.parts.large
     large.image_id = image_id

@@ -9,7 +9,9 @@ __all__ = ['table_html', 'curve_pictures', 'example_layers', 'example_thumb', 'M
 import asyncio
 import html
 import io
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -17,7 +19,7 @@ import pandas as pd
 from IPython.display import Image as Picture
 from ipywidgets import HTML, Button, Checkbox, Dropdown, FloatProgress, Image, IntSlider, Layout, VBox
 from PIL import Image as PILImage
-from traitlets import Bool, Int, Unicode, link, validate
+from traitlets import Bool, Bunch, Int, Unicode, link, validate
 
 from ..data import StripFolder, class_id, read_folder
 from steel_seg.look.parts import (
@@ -33,6 +35,7 @@ from steel_seg.look.parts import (
 )
 from ..metric import dice, mask_counts
 from steel_seg.progress import (
+    Examples,
     Progress,
     class_columns,
     example_line,
@@ -74,7 +77,7 @@ def table_html(
     "The rows as an HTML table; what is text in them is escaped."
     if not len(table):
         return ""
-    rows = [("th", ("", *table.columns))]
+    rows: list[tuple[str, tuple]] = [("th", ("", *table.columns))]
     for name, row in table.iterrows():
         rows.append(("td", (name, *(_number(str(column), x) for column, x in row.items()))))
     lines = ["".join(_cell(tag, text, i == 0) for i, text in enumerate(row)) for tag, row in rows]
@@ -96,7 +99,9 @@ def curve_pictures(
     "Losses, score and learning rate; and the scores by class. Dotted: what predicting nothing scores."
     if progress.history is None:
         return {}
-    history = progress.history if fold is None else progress.history[progress.history.fold == fold]
+    history = progress.history
+    if fold is not None:
+        history = history.loc[history.fold == fold]
     if not len(history):
         return {}
     empty, columns = (
@@ -124,22 +129,18 @@ def example_layers(
 ) -> dict:  # name to (H,W) uint8, the bytes of a PNG, or None
     "The image, and over it labels, probability and, at level 128, the difference of the two."
     one = slice(None) if channel is None else slice(channel, channel + 1)
-    truth_here = (
-        None
-        if truth is None
-        else np.where(np.arange(len(truth))[:, None, None] == channel, truth, 0)
-        if channel is not None
-        else truth
-    )
+    labels = truth
+    if truth is not None and channel is not None:
+        labels = np.where(np.arange(len(truth))[:, None, None] == channel, truth, 0)
     return {
         "image": np.full(levels.shape[1:], 238, np.uint8) if image is None else image,
-        "labels": None if truth is None else mask_layer(truth_here),
+        "labels": None if labels is None else mask_layer(labels),
         "probability": level_layer(levels[one].max(0), least),
         "difference": None if truth is None else compare_layer(truth[one], levels[one] >= 128),
     }
 
 # %% ../../nbs/48_monitor.ipynb #882214e4
-def _over(image, png):
+def _over(image: np.ndarray, png: bytes | None) -> np.ndarray:
     "A layer laid over an image, (H,W,3) uint8."
     base = PILImage.fromarray(image).convert("RGBA")
     return np.array(
@@ -167,48 +168,27 @@ def example_thumb(
     )
 
 # %% ../../nbs/48_monitor.ipynb #2500891a
-class _ExamplePanel(VBox):
-    "Thumbnails of all examples, and one of them large, in layers."
+class _ExampleParts(VBox):
+    "Thumbnails of all examples, and one of them large, in layers: the parts in their places."
 
-    image_id, show, least = Unicode(), Unicode("all"), Int(26)
+    show, least = Unicode("all"), Int(26)
 
-    def __init__(self, shape, n_classes):
-        super().__init__()
-        wide = view_box(shape, 1)[2]
-        self.n_classes, self.shape, self.all, self._width = n_classes, shape, {}, 280 if wide else 190
+    def __init__(self, shape: Sequence[int], n_classes: int):
+        stacked = view_box(shape, 1)[2]
+        self.thumb_width = 280 if stacked else 190
         self.head, self.text = HTML(), HTML()
-        self.page = Gallery(4 if wide else 6, hears=("ArrowLeft", "ArrowRight"))
-        self.view = StripView(
-            shape, ("image", "labels", "probability", "difference"), ("image", "difference"), title="example"
-        )
-        self.menu = Dropdown(
-            options=["all", *class_colours(n_classes)], description="Class", layout=Layout(width="150px")
-        )
-        self.slider = IntSlider(
-            min=1,
-            max=255,
-            description="Probability shown from level",
-            continuous_update=True,
-            layout=Layout(width="420px"),
-        )
-        legend = HTML(
-            "<small>labels:&ensp;"
-            + legend_html(class_colours(n_classes))
-            + "&emsp;difference at level 128:&ensp;"
-            + legend_html(COMPARE)
-            + "</small>"
-        )
+        self.page = Gallery(4 if stacked else 6, hears=("ArrowLeft", "ArrowRight"))
+        layers = "image", "labels", "probability", "difference"
+        self.view = StripView(shape, layers, ("image", "difference"), title="example")
+        self.menu = Dropdown(options=["all", *class_colours(n_classes)], description="Class")
+        self.slider = IntSlider(min=1, max=255, description="Probability shown from level", continuous_update=True)
+        self.menu.layout, self.slider.layout = Layout(width="150px"), Layout(width="420px")
+        classes, compared = legend_html(class_colours(n_classes)), legend_html(COMPARE)
+        legend = HTML(f"<small>labels:&ensp;{classes}&emsp;difference at level 128:&ensp;{compared}</small>")
         self.body = VBox([self.page, control_row(self.menu, self.slider), self.text, self.view, legend])
-        self.children = [self.head, self.body]
-        for name, control in ("show", self.menu), ("least", self.slider):
-            link((self, name), (control, "value"))
-        self._later = Later(self._paint, 0.05)
-        self.page.observe(
-            lambda change: change.new >= 0 and self.set_trait("image_id", list(self.all)[change.new]), "chosen"
-        )
-        self.page.on_key(lambda key: self._step(1 if key == "ArrowRight" else -1))
-        self.observe(lambda change: self._draw(), "image_id")
-        self.observe(lambda change: self._later(), ["show", "least"])
+        super().__init__([self.head, self.body])
+        link((self, "show"), (self.menu, "value"))
+        link((self, "least"), (self.slider, "value"))
 
     @validate("show", "least")
     def _fits(self, proposal):
@@ -216,34 +196,71 @@ class _ExamplePanel(VBox):
             raise ValueError(f"show {proposal.value!r}: give {', '.join(self.menu.options)}")
         return min(max(proposal.value, 1), 255) if proposal.trait.name == "least" else proposal.value
 
-    def fill(self, every, strip_of):  # every: list of Examples; strip_of: id to (image, truth), each or None
-        "Show these examples; the one that was chosen stays chosen."
-        self.all = {i: (e, e.levels[n], *strip_of(i)) for e in every for n, i in enumerate(e.image_ids)}
-        scores = {
-            i: None if truth is None else dice(*(x[0] for x in mask_counts((levels >= 128)[None], truth[None]))).mean()
-            for i, (_, levels, _, truth) in self.all.items()
-        }
-        self.page.show(
-            [to_png(example_thumb(levels, image, truth, self._width)) for _, levels, image, truth in self.all.values()],
-            [
-                f"fold {e.fold}{'' if scores[i] is None else f', Dice {scores[i]:.3f}'}: {i}"
-                for i, (e, *_) in self.all.items()
-            ],
+# %% ../../nbs/48_monitor.ipynb #9fbb3247
+class _Example(NamedTuple):
+    "An example of a run, on its strip where that is at hand."
+
+    source: Examples
+    levels: np.ndarray  # (C,H,W)
+    image: np.ndarray | None  # (H,W)
+    truth: np.ndarray | None  # (C,H,W)
+
+    def line(self, image_id: str) -> str:
+        "The example in words."
+        return example_line(image_id, self.source.fold, self.source.epoch, self.levels, self.truth)
+
+    def caption(self, image_id: str) -> str:
+        "Its fold, its Dice where there are labels, and its id."
+        if self.truth is None:
+            return f"fold {self.source.fold}: {image_id}"
+        counts = mask_counts((self.levels >= 128)[None], self.truth[None])
+        score = dice(*(count[0] for count in counts)).mean()
+        return f"fold {self.source.fold}, Dice {score:.3f}: {image_id}"
+
+
+def _examples_html(epochs: Sequence[int]) -> str:
+    "The line above the examples of these epochs."
+    if not epochs:
+        text = " none yet; they come with the first epoch's end, where a training writes them."
+    else:
+        text = (
+            f" images that the fold's net does not train on, after epoch {', '.join(map(str, epochs))}. "
+            "A click shows one large; arrow keys step."
         )
+    return f"<b>Examples</b>:{html.escape(text)}"
+
+# %% ../../nbs/48_monitor.ipynb #53e96585
+class _ExamplePanel(_ExampleParts):
+    "Thumbnails of all examples, and one of them large. `image_id` is chosen; `show` and `least` as in the controls."
+
+    image_id = Unicode()
+
+    def __init__(self, shape: Sequence[int], n_classes: int):
+        super().__init__(shape, n_classes)
+        self.n_classes, self.shape = n_classes, shape
+        self.all: dict[str, _Example] = {}
+        self._later = Later(self._paint, 0.05)
+        self.page.observe(self._clicked, "chosen")
+        self.page.on_key(lambda key: self._step(1 if key == "ArrowRight" else -1))
+        self.observe(lambda change: self._draw(), "image_id")
+        self.observe(lambda change: self._later(), ["show", "least"])
+
+    def fill(self, examples: Sequence[Examples], strip_of: Callable[[str], tuple]) -> None:
+        "Show these examples, each on its strip (image, truth), each or None; the chosen one stays chosen."
+        self.all = {i: _Example(e, e.levels[n], *strip_of(i)) for e in examples for n, i in enumerate(e.image_ids)}
+        thumbs = [to_png(example_thumb(x.levels, x.image, x.truth, self.thumb_width)) for x in self.all.values()]
+        self.page.show(thumbs, [x.caption(i) for i, x in self.all.items()])
         self.body.layout.display = None if self.all else "none"
-        epochs = sorted({e.epoch for e in every})
-        said = (
-            f"Examples: images that the fold's net does not train on, after epoch "
-            f"{', '.join(map(str, epochs))}. A click shows one large; arrow keys step."
-            if self.all
-            else "Examples: none yet; they come with the first epoch's end, where a training writes them."
-        )
-        self.head.value = f"<b>{html.escape(said.partition(':')[0])}</b>{html.escape(said[len('Examples') :])}"
+        self.head.value = _examples_html(sorted({e.epoch for e in examples}) if self.all else [])
         goal = self.image_id if self.image_id in self.all else next(iter(self.all), "")
         if goal == self.image_id:
             self._draw()
         else:
             self.image_id = goal
+
+    def _clicked(self, change: Bunch) -> None:
+        if change.new >= 0:
+            self.image_id = list(self.all)[change.new]
 
     def _step(self, by):
         ids = list(self.all)
@@ -256,33 +273,34 @@ class _ExamplePanel(VBox):
     def _draw(self):
         if self.image_id not in self.all:
             return
-        e, levels, image, truth = self.all[self.image_id]
+        example = self.all[self.image_id]
         self.page.chosen = list(self.all).index(self.image_id)
-        self.text.value = line_html(example_line(self.image_id, e.fold, e.epoch, levels, truth))
-        if truth is None and self.view.shown == ("image", "difference"):
+        self.text.value = line_html(example.line(self.image_id))
+        if example.truth is None and self.view.shown == ("image", "difference"):
             self.view.shown = ("image", "probability")
         self._paint()
 
+    def _layers(self):
+        _, levels, image, truth = self.all[self.image_id]
+        return example_layers(levels, image, truth, self._channel(), self.least)
+
     def _paint(self):
         if self.image_id in self.all:
-            self.view.show(example_layers(*self.all[self.image_id][1:], self._channel(), self.least))
+            self.view.show(self._layers())
 
-    def still(self):  # title to (H,W,3) uint8
-        "The example that is chosen, for a still picture: a strip as it is seen, a square beside its layers."
-        if self.image_id not in self.all:
-            return {}
-        e, levels, image, truth = self.all[self.image_id]
-        title = example_line(self.image_id, e.fold, e.epoch, levels, truth)
-        if view_box(self.shape, 1)[2]:
-            return {title[:160]: self.view.flat()}
-        layers = example_layers(levels, image, truth, self._channel(), self.least)
-        base = layers.pop("image")
-        over = [_over(base, png) for png in (None, *layers.values())]
-        return {
-            title[:160]: np.concatenate(
-                [np.pad(x, ((0, 0), (0, max(4, x.shape[1] // 40)), (0, 0)), constant_values=255) for x in over], 1
-            )
-        }
+# %% ../../nbs/48_monitor.ipynb #2589dd69
+def _still_example(panel: _ExamplePanel) -> dict:  # title to (H,W,3) uint8
+    "The example that is chosen, for a still picture: a strip as it is seen, a square beside its layers."
+    if panel.image_id not in panel.all:
+        return {}
+    title = panel.all[panel.image_id].line(panel.image_id)[:160]
+    if view_box(panel.shape, 1)[2]:
+        return {title: panel.view.flat()}
+    layers = panel._layers()
+    base = layers.pop("image")
+    pictures = [_over(base, png) for png in (None, *layers.values())]
+    space = max(4, base.shape[1] // 40)
+    return {title: np.concatenate([np.pad(x, ((0, 0), (0, space), (0, 0)), constant_values=255) for x in pictures], 1)}
 
 # %% ../../nbs/48_monitor.ipynb #6794181d
 def _stamps(run, name):
@@ -296,21 +314,17 @@ def _stamps(run, name):
         found.append((path, s.st_mtime_ns, s.st_size, s.st_ino))
     return found
 
-
+# %% ../../nbs/48_monitor.ipynb #94b7566b
 class _Files:
     "A run's files and its data at the last look: what has not changed is not read again."
 
-    def __init__(self, run, folder):
-        self.run, self.progress, self.given, self.folder = (
-            Path(run),
-            Progress(Path(run)),
-            folder,
-            folder if isinstance(folder, StripFolder) else None,
-        )
+    def __init__(self, run: str | Path, folder: str | Path | StripFolder | None):
+        self.run, self.progress, self.given = Path(run), Progress(Path(run)), folder
+        self.folder = folder if isinstance(folder, StripFolder) else None
         self.wrong, self.sought, self.stamps, self._strips, self._examples = "", False, {}, {}, {}
         if self.run.exists() and not self.run.is_dir():
             raise ValueError(f"{run} is a file: give the folder of a run")
-        if folder is not None and self.folder is None and not Path(folder).is_dir():
+        if folder is not None and not isinstance(folder, StripFolder) and not Path(folder).is_dir():
             raise ValueError(f"{folder}: no such data folder")
 
     def look(self):
@@ -319,22 +333,8 @@ class _Files:
         same = all(stamps[name] == self.stamps.get(name) for name in ("config.json", "history.csv"))
         self.progress, self.stamps = read_progress(self.run, self.progress.history if same else None), stamps
         if self.progress.folds and not self.sought:
-            self._find_data()
-
-    def _find_data(self):
-        "Open the data folder as soon as the run says what it trains on; once."
-        self.sought, where = True, self.given if self.given is not None else self.run / "data"
-        if self.folder is None and Path(where).is_dir():
-            try:
-                self.folder = read_folder(where, n_classes=self.progress.n_classes)
-            except ValueError as e:
-                self.wrong = str(e)
-        if self.folder is not None and self.folder.sha256 != self.progress.data:
-            self.wrong, self.folder = (
-                f"{self.run} trains on other data than {self.folder.root} "
-                "(train.csv, or the images' names or sizes, differ)",
-                None,
-            )
+            self.sought = True
+            _find_data(self)
 
     def strip(self, image_id):
         "An image and its labels, read once; None and None where they are not at hand."
@@ -357,6 +357,22 @@ class _Files:
         if self._examples.get(fold, (None,))[0] != key:
             self._examples[fold] = key, read_examples(self.run, fold, *key[1:])
         return self._examples[fold][1]
+
+
+def _find_data(files: _Files) -> None:
+    "Open the data folder as soon as the run says what it trains on."
+    place = files.given if files.given is not None else files.run / "data"
+    if not isinstance(place, StripFolder) and Path(place).is_dir():
+        try:
+            files.folder = read_folder(place, n_classes=files.progress.n_classes)
+        except ValueError as e:
+            files.wrong = str(e)
+    if files.folder is not None and files.folder.sha256 != files.progress.data:
+        files.wrong = (
+            f"{files.run} trains on other data than {files.folder.root} "
+            "(train.csv, or the images' names or sizes, differ)"
+        )
+        files.folder = None
 
 # %% ../../nbs/48_monitor.ipynb #c23e1ac5
 class _CurvePanel(VBox):
@@ -397,16 +413,35 @@ class _CurvePanel(VBox):
         }
 
 # %% ../../nbs/48_monitor.ipynb #d3f81aee
-class _Again(VBox):
+class _AgainParts(VBox):
+    "What it says, a button to look again, and a box to look again by itself."
+
+    def __init__(self, every: float):
+        self.every, self.said = every, HTML()
+        self.again = Button(description="Refresh", icon="refresh", layout=Layout(width="auto"))
+        self.box = Checkbox(description=f"Look again every {every:g} s", indent=False, layout=Layout(width="auto"))
+        super().__init__()
+
+    def say(self, lines: Sequence[str]) -> None:
+        self.said.value = "<b>" + line_html(lines[0]) + "</b>" + "".join(map(line_html, lines[1:]))
+
+    def refresh(self) -> None:
+        "Look once."
+        raise NotImplementedError
+
+    def over(self) -> bool:
+        "Whether there is nothing more to come."
+        raise NotImplementedError
+
+# %% ../../nbs/48_monitor.ipynb #cec5c539
+class _Again(_AgainParts):
     "A widget that looks again every few seconds while an event loop runs: `refresh()` looks once, `over()` ends it."
 
     watching = Bool(False)
 
-    def __init__(self, every):
-        super().__init__()
-        self.every, self._task, self.said = every, None, HTML()
-        self.again = Button(description="Refresh", icon="refresh", layout=Layout(width="auto"))
-        self.box = Checkbox(description=f"Look again every {every:g} s", indent=False, layout=Layout(width="auto"))
+    def __init__(self, every: float):
+        super().__init__(every)
+        self._task: asyncio.Task | None = None
         self.again.on_click(lambda _: self.refresh())
         self.box.observe(lambda change: self._switch(change.new), "value")
         self.observe(lambda change: self._run_or_rest(), "watching")
@@ -422,9 +457,6 @@ class _Again(VBox):
         except RuntimeError:
             return False  # a script: refresh() looks once
 
-    def say(self, lines):
-        self.said.value = "<b>" + line_html(lines[0]) + "</b>" + "".join(map(line_html, lines[1:]))
-
     def start(self):
         "Look again every few seconds, unless there is nothing more to come."
         self.watching = not self.over()
@@ -438,7 +470,8 @@ class _Again(VBox):
         if self.watching:
             self._task = self._task or asyncio.get_running_loop().create_task(self._watch())
         elif self._task:
-            self._task, _ = None, self._task.cancel()
+            task, self._task = self._task, None
+            task.cancel()
 
     async def _watch(self):
         while True:
@@ -446,9 +479,8 @@ class _Again(VBox):
             try:
                 self.refresh()
             except Exception as e:
-                self.say(
-                    [f"this look failed ({type(e).__name__}: {e}); the next comes in {self.every:g} s"]
-                )  # one bad look must not end the watch
+                # one bad look must not end the watch
+                self.say([f"this look failed ({type(e).__name__}: {e}); the next comes in {self.every:g} s"])
             if self.watching and self.over():
                 self.watching = False
 
@@ -459,7 +491,86 @@ class _Again(VBox):
         super().close()
 
 # %% ../../nbs/48_monitor.ipynb #0080dcf0
-class Monitor(_Again):
+def _to_menu(fold: int | None) -> int:
+    return -1 if fold is None else fold
+
+
+def _from_menu(value: int | None) -> int | None:
+    return None if value in (None, -1) else value
+
+
+class _MonitorPanel(_Again):
+    "The parts of a `Monitor` in their places, and what they show of the files."
+
+    fold, image_id = Int(None, allow_none=True), Unicode()
+
+    def __init__(self, files: _Files, every: float):
+        self.files, self.drawn = files, None
+        self.examples: _ExamplePanel | None = None
+        super().__init__(every)
+        self.menu = Dropdown(options=[("all folds", -1)], description="Show")  # a menu knows no None
+        self.bar = FloatProgress(min=0, max=1, description="Done")
+        self.menu.layout, self.bar.layout = Layout(width="170px"), Layout(width="380px", margin="2px 2px 2px 24px")
+        self.panel, self.place = _CurvePanel(), VBox()
+        self.children = [control_row(self.menu, self.again, self.box, self.bar), self.said, self.panel, self.place]
+        link((self, "fold"), (self.menu, "value"), (_to_menu, _from_menu))
+
+    @property
+    def progress(self) -> Progress:
+        return self.files.progress
+
+    def over(self) -> bool:
+        return self.progress.finished
+
+    def fill(self, fold: int | None) -> None:
+        "Show what the files say of a fold, or of all."
+        folds = [f for f in self.progress.folds if fold in (None, f.fold)]
+        stamps = self.files.stamps
+        self.panel.fill((stamps["config.json"], stamps["history.csv"]), self.progress, fold)
+        self.draw_examples(fold)
+        self.bar.value = sum(f.part for f in folds) / len(folds) if folds else 0.0
+
+    def draw_examples(self, fold: int | None) -> None:
+        "Show the examples of a fold, or of all, where they are new."
+        p = self.progress
+        key = p.shape, p.n_classes, (fold, self.files.stamps["examples.npz"])
+        if not p.shape or self.drawn == key:
+            return
+        if self.examples is None or (self.examples.shape, self.examples.n_classes) != (p.shape, p.n_classes):
+            self.examples = _ExamplePanel(p.shape, p.n_classes)
+            self.place.children = [self.examples]
+            link((self.examples, "image_id"), (self, "image_id"))
+        self.drawn = key
+        by_fold = [self.files.examples(f.fold) for f in p.folds if fold in (None, f.fold)]
+        self.examples.fill([e for e in by_fold if e], self.files.strip)
+
+# %% ../../nbs/48_monitor.ipynb #6ca484f4
+def _monitor_lines(files: _Files, fold: int | None, has_examples: bool) -> list:  # of str
+    "What a monitor says in words, plain."
+    lines = progress_lines(files.progress, fold)
+    if files.wrong:
+        return [*lines, files.wrong]
+    if files.folder is None and has_examples:
+        return [*lines, "Give the data folder as well to see examples on their strips."]
+    return lines
+
+
+def _check_fold(files: _Files, fold: int | None) -> None:
+    "Raise `ValueError` for a fold that the run does not have."
+    k = len(files.progress.folds)
+    if fold is not None and not 0 <= fold < k:
+        hint = f"; give one of 0 to {k - 1}, or None for all" if k else " yet"
+        raise ValueError(f"{files.run}: no fold {fold!r}{hint}")
+
+
+def _still_monitor(panel: _MonitorPanel, lines: Sequence[str]) -> Picture:
+    "What a monitor shows now, as one image."
+    curves, examples = panel.panel.still(), {} if panel.examples is None else _still_example(panel.examples)
+    layers = {**curves, **examples} or {"": np.full((40, 1150), 238, np.uint8)}
+    return still(layers, lines, COMPARE if examples else {})
+
+# %% ../../nbs/48_monitor.ipynb #4779171d
+class Monitor(_MonitorPanel):
     """A run as it trains, in this or another process, and after: progress, losses, scores by class, examples.
 
     It reads the run's files alone. Traits, to be read, set and observed: `fold` (None: all), `image_id`, the example
@@ -468,106 +579,51 @@ class Monitor(_Again):
     for. Raises `ValueError` where `run` is no folder, or where the data is not that of the run.
     """
 
-    fold, image_id = Int(None, allow_none=True), Unicode()
-
     def __init__(
         self,
         run: str | Path,  # a run folder; it need not be there yet
         folder: str
         | Path
         | StripFolder
-        | None = None,  # its data, to see examples on their strips; None: data/ in the run folder where there is one
+        | None = None,  # its data, to see strips; None: data/ in the run folder, if any
         every: float = 2.0,  # seconds between looks
     ):
-        self.files, self.examples, self._drawn = _Files(run, folder), None, None
-        super().__init__(every)
-        self._build()
+        super().__init__(_Files(run, folder), every)
         self.observe(lambda change: self.refresh(), "fold")
         self.refresh()
         if self.files.wrong:
             raise ValueError(self.files.wrong)
 
-    @property
-    def progress(self) -> Progress:
-        return self.files.progress
-
-    def _build(self):
-        self.menu = Dropdown(
-            options=[("all folds", -1)], description="Show", layout=Layout(width="170px")
-        )  # a menu knows no None
-        self.bar = FloatProgress(
-            min=0, max=1, description="Done", layout=Layout(width="380px", margin="2px 2px 2px 24px")
-        )
-        self.panel, self.place = _CurvePanel(), VBox()
-        self.children = [control_row(self.menu, self.again, self.box, self.bar), self.said, self.panel, self.place]
-        link(
-            (self, "fold"),
-            (self.menu, "value"),
-            (lambda fold: -1 if fold is None else fold, lambda value: None if value in (None, -1) else value),
-        )
-
     @validate("fold", "image_id")
-    def _fits(self, proposal):
-        name, value, k = proposal.trait.name, proposal.value, len(self.progress.folds)
-        if name == "fold" and value is not None and not 0 <= value < k:
-            raise ValueError(
-                f"{self.files.run}: no fold {value!r}"
-                + (f"; give one of 0 to {k - 1}, or None for all" if k else " yet")
-            )
+    def _fits(self, proposal: Bunch) -> Any:
+        name, value = proposal.trait.name, proposal.value
+        if name == "fold":
+            _check_fold(self.files, value)
         if name == "image_id" and value and (self.examples is None or value not in self.examples.all):
             raise ValueError(f"no example {value!r} among those shown")
         return value
 
-    def over(self):
-        return self.progress.finished
-
-    def refresh(self):
+    def refresh(self) -> None:
         "Look once: read what has changed and show it. What cannot be read is not there yet."
         self.files.look()
         k = len(self.progress.folds)
         if k != len(self.menu.options) - 1:
             self.fold, self.menu.options = None, [("all folds", -1), *((f"fold {i}", i) for i in range(k))]
-        folds = [f for f in self.progress.folds if self.fold in (None, f.fold)]
-        self.panel.fill((self.files.stamps["config.json"], self.files.stamps["history.csv"]), self.progress, self.fold)
-        self._draw_examples(folds)
-        self.bar.value = sum(f.part for f in folds) / len(folds) if folds else 0.0
+        self.fill(self.fold)
         self.say(self.lines())
 
     def lines(self) -> list:  # of str
         "What it says in words, plain."
-        more = (
-            [self.files.wrong]
-            if self.files.wrong
-            else ["Give the data folder as well to see examples on their strips."]
-            if self.files.folder is None and self.examples is not None
-            else []
-        )
-        return progress_lines(self.progress, self.fold) + more
-
-    def _draw_examples(self, folds):
-        p, key = self.progress, (self.fold, self.files.stamps["examples.npz"])
-        if not p.shape or self._drawn == (p.shape, p.n_classes, key):
-            return
-        if self.examples is None or (self.examples.shape, self.examples.n_classes) != (p.shape, p.n_classes):
-            self.examples = _ExamplePanel(p.shape, p.n_classes)
-            self.place.children = [self.examples]
-            link((self.examples, "image_id"), (self, "image_id"))
-        self._drawn = p.shape, p.n_classes, key
-        self.examples.fill([e for e in (self.files.examples(f.fold) for f in folds) if e], self.files.strip)
+        return _monitor_lines(self.files, self.fold, self.examples is not None)
 
     def picture(self) -> Picture:
         "What the widget shows now, as one image."
-        curves, examples = self.panel.still(), self.examples.still() if self.examples is not None else {}
-        return still(
-            {**curves, **examples} or {"": np.full((40, 1150), 238, np.uint8)},
-            self.lines(),
-            COMPARE if examples else {},
-        )
+        return _still_monitor(self, self.lines())
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         folds = "; ".join(f"fold {f.fold} {f.state}" for f in self.progress.folds)
         return f"Monitor({str(self.files.run)!r}: {folds or self.progress.note})"
 
-    def _repr_mimebundle_(self, **kwargs):
+    def _repr_mimebundle_(self, **kwargs: Any) -> dict:
         self.start()
         return with_picture(super()._repr_mimebundle_(**kwargs), self.picture())

@@ -329,7 +329,19 @@ def _button(description: str, icon: str) -> Button:
     return Button(description=description, icon=icon, layout=Layout(width="auto"))
 
 
-class Picker(Box):
+class _PickerPanel(Box):
+    "Buttons to step, a number, an id, and what is said beside them."
+
+    def __init__(self, onward: str):
+        self.back, self.on = _button("Previous", "arrow-left"), _button(onward, "arrow-right")
+        self.number = BoundedIntText(description="Number", layout=Layout(width="120px"))
+        self.of = HTML(layout=Layout(margin="2px 10px 2px 2px"))
+        self.text = Text(description="Image id", continuous_update=False, layout=Layout(width="220px"))
+        self.message = HTML()
+        super().__init__([control_row(self.back, self.on, self.number, self.of, self.text, self.message)])
+
+# %% ../../nbs/43_parts.ipynb #6fb4df40
+class Picker(_PickerPanel):
     """Step through images: previous, next, by number, by id.
 
     Traits: `ids`, the list in its order, and `image_id`, the current image ("" for none; it may be outside the list).
@@ -345,12 +357,7 @@ class Picker(Box):
         onward: str = "Next",  # the label of the button
     ):
         self.known, self.note, self._quiet = frozenset(known), note, False
-        self.back, self.on = _button("Previous", "arrow-left"), _button(onward, "arrow-right")
-        self.number = BoundedIntText(description="Number", layout=Layout(width="120px"))
-        self.of = HTML(layout=Layout(margin="2px 10px 2px 2px"))
-        self.text = Text(description="Image id", continuous_update=False, layout=Layout(width="220px"))
-        self.message = HTML()
-        super().__init__([control_row(self.back, self.on, self.number, self.of, self.text, self.message)])
+        super().__init__(onward)
         self.back.on_click(lambda _: self.go(self.at - 1))
         self.on.on_click(lambda _: self.go(self.at + 1))
         self.number.observe(lambda change: self._quiet or self.go(change.new - 1), "value")

@@ -105,6 +105,19 @@ def _keep(kept: dict, most: int, key: Any, value: Any) -> Any:
     kept[key] = value
     return value
 
+# %% ../../nbs/44_thumbs.ipynb #eaf05117
+def _coloured_masks(folder: StripFolder, opened: OpenRun | None, key: ThumbKey) -> list:
+    "(H,W) bool masks with their colours, the lowest first."
+    channels = range(folder.n_classes) if key.channel is None else [key.channel]
+    if key.paint == "labels":
+        masks = folder.mask(key.image_id) > 0
+    else:
+        assert opened is not None
+        masks = np.asarray(masks_of(opened, key.image_id, key.rules)) > 0
+    if key.paint == "difference":
+        return list(zip(_compare(folder.mask(key.image_id) > 0, masks, channels), COMPARE.values()))
+    return [(masks[c], PALETTE[c % len(PALETTE)]) for c in channels]
+
 # %% ../../nbs/44_thumbs.ipynb #da04dc47
 class Thumbs:
     """Draws and keeps thumbnails of a folder's images, painted with labels, prediction, or how these differ.
@@ -157,16 +170,7 @@ class Thumbs:
         return _keep(self._small, self.most, image_id, np.repeat(grey[..., None], 3, 2))
 
     def _masks(self, image_id: str, paint: str, channel: int | None, rules: Sequence[Rule]) -> list:
-        "(H,W) bool masks with their colours, the lowest first."
-        channels = range(self.folder.n_classes) if channel is None else [channel]
-        if paint == "labels":
-            masks = self.folder.mask(image_id) > 0
-        else:
-            assert self.opened is not None
-            masks = np.asarray(masks_of(self.opened, image_id, rules)) > 0
-        if paint == "difference":
-            return list(zip(_compare(self.folder.mask(image_id) > 0, masks, channels), COMPARE.values()))
-        return [(masks[c], PALETTE[c % len(PALETTE)]) for c in channels]
+        return _coloured_masks(self.folder, self.opened, ThumbKey(image_id, paint, channel, tuple(rules)))
 
 # %% ../../nbs/44_thumbs.ipynb #1d7f66c0
 _DRAWERS = ThreadPoolExecutor(4, thread_name_prefix="thumbnails")
@@ -196,26 +200,14 @@ async def _fill(
         future.cancel()  # another page is shown
 
 # %% ../../nbs/44_thumbs.ipynb #96f2b1cb
-class Pages(VBox):
-    """Thumbnails of a list of images, page by page.
-
-    Traits: `ids`, the list, and `image_id`, the chosen one, whose page is shown. `look` returns for an image its key
-    for `Thumbs`, its caption, and whether it is marked.
-    """
+class _PagesPanel(VBox):
+    "The page of thumbnails with its buttons: a list of images, some of them on each page."
 
     ids, image_id = Tuple(), Unicode()
     per_page = 50
 
-    def __init__(
-        self,
-        thumbs: Thumbs,
-        look: Callable[[str], tuple[ThumbKey, str, bool]],  # of an image id
-        columns: int,  # thumbnails side by side
-        height: int,  # of the visible part of the page, in screen pixels
-    ):
-        self.thumbs, self.look = thumbs, look
-        self.page, self._turn, self.waits = -1, 0, False
-        self.drawn: asyncio.Task | None = None
+    def __init__(self, columns: int, height: int):
+        self.page = -1
         self.gallery, auto = Gallery(columns, KEYS, height), Layout(width="auto")
         self.back = Button(description="Previous page", icon="angle-double-left", layout=auto)
         self.on = Button(description="Next page", icon="angle-double-right", layout=auto)
@@ -224,7 +216,6 @@ class Pages(VBox):
         self.back.on_click(lambda _: self.turn(self.page - 1))
         self.on.on_click(lambda _: self.turn(self.page + 1))
         self.gallery.observe(self._clicked, "chosen")
-        self.observe(lambda change: self._choose(), "image_id")
 
     @property
     def page_ids(self) -> tuple:
@@ -245,6 +236,32 @@ class Pages(VBox):
         if 0 <= change.new < len(self.page_ids):
             self.image_id = self.page_ids[change.new]
 
+    def show_place(self) -> None:
+        "Say which page it is, and whether there are others before and after it."
+        self.back.disabled, self.on.disabled = self.page <= 0, self.page >= self.last_page
+        self.message.value = f"Page {self.page + 1} of {self.last_page + 1}" if self.ids else ""
+
+# %% ../../nbs/44_thumbs.ipynb #67280aa7
+class Pages(_PagesPanel):
+    """Thumbnails of a list of images, page by page.
+
+    Traits: `ids`, the list, and `image_id`, the chosen one, whose page is shown. `look` returns for an image its key
+    for `Thumbs`, its caption, and whether it is marked.
+    """
+
+    def __init__(
+        self,
+        thumbs: Thumbs,
+        look: Callable[[str], tuple[ThumbKey, str, bool]],  # of an image id
+        columns: int,  # thumbnails side by side
+        height: int,  # of the visible part of the page, in screen pixels
+    ):
+        self.thumbs, self.look = thumbs, look
+        self._turn, self.waits = 0, False
+        self.drawn: asyncio.Task | None = None
+        super().__init__(columns, height)
+        self.observe(lambda change: self._choose(), "image_id")
+
     def _choose(self) -> None:
         "Mark the chosen one; turn the page where it is on another."
         if self.waits:
@@ -261,8 +278,7 @@ class Pages(VBox):
         self.page = self.ids.index(self.image_id) // self.per_page if self.image_id in self.ids else 0
         self._turn += 1
         keys, captions, marks = zip(*map(self.look, self.page_ids)) if self.page_ids else ((), (), ())
-        self.back.disabled, self.on.disabled = self.page <= 0, self.page >= self.last_page
-        self.message.value = f"Page {self.page + 1} of {self.last_page + 1}" if self.ids else ""
+        self.show_place()
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
