@@ -238,6 +238,17 @@ def _examples(folder, store, curves, decision, class_levels, n=3):
 _GATE_COLUMNS = ["optimistic", "nested", "difference", "low", "high"]
 
 
+def _gates(gates):
+    "A row per gate over all classes, and how to read it."
+    overall: pd.DataFrame = gates.xs("all", level="row")[_GATE_COLUMNS]  # pyright: ignore[reportAssignmentType]
+    how = (
+        "<p>No gate and every gate, each with the best setting found for it; nested: with each fold under "
+        "the choice of the others. "
+        "Where low to high holds 0, these images cannot tell whether the gate helps.</p>"
+    )
+    return how + html_table(overall)
+
+# %% ../nbs/38_report.ipynb #a6f35d18
 def write_report(
     path: str | Path,  # the html file, replaced in one step
     run: str | Path,  # run folder: config.json, history.csv and oof/ are read where they are
@@ -260,16 +271,7 @@ def write_report(
         ("Labels", _labels(folder)),
     ]
     if gates is not None:
-        overall: pd.DataFrame = gates.xs("all", level="row")[_GATE_COLUMNS]  # pyright: ignore[reportAssignmentType]
-        parts.insert(
-            2,
-            (
-                "Gates",
-                "<p>No gate and every gate, each with the best setting found for it; nested: with each fold under "
-                "the choice of the others. "
-                "Where low to high holds 0, these images cannot tell whether the gate helps.</p>" + html_table(overall),
-            ),
-        )
+        parts.insert(2, ("Gates", _gates(gates)))
     if (run / "history.csv").exists():
         parts.append(
             (
