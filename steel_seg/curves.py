@@ -167,11 +167,14 @@ class Curves:
         return _last_level(self.area[:, channel])
 
 # %% ../nbs/16_curves.ipynb #9ad5a070
-def _after(curves, fill_holes, min_component, connectivity):
+def _after(curves: Curves, fill_holes: bool, min_component: int, connectivity: int) -> Curves:
     "The curves to read for these steps: the filled ones or the plain ones. A ValueError where one was not counted."
     if problem := curves.lacks(fill_holes, min_component, connectivity):
         raise ValueError(problem)
-    return curves.filled if fill_holes else curves
+    if not fill_holes:
+        return curves
+    assert curves.filled is not None  # `lacks` would have said so
+    return curves.filled
 
 # %% ../nbs/16_curves.ipynb #b937ea4e
 def _check_arrays(curves):

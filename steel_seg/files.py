@@ -17,6 +17,7 @@ import sys
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 # %% ../nbs/02_files.ipynb #74a868ee
 def _sync(path):
@@ -93,16 +94,17 @@ def _plain(x):
         return [_plain(v) for v in x]
     if isinstance(x, Path):
         return str(x)
-    if hasattr(x, "tolist"):
-        return _plain(x.tolist())
+    tolist = getattr(x, "tolist", None)
+    if tolist is not None:
+        return _plain(tolist())
     if isinstance(x, float) and not math.isfinite(x):
         return None
     return x
 
 
 def to_json(
-    obj,  # dict, list, str, number, None; dataclasses, numpy and paths are turned into these
-    indent=None,  # spaces, or None for one line
+    obj: Any,  # dict, list, str, number, None; dataclasses, numpy and paths are turned into these
+    indent: int | None = None,  # spaces, or None for one line
 ) -> str:
     "JSON text of `obj`, where NaN and infinities become null."
     return json.dumps(_plain(obj), indent=indent, ensure_ascii=False, allow_nan=False)
@@ -110,7 +112,7 @@ def to_json(
 
 def write_json(
     path: str | Path,  # replaced in one step
-    obj,  # as for `to_json`
+    obj: Any,  # as for `to_json`
 ) -> Path:
     "Write an object as indented JSON, whole or not at all; returns the path."
     return write_text(path, to_json(obj, indent=1) + "\n")

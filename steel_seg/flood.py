@@ -6,6 +6,7 @@
 __all__ = ['map_counts', 'Room', 'make_room', 'component_nodes', 'fill_levels']
 
 # %% ../nbs/15_flood.ipynb #e21d230f
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -90,18 +91,16 @@ class Room(NamedTuple):
 
 
 def make_room(
-    shape,  # (H,W)
+    shape: Sequence[int],  # (H,W)
 ) -> Room:
     "New arrays for maps of one shape."
     h, w = shape
-    framed = (3, h + 2, (w + 2 + 63) // 64 * 64)
-    return Room(
-        *np.zeros(framed, np.uint8),
-        *np.zeros((2, h * w), np.uint32),
-        *np.zeros((2, h * w), np.uint8),
-        *np.zeros((2, h * w), np.int32),
-        (h, w),
-    )
+    stride = (w + 2 + 63) // 64 * 64
+    framed, truth, seen = np.zeros((3, h + 2, stride), np.uint8)
+    wait, pit = np.zeros((2, h * w), np.uint32)
+    low, high = np.zeros((2, h * w), np.uint8)
+    area, hit = np.zeros((2, h * w), np.int32)
+    return Room(framed, truth, seen, wait, pit, low, high, area, hit, (h, w))
 
 
 @njit(nogil=True, cache=True)
@@ -220,17 +219,17 @@ def _checked(prob, room):
 
 def component_nodes(
     prob: np.ndarray,  # (H,W) uint8, levels of one class
-    truth: np.ndarray = None,  # (H,W), nonzero is defect; None where the class is absent
+    truth: np.ndarray | None = None,  # (H,W), nonzero is defect; None where the class is absent
     connectivity: int = 8,  # 4 or 8: what touches
     smallest: int = 1,  # components of fewer pixels are not listed
-    room: Room = None,  # of the map's shape, to be used again; None: a new one
-    area=None,  # (256,) pixels at or above each level, where they are known
+    room: Room | None = None,  # of the map's shape, to be used again; None: a new one
+    area: np.ndarray | None = None,  # (256,) pixels at or above each level, where they are known
 ) -> tuple:  # low, high (M,) uint8; area, hit (M,) int32
     """Every component of `prob >= t` at every level t = 1..255, the largest first.
 
     Row k says: for each t in low..high this is one component, of `area` pixels, `hit` of them truth. So the
-    components at one
-    level t are the rows with low <= t <= high. Raises `ValueError` for another kind of array, shape or connectivity.
+    components at one level t are the rows with low <= t <= high. Raises `ValueError` for another kind of array,
+    shape or connectivity.
     Source: Nistér and Stewénius, Linear time maximally stable extremal regions (ECCV 2008).
     """
     prob, room = _checked(prob, room)
@@ -288,7 +287,7 @@ def _fill(room, r0, r1, c0, c1, steps, first):
                     wait[next_[height]] = near
                     next_[height] += np.uint32(1)
 
-
+# %% ../nbs/15_flood.ipynb #5bc8344d
 @njit(nogil=True, cache=True)
 def _box(image):
     "First and last row and column, each 1-based as in the frame, of what is not 0; of nothing: 0, 0, 0, 0."
@@ -312,17 +311,16 @@ def _box(image):
             c1 = c + 1
     return r0, r1, c0, c1
 
-
+# %% ../nbs/15_flood.ipynb #71299587
 def fill_levels(
     prob: np.ndarray,  # (H,W) uint8, levels of one class
-    room: Room = None,  # of the map's shape, to be used again; None: a new one
-    area=None,  # (256,) pixels at or above each level, where they are known
+    room: Room | None = None,  # of the map's shape, to be used again; None: a new one
+    area: np.ndarray | None = None,  # (256,) pixels at or above each level, where they are known
 ) -> np.ndarray:  # (H,W) uint8
     """The map whose mask at every threshold is the mask of `prob` with its holes filled.
 
     For each t: `fill_levels(prob) >= t` equals `scipy.ndimage.binary_fill_holes(prob >= t)`; a hole is background
-    that is not
-    4-connected to the border. Raises `ValueError` for another kind of array.
+    that is not 4-connected to the border. Raises `ValueError` for another kind of array.
     """
     prob, room = _checked(prob, room)
     r0, r1, c0, c1 = _box(prob)

@@ -11,12 +11,13 @@ from statistics import NormalDist
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
 # %% ../nbs/01_metric.ipynb #cbcdee5b
 def dice(
-    area,  # predicted pixels: whole numbers >= 0, of any shape
-    hit,  # those of them that are labelled too
-    truth,  # labelled pixels
+    area: ArrayLike,  # predicted pixels: whole numbers >= 0, of any shape
+    hit: ArrayLike,  # those of them that are labelled too
+    truth: ArrayLike,  # labelled pixels
 ) -> np.ndarray:  # float64 0..1, of the broadcast shape
     """Dice of each pair from its counts: 2*hit / (area + truth), and 1 where area and truth are both 0.
 
@@ -61,8 +62,7 @@ def mask_counts(
     for i in np.ndindex(pred.shape[:2]):  # one mask at a time: no copy of the whole batch
         p, t = pred[i] != 0, truth[i] != 0
         counts[:, *i] = np.count_nonzero(p), np.count_nonzero(p & t), np.count_nonzero(t)
-    area, hit, label = counts
-    return area, hit, label
+    return counts[0], counts[1], counts[2]
 
 # %% ../nbs/01_metric.ipynb #d849c058
 def _pairs(d):
@@ -78,8 +78,8 @@ def _pairs(d):
 
 
 def score_table(
-    d,  # (N,C) Dice of each pair, 0..1
-    truth,  # (N,C) labelled pixels of each pair; only whether there are any matters
+    d: ArrayLike,  # (N,C) Dice of each pair, 0..1
+    truth: ArrayLike,  # (N,C) labelled pixels of each pair; only whether there are any matters
 ) -> pd.DataFrame:  # index "all", "class 1", ..., "class C"
     """The score, for all pairs and per class, and its two sides.
 
@@ -144,7 +144,7 @@ def _bootstrap(rows, rng, n_boot, level):
 
 
 def bootstrap_ci(
-    d,  # (N,C) Dice of each pair, or (N,) of one class; rows are images
+    d: ArrayLike,  # (N,C) Dice of each pair, or (N,) of one class; rows are images
     rng: np.random.Generator,  # same seed, same interval
     n_boot: int = 2000,  # resamples
     level: float = 0.95,  # confidence, 0..1
@@ -160,7 +160,7 @@ def bootstrap_ci(
 
 # %% ../nbs/01_metric.ipynb #1237b933
 def mean_interval(
-    rows,  # (N,) numbers, one an image: the mean Dice of an image, or the difference of two
+    rows: ArrayLike,  # (N,) numbers, one an image: the mean Dice of an image, or the difference of two
     level: float = 0.95,  # confidence, 0..1
 ) -> Interval:  # of their mean
     """The normal interval of a mean, value ± z·sd/√n: the limit of `bootstrap_ci` for many images, at once.
@@ -177,8 +177,8 @@ def mean_interval(
 
 # %% ../nbs/01_metric.ipynb #d659d5c4
 def paired_difference(
-    d_a,  # (N,C) or (N,) Dice of each pair under model a
-    d_b,  # the same of model b; row i is the same image in both
+    d_a: ArrayLike,  # (N,C) or (N,) Dice of each pair under model a
+    d_b: ArrayLike,  # the same of model b; row i is the same image in both
     rng: np.random.Generator,  # same seed, same interval
     n_boot: int = 2000,  # resamples
     level: float = 0.95,  # confidence, 0..1

@@ -27,7 +27,7 @@ from .viz import COMPARE, compare, overlay, plot_history, plot_surface, to_png
 
 # %% ../nbs/38_report.ipynb #6ea37559
 def png_tag(
-    picture,  # (H,W) or (H,W,3) uint8, or a matplotlib Figure
+    picture: np.ndarray | Figure,  # (H,W) or (H,W,3) uint8, or a figure
     alt: str,  # what the picture shows, in words
 ) -> str:
     """An `<img>` with the picture inside it; a small strip is shown at least 160 pixels high, as far as the page is
@@ -77,77 +77,104 @@ On the {decision.images} images that chose the rules it is {escape(str(decision.
 <p>score: mean Dice over all (image, class) pairs, 1 where both are empty;
 present and empty: the same over pairs with and without a defect.</p>"""
 
-
+# %% ../nbs/38_report.ipynb #ee349511
 def _of_class(class_levels, c):
     return None if class_levels is None else class_levels[:, c]
 
 
-def _rules(curves, decision, class_levels):
-    "A row a class, how far its choice can be trusted, and the surface it was chosen from."
-    names, pixels = [f"class {class_id(c)}" for c in range(len(decision.rules))], int(np.prod(curves.shape))
-    said, span = [], lambda low, high: "–" if np.isnan(low) else f"{low:,.0f} to {high:,.0f}"
-    for name, r in zip(names, decision.rules):
-        choice, never = decision.choice.loc[name], r.min_area > pixels
-        steps = ", ".join(
-            ["holes filled"] * r.fill_holes
-            + [f"components from {r.min_component:,} px"] * (r.min_component > 1)
-            + [f"gate {r.gate} by {r.gate_by}"] * (r.gate > 0)
-        )
-        said.append(
-            ("never predicted", "–", "–", "–", "–", f"{choice.never:.0%}", steps or "–")
-            if never
-            else (
-                f"{r.thresh / 255:.3f}",
-                r.thresh,
-                span(choice.thresh_low, choice.thresh_high),
-                f"{r.min_area:,}",
-                span(choice.min_area_low, choice.min_area_high),
-                f"{choice.never:.0%}",
-                steps or "–",
-            )
-        )
-    table = pd.DataFrame(
-        said,
-        index=names,
-        columns=[
-            "threshold",
-            "level",
-            "chosen on 95% of resamples",
-            "minimum area (pixels)",
-            "chosen on 95% of resamples",
-            "never predicted on",
-            "and",
-        ],
+def _is_never_predicted(rule, pixels):
+    return rule.min_area > pixels
+
+
+def _steps_text(rule):
+    "The steps of a rule beside its threshold and minimum area, in words."
+    steps = []
+    if rule.fill_holes:
+        steps.append("holes filled")
+    if rule.min_component > 1:
+        steps.append(f"components from {rule.min_component:,} px")
+    if rule.gate > 0:
+        steps.append(f"gate {rule.gate} by {rule.gate_by}")
+    return ", ".join(steps) or "–"
+
+
+def _range_text(low, high):
+    return "–" if np.isnan(low) else f"{low:,.0f} to {high:,.0f}"
+
+
+def _rule_row(rule, choice, pixels):
+    "The row of one class: its rule, and the ranges chosen on the resamples."
+    never = f"{choice.never:.0%}"
+    if _is_never_predicted(rule, pixels):
+        return "never predicted", "–", "–", "–", "–", never, _steps_text(rule)
+    return (
+        f"{rule.thresh / 255:.3f}",
+        rule.thresh,
+        _range_text(choice.thresh_low, choice.thresh_high),
+        f"{rule.min_area:,}",
+        _range_text(choice.min_area_low, choice.min_area_high),
+        never,
+        _steps_text(rule),
     )
-    fig = Figure(figsize=(11, 3.2 * ((len(names) + 1) // 2)), layout="constrained")
-    axes = np.atleast_1d(fig.subplots((len(names) + 1) // 2, 2)).ravel()
+
+
+def _class_names(n):
+    return [f"class {class_id(c)}" for c in range(n)]
+
+
+def _rule_table(decision, pixels):
+    "A row per class: its rule, and how far the choice can be trusted."
+    names = _class_names(len(decision.rules))
+    columns = [
+        "threshold",
+        "level",
+        "chosen on 95% of resamples",
+        "minimum area (pixels)",
+        "chosen on 95% of resamples",
+        "never predicted on",
+        "and",
+    ]
+    rows = [_rule_row(rule, decision.choice.loc[name], pixels) for name, rule in zip(names, decision.rules)]
+    return pd.DataFrame(rows, index=names, columns=columns)
+
+# %% ../nbs/38_report.ipynb #7f980d06
+def _surface_title(name, rule, pixels):
+    if _is_never_predicted(rule, pixels):
+        return f"{name}: never predicted"
+    return f"{name}: threshold {rule.thresh / 255:.3f}, minimum area {rule.min_area:,}"
+
+
+def _surfaces(curves, decision, class_levels, pixels):
+    "A figure with the surface of each class; the chosen rule is marked."
+    names = _class_names(len(decision.rules))
+    n_rows = (len(names) + 1) // 2
+    fig = Figure(figsize=(11, 3.2 * n_rows), layout="constrained")
+    axes = np.atleast_1d(fig.subplots(n_rows, 2)).ravel()
     threshes = np.arange(max(curves.floor, 1), 256, 3)
     # Rising in equal factors: an area of 40 and one of 80 differ as 400 and 800 do.
     min_areas = np.unique(np.geomspace(1, pixels, 60).astype(int))
     for c, (ax, rule) in enumerate(zip(axes, decision.rules)):
         scored = surface(rows_of(curves, c, rule, _of_class(class_levels, c)), threshes, min_areas)
-        plot_surface(
-            scored, threshes, min_areas, ax=ax, point=None if rule.min_area > pixels else (rule.thresh, rule.min_area)
-        )
-        ax.set_title(
-            f"{names[c]}: "
-            + ("never predicted" if rule.min_area > pixels else f"threshold {said[c][0]}, minimum area {said[c][3]}"),
-            loc="left",
-            fontsize=10,
-        )
+        point = None if _is_never_predicted(rule, pixels) else (rule.thresh, rule.min_area)
+        plot_surface(scored, threshes, min_areas, ax=ax, point=point)
+        ax.set_title(_surface_title(names[c], rule, pixels), loc="left", fontsize=10)
     for ax in axes[len(names) :]:
         ax.set_axis_off()
+    return fig
+
+
+def _rules(curves, decision, class_levels):
+    "A row per class, how far its choice can be trusted, and the surface it was chosen from."
+    pixels = int(np.prod(curves.shape))
     how = (
         f"<p>Chosen as {escape(repr(decision.how))}. Images drawn again, with some twice and some not at all, choose "
         "other rules: the ranges hold those of 95% of the draws.</p>"
     )
-    return (
-        html_table(table)
-        + how
-        + _picture("Mean Dice of each class over threshold and minimum area; the chosen rule is marked", fig)
-    )
+    caption = "Mean Dice of each class over threshold and minimum area; the chosen rule is marked"
+    figure = _picture(caption, _surfaces(curves, decision, class_levels, pixels))
+    return html_table(_rule_table(decision, pixels)) + how + figure
 
-
+# %% ../nbs/38_report.ipynb #4728d651
 def _labels(folder):
     "Class counts, and a strip of each class with its labels."
     truth = folder.truth_area()
@@ -176,7 +203,7 @@ def _labels(folder):
         )
     return html_table(counts) + "".join(rows)
 
-
+# %% ../nbs/38_report.ipynb #f77f5dfe
 def _examples(folder, store, curves, decision, class_levels, n=3):
     "The worst and the middle of the pairs that show a defect, and the largest false alarms."
     d = dice_at(curves, decision.rules, class_levels)
@@ -208,14 +235,28 @@ def _examples(folder, store, curves, decision, class_levels, n=3):
     return "".join(rows)
 
 # %% ../nbs/38_report.ipynb #682b0904
+_GATE_COLUMNS = ["optimistic", "nested", "difference", "low", "high"]
+
+
+def _gates(gates):
+    "A row per gate over all classes, and how to read it."
+    overall: pd.DataFrame = gates.xs("all", level="row")[_GATE_COLUMNS]  # pyright: ignore[reportAssignmentType]
+    how = (
+        "<p>No gate and every gate, each with the best setting found for it; nested: with each fold under "
+        "the choice of the others. "
+        "Where low to high holds 0, these images cannot tell whether the gate helps.</p>"
+    )
+    return how + html_table(overall)
+
+# %% ../nbs/38_report.ipynb #a6f35d18
 def write_report(
-    path,  # the html file, replaced in one step
-    run,  # run folder: config.json, history.csv and oof/ are read where they are
+    path: str | Path,  # the html file, replaced in one step
+    run: str | Path,  # run folder: config.json, history.csv and oof/ are read where they are
     folder: StripFolder,
     curves: Curves,  # of run/oof, counted for the rules of the decision
     decision: Decision,
-    class_levels=None,  # (N,C) levels of a classifier, where the decision used them
-    gates=None,  # a table of `compare_gates` to show
+    class_levels: np.ndarray | None = None,  # (N,C) levels of a classifier, where the decision used them
+    gates: pd.DataFrame | None = None,  # a table of `compare_gates` to show
 ) -> Path:
     """Write a self-contained HTML report of a run; returns its path. Where predictions were counted and not stored it
     shows none."""
@@ -230,16 +271,7 @@ def write_report(
         ("Labels", _labels(folder)),
     ]
     if gates is not None:
-        parts.insert(
-            2,
-            (
-                "Gates",
-                "<p>No gate and every gate, each with the best setting found for it; nested: with each fold under "
-                "the choice of the others. "
-                "Where low to high holds 0, these images cannot tell whether the gate helps.</p>"
-                + html_table(gates.xs("all", level="row")[["optimistic", "nested", "difference", "low", "high"]]),
-            ),
-        )
+        parts.insert(2, ("Gates", _gates(gates)))
     if (run / "history.csv").exists():
         parts.append(
             (

@@ -8,6 +8,7 @@ __all__ = ['rle_encode', 'mask_size', 'rle_runs', 'rle_decode', 'rle_area', 'rle
 # %% ../nbs/00_rle.ipynb #8192acee
 import operator
 import re
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -73,7 +74,9 @@ def _numbers(rle):
     return numbers
 
 # %% ../nbs/00_rle.ipynb #f5c2a68b
-def mask_size(shape):
+def mask_size(
+    shape: Sequence[int],  # (H,W)
+) -> int:
     "Pixels of a mask of this shape; `ValueError` when it is not (height, width)."
     try:
         height, width = map(operator.index, shape)
@@ -86,7 +89,7 @@ def mask_size(shape):
 
 def rle_runs(
     rle: str,  # `start length` pairs, 1-based, down the columns; "" is an empty mask
-    shape=None,  # (H,W) of the mask; None: whether the last run leaves it is not checked
+    shape: Sequence[int] | None = None,  # (H,W) of the mask; None: whether the last run leaves it is not checked
 ) -> np.ndarray:  # (n,2) int64: start (0-based, down the columns), length
     """Read a string to its runs, or refuse it: the one parser that everything else here calls.
 
@@ -126,7 +129,7 @@ def _why(rle, i, start, stop, size, shape):
 # %% ../nbs/00_rle.ipynb #98d08c14
 def rle_decode(
     rle: str,  # `start length` pairs, 1-based, down the columns; "" is an empty mask
-    shape,  # (H,W) of the mask
+    shape: Sequence[int],  # (H,W) of the mask
 ) -> np.ndarray:  # (H,W) uint8 of 0 and 1, C-order
     "Draw a run-length string as a mask; raises `ValueError` as `rle_runs` does, so nothing is clipped."
     size = mask_size(shape)
@@ -141,7 +144,7 @@ def rle_decode(
 # %% ../nbs/00_rle.ipynb #0ed3883b
 def rle_area(
     rle: str,  # as for `rle_runs`
-    shape=None,  # (H,W), or None to leave the end unchecked
+    shape: Sequence[int] | None = None,  # (H,W), or None to leave the end unchecked
 ) -> int:
     "Pixels of a mask, counted from its runs; raises `ValueError` as `rle_runs` does."
     return int(rle_runs(rle, shape)[:, 1].sum())
@@ -160,10 +163,11 @@ def _pixels_before(runs, x):
 def rle_overlap(
     a: str,  # as for `rle_runs`
     b: str,  # as for `rle_runs`, of a mask of the same shape
-    shape=None,  # (H,W), or None to leave the end unchecked
+    shape: Sequence[int] | None = None,  # (H,W), or None to leave the end unchecked
 ) -> int:
     "Pixels that two masks share, counted from their runs; raises `ValueError` as `rle_runs` does."
-    a, b = rle_runs(a, shape), rle_runs(b, shape)
-    if not len(a) or not len(b):
+    runs_a, runs_b = rle_runs(a, shape), rle_runs(b, shape)
+    if not len(runs_a) or not len(runs_b):
         return 0
-    return int((_pixels_before(a, b.sum(axis=1)) - _pixels_before(a, b[:, 0])).sum())
+    start, stop = runs_b[:, 0], runs_b.sum(axis=1)
+    return int((_pixels_before(runs_a, stop) - _pixels_before(runs_a, start)).sum())

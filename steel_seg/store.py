@@ -163,6 +163,7 @@ def _layout(image_ids, n_classes, shape, floor):
 # %% ../nbs/14_store.ipynb #25659f81
 def _write_layout(path, layout, meta):
     "The group, the empty array and the folder for logs, in one step; raises where another process was faster."
+    _check_new(path)
     made = path.with_name(f".{path.name}.{secrets.token_hex(4)}.new")
     attributes = {"format": _FORMAT, "floor": layout.floor, "image_ids": list(layout.image_ids), "meta": meta}
     with whole(made) as temp:
@@ -209,6 +210,11 @@ def _read_layout(path):
 def _check_new(path):
     if path.exists():
         raise ValueError(f"{path} exists: continue it with ProbStore.open(path, mode='a'), or remove it first")
+
+
+def _check_mode(mode):
+    if mode not in ("r", "a"):
+        raise ValueError(f"mode {mode!r}: give 'r' to read or 'a' to continue writing")
 
 
 def _row_of(store, image_id):
@@ -286,7 +292,6 @@ class ProbStore:
     ) -> "ProbStore":  # open for writing
         "A new store, complete or not there at all. Raises `ValueError` where `path` exists or an argument is wrong."
         layout = _layout(image_ids, n_classes, shape, floor)
-        _check_new(Path(path))
         stored_meta = json.loads(to_json(meta or {}))
         _write_layout(Path(path), layout, stored_meta)
         return cls(Path(path), "a", layout, stored_meta)
@@ -294,8 +299,7 @@ class ProbStore:
     @classmethod
     def open(cls, path: str | Path, mode: str = "r") -> "ProbStore":  # mode: "r" to read, "a" to continue writing
         "An existing store. Raises `ValueError` where there is none, or where it is something else."
-        if mode not in ("r", "a"):
-            raise ValueError(f"mode {mode!r}: give 'r' to read or 'a' to continue writing")
+        _check_mode(mode)
         return cls(Path(path), mode, *_read_layout(Path(path)))
 
     def __repr__(self) -> str:

@@ -9,12 +9,17 @@ __all__ = ['PALETTE', 'COMPARE', 'class_colours', 'overlay', 'compare', 'to_png'
 # %% ../nbs/13_viz.ipynb #fb062f62
 import io
 import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import cv2
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 from matplotlib import colormaps
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.legend import Legend
 from matplotlib.patches import Patch
 from PIL import Image
 
@@ -124,10 +129,10 @@ def to_png(
         raise ValueError(f"an image of shape {image.shape} cannot be packed as PNG")
     return data.tobytes()
 
-
+# %% ../nbs/13_viz.ipynb #883a4d0e
 def layer_png(
     index: np.ndarray,  # (H,W) uint8, positions in `colours`; 0 shows nothing
-    colours,  # up to 255 of (R,G,B,A), for 1, 2, ...
+    colours: Sequence[Sequence[int]] | np.ndarray,  # up to 255 of (R,G,B,A), for 1, 2, ...
 ) -> bytes:
     "A PNG with a palette, transparent where `index` is 0. Raises `ValueError` where an index has no colour."
     if index.dtype != np.uint8 or index.ndim != 2:
@@ -153,7 +158,7 @@ def _layer(masks, colours, alpha, contour):
             index[_outline(mask)] = 2 * k + 2
     return layer_png(index, [(*colour, a) for colour in colours for a in (round(255 * alpha), 255)])
 
-
+# %% ../nbs/13_viz.ipynb #88dafd06
 def mask_layer(
     mask: np.ndarray,  # (C,H,W), nonzero is defect; up to 127 classes
     alpha: float = 0.35,  # as in `overlay`
@@ -165,7 +170,7 @@ def mask_layer(
         raise ValueError(f"masks must be (C,H,W), not {mask.shape}")
     return _layer(mask, list(class_colours(len(mask)).values()), alpha, contour)
 
-
+# %% ../nbs/13_viz.ipynb #a381edde
 def compare_layer(
     truth: np.ndarray,  # (H,W) of one class, or (C,H,W); nonzero is defect
     pred: np.ndarray,  # of the same shape; nonzero is predicted
@@ -178,13 +183,10 @@ def compare_layer(
     truth, pred = (np.asarray(x) for x in (truth, pred))
     if truth.shape != pred.shape or truth.ndim not in (2, 3):
         raise ValueError(f"truth of {truth.shape} and pred of {pred.shape}: expected (H,W) or (C,H,W) twice")
-    pairs, part = zip(truth, pred) if truth.ndim == 3 else [(truth, pred)], np.zeros(truth.shape[-2:], np.uint8)
-    for (
-        t,
-        p,
-    ) in (
-        pairs
-    ):  # 1 is hit, 2 missed, 3 false: whole arrays of bytes all the way, since this is drawn at every move of a slider
+    pairs = zip(truth, pred) if truth.ndim == 3 else [(truth, pred)]
+    part = np.zeros(truth.shape[-2:], np.uint8)
+    # 1 is hit, 2 missed, 3 false. All arrays are bytes, because this is drawn again at every move of a slider.
+    for t, p in pairs:
         t, p = (t != 0).view(np.uint8), (p != 0).view(np.uint8)
         np.maximum(part, 2 * t + 3 * p - 4 * (t & p), out=part)
     index = (2 * part - 1) * (part > 0) + (_edge(part) if contour else 0)
@@ -197,7 +199,7 @@ def _edge(part):
     low, high = (f(part, k, borderType=cv2.BORDER_CONSTANT, borderValue=0) for f in (cv2.erode, cv2.dilate))
     return ((low != high) & (part > 0)).view(np.uint8)
 
-
+# %% ../nbs/13_viz.ipynb #0eff1a8b
 _HEAT = np.rint(255 * colormaps["viridis"](np.linspace(0, 1, 255))).astype(np.uint8)
 _HEAT[:, 3] = 190
 
@@ -218,14 +220,16 @@ def _figure(width, height, **kwargs):
 
 
 def legend(
-    ax,  # matplotlib Axes
-    colours=None,  # name to RGB 0..255; None for hit, missed, false; `class_colours(n)` for classes
-    **kwargs,  # for `Axes.legend`
-):
+    ax: Axes,
+    colours: Mapping[str, Sequence[int]]
+    | None = None,  # name to RGB 0..255; None for hit, missed, false; `class_colours(n)` for classes
+    **kwargs: Any,  # for `Axes.legend`
+) -> Legend:
     "Add a legend of colour patches to an Axes; returns the legend."
     colours = COMPARE if colours is None else colours
     handles = [
-        Patch(facecolor=np.array(c) / 255, edgecolor="0.3", linewidth=0.5, label=name) for name, c in colours.items()
+        Patch(facecolor=(r / 255, g / 255, b / 255), edgecolor="0.3", linewidth=0.5, label=name)
+        for name, (r, g, b) in colours.items()
     ]
     return ax.legend(
         handles=handles,
@@ -239,13 +243,13 @@ def legend(
         },
     )
 
-
+# %% ../nbs/13_viz.ipynb #3150205f
 def gallery(
-    images,  # list of (H,W) or (H,W,3) uint8 arrays, of any sizes
-    titles=None,  # list of as many strings
+    images: Sequence[np.ndarray],  # (H,W) or (H,W,3) uint8 arrays, of any sizes
+    titles: Sequence[str] | None = None,  # one per image
     columns: int = 1,  # pictures side by side
     width: float = 10.0,  # inches
-    colours=None,  # a legend below the last row: name to RGB, as for `legend`
+    colours: Mapping[str, Sequence[int]] | None = None,  # a legend below the last row: name to RGB, as for `legend`
 ) -> Figure:
     """Pictures in rows, each with its title above it at the left, none distorted; `ValueError` where the counts differ
     or there is none."""
@@ -283,14 +287,14 @@ def _ticks(values, n=6):
     at = np.unique(np.linspace(0, len(values) - 1, min(n, len(values))).round().astype(int))
     return at, [values[i] for i in at]
 
-
+# %% ../nbs/13_viz.ipynb #0d8b376c
 def plot_surface(
     surface: np.ndarray,  # (T,A) mean Dice
-    threshes,  # T levels 1..255, rising
-    min_areas,  # A minimum areas in pixels, rising, in any steps
-    ax=None,  # Axes to draw on; a new figure's if None
-    point=None,  # (thresh, min_area) to mark
-):
+    threshes: Sequence[int] | np.ndarray,  # T levels 1..255, rising
+    min_areas: Sequence[int] | np.ndarray,  # A minimum areas in pixels, rising, in any steps
+    ax: Axes | None = None,  # Axes to draw on; a new figure's if None
+    point: tuple[int, int] | None = None,  # (thresh, min_area) to mark
+) -> Axes:
     """Draw a (threshold, minimum area) surface with the marked point; thresholds are shown as probabilities. Returns
     the Axes."""
     surface, threshes, min_areas = np.asarray(surface, float), np.asarray(threshes), np.asarray(min_areas)
@@ -353,16 +357,18 @@ def _mark_stages(axes, history):
             ax.axvline(x, lw=1.2, color=".7", zorder=0)
     return len(between) > 0
 
-
+# %% ../nbs/13_viz.ipynb #4da9a4ea
 def plot_history(
-    history,  # DataFrame with columns fold, epoch, loss, val_loss, score, lr, perhaps stage; a row an epoch
-    reference=None,  # fold to a score to compare with, as a dotted line: what predicting nothing scores
+    history: pd.DataFrame,  # columns fold, epoch, loss, val_loss, score, lr, perhaps stage; a row per epoch
+    reference: Mapping[Any, float]
+    | None = None,  # fold to a score to compare with, as a dotted line: what predicting nothing scores
 ) -> Figure:
     """Loss (training thin, validation thick), validation score and learning rate over the epochs, a colour a fold; an
     upright line where the next stage begins, whose loss may be another."""
     missing = [k for k in ("fold", "epoch", "loss", "val_loss", "score", "lr") if k not in history.columns]
     if missing:
         raise ValueError(f"the history has no column {missing[0]!r}; it has {', '.join(map(str, history.columns))}")
+    reference = reference or {}
     fig = _figure(10, 2.8, layout="constrained")
     axes = fig.subplots(1, 3)
     for fold, h in history.groupby("fold"):
@@ -376,7 +382,7 @@ def plot_history(
             )
         axes[1].plot(h.epoch, h.score, lw=1.8, label=f"fold {fold}", **style)
         axes[2].plot(h.epoch, h.lr, lw=1.8, **style)
-        if fold in (reference or {}):
+        if fold in reference:
             axes[1].axhline(reference[fold], lw=1.2, ls=":", color=style["color"])
     rate = "learning rate (upright: the next stage)" if _mark_stages(axes, history) else "learning rate"
     for ax, title in zip(
@@ -392,11 +398,11 @@ def plot_history(
         axes[1].legend(fontsize=8, frameon=False)
     return fig
 
-
+# %% ../nbs/13_viz.ipynb #f0b865ec
 def plot_classes(
-    history,  # DataFrame with columns fold, epoch and the scores to draw; a row an epoch
-    scores,  # column to title, a panel each
-    reference=None,  # column to {fold: score}, as dotted lines
+    history: pd.DataFrame,  # columns fold, epoch and the scores to draw; a row per epoch
+    scores: Mapping[str, str],  # column to title, a panel each
+    reference: Mapping[str, Mapping[Any, float]] | None = None,  # column to {fold: score}, as dotted lines
 ) -> Figure:
     """Scores over the epochs in small panels, a colour a fold, each with its own scale; raises `ValueError` for a
     column that is not there."""
@@ -407,6 +413,7 @@ def plot_classes(
             if missing
             else "no scores to draw"
         )
+    reference = reference or {}
     rows = math.ceil(len(scores) / 6)
     columns = math.ceil(len(scores) / rows)
     fig = _figure(10, 2.1 * rows, layout="constrained")
@@ -416,8 +423,8 @@ def plot_classes(
         for fold, h in history.groupby("fold"):
             style = _fold_style(fold, len(h))
             ax.plot(h.epoch, h[column], lw=1.5, **style)
-            if fold in (reference or {}).get(column, {}):
-                ax.axhline(reference[column][fold], lw=1.2, ls=":", color=style["color"])
+            if fold in (scores_by_fold := reference.get(column, {})):
+                ax.axhline(scores_by_fold[fold], lw=1.2, ls=":", color=style["color"])
         _over_epochs(ax, title)
         ax.tick_params(labelsize=8)
     for ax in axes[len(scores) :]:
@@ -426,11 +433,12 @@ def plot_classes(
 
 # %% ../nbs/13_viz.ipynb #7b77b265
 def plot_scores(
-    scores,  # name to score, or to something with value, low and high (`Interval`)
-    reference=None,  # name to score of something to beat, as an upright mark: all-empty, say
-    ax=None,  # Axes to draw on; a new figure's if None
-    label="all empty",  # what the reference is
-):
+    scores: Mapping[str, Any],  # name to score, or to something with value, low and high (`Interval`)
+    reference: Mapping[str, float]
+    | None = None,  # name to score of something to beat, as an upright mark: all-empty, say
+    ax: Axes | None = None,  # Axes to draw on; a new figure's if None
+    label: str = "all empty",  # what the reference is
+) -> Axes:
     "Bars of scores 0..1 with their intervals, the number beside each; NaN is shown as none. Returns the Axes."
     if len(scores) == 0:
         raise ValueError("no scores to draw")
