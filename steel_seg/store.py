@@ -161,6 +161,11 @@ def _layout(image_ids, n_classes, shape, floor):
     return _Layout(ids, (len(ids), n_classes, height, width), floor)
 
 # %% ../nbs/14_store.ipynb #25659f81
+def _check_new(path):
+    if path.exists():
+        raise ValueError(f"{path} exists: continue it with ProbStore.open(path, mode='a'), or remove it first")
+
+
 def _write_layout(path, layout, meta):
     "The group, the empty array and the folder for logs, in one step; raises where another process was faster."
     _check_new(path)
@@ -207,11 +212,6 @@ def _read_layout(path):
     return layout, meta
 
 # %% ../nbs/14_store.ipynb #746e6f66
-def _check_new(path):
-    if path.exists():
-        raise ValueError(f"{path} exists: continue it with ProbStore.open(path, mode='a'), or remove it first")
-
-
 def _check_mode(mode):
     if mode not in ("r", "a"):
         raise ValueError(f"mode {mode!r}: give 'r' to read or 'a' to continue writing")
