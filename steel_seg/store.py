@@ -168,7 +168,6 @@ def _check_new(path):
 
 def _write_layout(path, layout, meta):
     "The group, the empty array and the folder for logs, in one step; raises where another process was faster."
-    _check_new(path)
     made = path.with_name(f".{path.name}.{secrets.token_hex(4)}.new")
     attributes = {"format": _FORMAT, "floor": layout.floor, "image_ids": list(layout.image_ids), "meta": meta}
     with whole(made) as temp:
@@ -292,6 +291,7 @@ class ProbStore:
     ) -> "ProbStore":  # open for writing
         "A new store, complete or not there at all. Raises `ValueError` where `path` exists or an argument is wrong."
         layout = _layout(image_ids, n_classes, shape, floor)
+        _check_new(Path(path))
         stored_meta = json.loads(to_json(meta or {}))
         _write_layout(Path(path), layout, stored_meta)
         return cls(Path(path), "a", layout, stored_meta)
