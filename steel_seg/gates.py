@@ -19,7 +19,7 @@ import pandas as pd
 from .curves import Curves
 from .data import class_id, csv_rows
 from .decide import Decision, decide
-from .metric import Interval
+from .metric import Interval, check_rng
 from .post import GATE_KINDS, Rule, require_score
 from .score import Rows, dice_rows, rows_of, veto_values
 from .surface import TIE, surface
@@ -265,12 +265,6 @@ def choose_gate(
     return best_on(positions >= 0), {name: best_on(positions != k) for k, name in enumerate(names)}
 
 # %% ../nbs/37_gates.ipynb #e7bca888
-def _check_rng(rng):
-    "A ValueError for a seed or anything else that is no generator."
-    if not isinstance(rng, np.random.Generator):
-        raise ValueError(f"rng of type {type(rng).__name__}: pass np.random.default_rng(seed)")
-
-
 def _bounds_of_means(
     values: np.ndarray,  # (N,K)
     rng: np.random.Generator,
@@ -343,7 +337,7 @@ def compare_gates(
     under the choice of the others; `difference` of `nested` to that of no gate, from `low` to `high`. Raises
     `ValueError` as `choose_gate` does.
     """
-    _check_rng(rng)
+    check_rng(rng)
     n, n_classes = curves.truth.shape
     if class_levels is not None:
         class_levels = np.asarray(class_levels)
@@ -474,7 +468,7 @@ def f1_intervals(
 
     Resamples that do not show the class are drawn again. Raises `ValueError` as `best_f1` does.
     """
-    _check_rng(rng)
+    check_rng(rng)
     score, label = _score_and_label(score, label)
     thresh, f1 = best_f1(score, label)
     resampled = []

@@ -19,6 +19,22 @@ HOSTILE = [
     "'x' ü 長い.png",
     "x" * 180 + ".png",
 ]
+# Pieces of text from files; none of them may become a tag on a page.
+ODD_PIECES = [
+    "<b>",
+    "<img src=x onerror=alert(1)>",
+    "</div><script>",
+    "&lt;i&gt;",
+    "\"'><svg/onload=1>",
+    "<!--",
+    "<![CDATA[",
+    "<?x",
+    "javascript:",
+    "ü\u202e",
+    "$\\frac",
+    "x" * 300,
+    "&#60;u>",
+]
 CASES = {
     "strips": dict(n=9, shape=(64, 400), classes=4),
     "one image": dict(n=1, shape=(64, 400), classes=4),

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from conftest import real_data
 from ipywidgets import HTML, BoundedIntText, Button, Dropdown, IntSlider, Text
-from made import CASES, HOSTILE, Tags, make_run, only_our_tags, parts, pixels, slow_dice, slow_scores
+from made import CASES, HOSTILE, ODD_PIECES, Tags, make_run, only_our_tags, parts, pixels, slow_dice, slow_scores
 from PIL import Image
 
 import steel_seg.look.browse as browse
@@ -539,19 +539,7 @@ def test_what_is_refused_changes_nothing(runs):
 
 def odd_texts(n=200):
     pieces = [
-        "<b>",
-        "<img src=x onerror=alert(1)>",
-        "</div><script>",
-        "&lt;i&gt;",
-        "\"'><svg/onload=1>",
-        "<!--",
-        "<![CDATA[",
-        "<?x",
-        "javascript:",
-        "ü\u202e",
-        "$\\frac",
-        "x" * 300,
-        "&#60;u>",
+        *ODD_PIECES,
         "=1+1",
         "'",
         "\r\n",

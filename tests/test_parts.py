@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from in_step import ROOT
 from ipywidgets import HTML, BoundedIntText, Button, Dropdown, SelectionSlider, Text
-from made import CASES, HOSTILE, OURS, Tags, make_run, only_our_tags, parts, pixels
+from made import CASES, HOSTILE, ODD_PIECES, OURS, Tags, make_run, only_our_tags, parts, pixels
 
 import steel_seg.open_run as predicted_module
 from steel_seg.data import read_folder
@@ -55,23 +55,8 @@ def test_every_control_has_a_label_and_all_images_can_be_seen(runs, name):
 
 
 def test_text_from_files_never_becomes_a_tag(runs):
-    pieces = [
-        "<b>",
-        "<img src=x onerror=alert(1)>",
-        "</div><script>",
-        "&lt;i&gt;",
-        "\"'><svg/onload=1>",
-        "<!--",
-        "<![CDATA[",
-        "<?x",
-        "javascript:",
-        "ü\u202e",
-        "$\\frac",
-        "x" * 300,
-        "&#60;u>",
-    ]
     rng = np.random.default_rng(0)
-    strings = ["".join(rng.choice(pieces, rng.integers(1, 5))) for _ in range(200)]
+    strings = ["".join(rng.choice(ODD_PIECES, rng.integers(1, 5))) for _ in range(200)]
     picker = Picker(strings)
     picker.ids = tuple(dict.fromkeys(strings))
     for text in strings:
