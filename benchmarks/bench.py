@@ -1,8 +1,8 @@
 """`make bench`: every figure as a ratio to a named peer, measured in turn in one process after equality is asserted.
 
 A row is a dict: what, against (the peer), goal (a ratio, or None), ours and peer (callables that do the work once),
-check (a callable
-that asserts that both give the same), and perhaps scale (how much more work the whole is than what `peer` does).
+check (a callable that asserts that both give the same), and perhaps scale (how much more work the whole is than what
+`peer` does).
 """
 
 import argparse

@@ -3,10 +3,9 @@ steps.
 
     python benchmarks/plain_loop.py DATA OUT [--folds 0 1 2 3 4] [--epochs 20] [--only plain|ours]
 
-Each side is kept under OUT, fold by fold, so a stopped comparison goes on. DATA is a folder in the competition's
-layout; settings and epochs fit
-NEU-Seg: 564 hot-rolled strips of 200 x 200, 3 classes, of which a fold takes 560 steps, half an hour of one core for
-each side.
+Each side is kept under OUT, fold by fold, so a stopped comparison continues. DATA is a folder in the competition's
+layout; settings and epochs fit NEU-Seg: 564 hot-rolled strips of 200 x 200, 3 classes, of which a fold takes 560 steps,
+half an hour of one core for each side.
 """
 
 import argparse

@@ -3,8 +3,7 @@
     python benchmarks/simulated.py [FOLDER]     # made once, a few minutes, 1.2 GB; then used again
 
 Some 200 strips are drawn, and each is there many times under another name, so nothing about its score means anything.
-What a
-widget has to carry is of the right size: images, masks, a store, counts with components and filled holes.
+What a widget has to carry is of the right size: images, masks, a store, counts with components and filled holes.
 """
 
 import os

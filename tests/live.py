@@ -11,11 +11,10 @@ playwright's page:
         nb.until("view.shown == ('image',)")  # asks the kernel
         nb.fine()  # no error in the console, nothing asked from any other machine
 
-The browser is the one that STEEL_SEG_BROWSER names, else a Chromium or Chrome on the PATH, else the one playwright has
-installed. Where there is
-none the tests skip, but not where CI is set. Playwright keeps an event loop running in this thread as long as the
-browser is open, which is one
-module of tests: what behaves differently with a loop (`steel_seg.look.parts.Later`) is tested in other modules.
+The browser is the one that STEEL_SEG_BROWSER names, else a Chromium or Chrome on the PATH, else the one that playwright
+has installed. Without a browser the tests are skipped, but where CI is set they fail. Playwright keeps an event loop
+running in this thread as long as the browser is open, which is one module of tests: what behaves differently with a loop
+(`steel_seg.look.parts.Later`) is tested in other modules.
 """
 
 import ast
