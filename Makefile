@@ -16,6 +16,9 @@ export NO_ALBUMENTATIONS_UPDATE := 1
 # Threads wait for each other a moment and then sleep: spinning on, as they do by themselves, made a training step up to
 # twenty times slower where other work shares the cores.
 export GOMP_SPINCOUNT ?= 20000
+# Container images often forbid Python to keep what it compiled; each of the many processes would then compile torch again,
+# which takes three times as long as to start it.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test test-fast test-oldest lint types in-step lab app export pictures catalyst bench bench-full bench-real
 .DEFAULT_GOAL := test

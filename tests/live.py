@@ -13,7 +13,7 @@ playwright's page:
 
 The browser is the one that STEEL_SEG_BROWSER names, else a Chromium or Chrome on the PATH, else the one that playwright
 has installed. Without a browser the tests are skipped, but where CI is set they fail. Playwright keeps an event loop
-running in this thread as long as the browser is open, which is one module of tests: what behaves differently with a loop
+running in this thread while the browser is open, which is one module of tests: what behaves differently with a loop
 (`steel_seg.look.parts.Later`) is tested in other modules.
 """
 

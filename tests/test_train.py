@@ -336,16 +336,13 @@ def _die_at(n, run, folder):
 
 @pytest.fixture(scope="module")
 def processes():
-    "Children come from a server that has imported torch once and used no thread of it."
+    "Children come from a server that has imported torch once, has run `warm.py` and has used no thread of torch."
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["steel_seg.train"])
-    before = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = "1"
-    yield context
-    if before is None:
-        del os.environ["OMP_NUM_THREADS"]
-    else:
-        os.environ["OMP_NUM_THREADS"] = before
+    context.set_forkserver_preload(["warm"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+        yield context
 
 
 @pytest.mark.kill
