@@ -549,10 +549,13 @@ def test_every_view_of_a_folder_opens_by_its_button(others):
     nb.until("data.image_id == data.part('images').ids[4]")
     here.get_by_text(f"{nb.value('data.image_id')} · class").last.wait_for()
     show("Faults")
-    before = here.locator(".steel-table tbody tr").count()
+    rows = here.locator(".steel-table tbody tr")
+    rows.first.wait_for()
+    before = rows.count()
     here.get_by_role("button", name="Read all images").click()
     here.get_by_text("every image was decoded").wait_for()
-    assert here.locator(".steel-table tbody tr").count() > before  # the file that is there twice
+    rows.nth(before).wait_for()  # the file that is there twice
+    assert rows.count() > before
     row = here.locator(".steel-table tbody tr", has_text="same bytes").first
     row.click()
     nb.until("'same bytes' in data.part('faults').shown.problem[data.part('faults').fault]")
