@@ -16,7 +16,7 @@ import urllib.request
 from collections.abc import Iterable
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import huggingface_hub as hub
 import segmentation_models_pytorch as smp
@@ -37,6 +37,9 @@ class SegModel(nn.Module):
     arguments of `build_model` that make it again, `meta` what `save_model` was given. Made by `build_model` or
     `load_model`.
     """
+
+    # torch types a module's attributes as a tensor or a module; `net` has more: `encoder`, `config`, `save_pretrained`
+    net: Any
 
     def __init__(self, net: nn.Module, spec: dict, meta: dict | None = None):
         super().__init__()
@@ -109,7 +112,8 @@ def _decoder(arch, depth, given):
     return {"upsampling": 2 ** (depth - 3) if arch == "fpn" else 2**depth, **given}
 
 # %% ../nbs/22_model.ipynb #e6bd4c76
-def _is_local(weights):
+def _is_local(weights: str | Path | bool | None) -> TypeGuard[str | Path]:
+    "Whether weights are a path and not a name: there is a slash in it, or a file or folder of that name."
     return (
         isinstance(weights, (str, Path)) and weights != "imagenet" and ("/" in str(weights) or Path(weights).exists())
     )
@@ -139,6 +143,7 @@ def _hub_files(encoder, weights):
     "(repository, revision, files) on the hub; repository is None where the weights come from elsewhere."
     if encoder.startswith("tu-"):
         cfg = timm.get_pretrained_cfg(encoder[3:])
+        assert cfg is not None  # `_weights` has refused an encoder that timm does not know or has no weights for
         return cfg.hf_hub_id, None, [cfg.hf_hub_filename or "model.safetensors"]
     s = smp.encoders.encoders[encoder]["pretrained_settings"][weights]
     return s.get("repo_id"), s.get("revision"), ["config.json", "model.safetensors"]
@@ -257,7 +262,7 @@ def _of_a_longer_one(left: Iterable[str], taken: Iterable[str]) -> str | None:
 
 # %% ../nbs/22_model.ipynb #ea911701
 def load_encoder(
-    net: nn.Module,  # an smp model
+    net: Any,  # an smp model
     path: str | Path,  # a .safetensors, .pth or .bin file, or a folder with one
 ) -> None:
     """Load weights into a net's encoder; weights of later stages and of a classifier are ignored.
@@ -366,10 +371,12 @@ def build_model(
 @contextmanager
 def _counting_nothing(block):
     "Batch norm in training mode that leaves its running statistics as they are."
-    norms = [
+    norms: list[tuple[Any, float | None, torch.Tensor]] = [
         (m, m.momentum, m.num_batches_tracked.clone())
         for m in block.modules()
-        if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats
+        if isinstance(m, nn.modules.batchnorm._BatchNorm)
+        and m.track_running_stats
+        and m.num_batches_tracked is not None
     ]
     for m, *_ in norms:
         m.momentum = 0.0
@@ -384,13 +391,15 @@ def _counting_nothing(block):
 class _Recomputed:
     "Mixed into a block's class: in training its forward pass keeps its input alone."
 
+    training: bool  # of nn.Module
+
     def forward(self, *args, **kwargs):
         if not (self.training and torch.is_grad_enabled()):
-            return super().forward(*args, **kwargs)
+            return super().forward(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
         # DenseNet's blocks append to a list they are given
         args = [list(a) if isinstance(a, list) else a for a in args]
         return checkpoint(
-            super().forward,
+            super().forward,  # pyright: ignore[reportAttributeAccessIssue]
             *args,
             use_reentrant=False,
             context_fn=lambda: (nullcontext(), _counting_nothing(self)),
@@ -443,6 +452,17 @@ def _sha256_text(text):
     return hashlib.sha256(text.encode()).hexdigest()
 
 # %% ../nbs/22_model.ipynb #fb6fdf56
+def _files_of(manifest: Path) -> dict[str, str] | None:
+    "The files of a manifest with their checksums; None where the manifest itself is damaged."
+    try:
+        content = read_json(manifest)
+        files = content["files"]
+        good = content["sha256"] == _sha256_text(to_json(files)) and set(files) == set(_FILES)
+    except (KeyError, TypeError, ValueError):
+        return None
+    return files if good else None
+
+
 def verify_model(
     folder: str | Path,  # as `save_model` wrote it
 ) -> dict:  # {file: sha256}
@@ -453,13 +473,8 @@ def verify_model(
     if not (folder / "manifest.json").is_file():
         raise ValueError(f"{folder} has no manifest.json: save_model did not write it, or not all of it was copied")
     damaged = "is damaged: its bytes are not those that were saved; copy the model folder again"
-    try:
-        manifest = read_json(folder / "manifest.json")
-        files = manifest["files"]
-        good = manifest["sha256"] == _sha256_text(to_json(files)) and set(files) == set(_FILES)
-    except (KeyError, TypeError, ValueError):
-        good = False
-    if not good:
+    files = _files_of(folder / "manifest.json")
+    if files is None:
         raise ValueError(f"{folder / 'manifest.json'} {damaged}")
     for name in _FILES:
         if not (folder / name).is_file():
