@@ -23,7 +23,7 @@ def digest(
     text: str,
     tensors: dict[str, torch.Tensor],  # on the CPU
 ) -> str:
-    "SHA-256 of a text and of every tensor's name, type, shape and bytes, in hexadecimal."
+    "SHA-256 of a text and of the name, type, shape and bytes of every tensor, in hexadecimal."
     h = hashlib.sha256(text.encode())
     for name in sorted(tensors):
         t = tensors[name]
@@ -44,7 +44,7 @@ def save_state(
         save_file(tensors, temp, {"facts": text, "sha256": digest(text, tensors)})
     return Path(path)
 
-
+# %% ../nbs/26_state.ipynb #684ffa39
 def load_state(
     path: str | Path,  # as `save_state` wrote it
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
