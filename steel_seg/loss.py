@@ -75,7 +75,7 @@ def weighted_bce(
     A weight of 1 is `bce`. An empty image costs the same as in `bce`; with a weight above 1 a false alarm costs less
     than a miss. 2 by default: a threshold of .5 then selects pixels with a probability of 1/3 or more, and 1/3 is the
     best threshold where the Dice is 2/3 (half the Dice, Lipton et al. 2014). A weight of 100, to balance a defect
-    that fills a hundredth of a strip, would move it to .01 and give many false alarms on empty images. Raises
+    that fills a hundredth of a strip, would lower that to .01 and give many false alarms on empty images. Raises
     `ValueError` for another `pos_weight`, another number of classes, or shapes that differ.
     """
     _check(pos_weight=pos_weight)
@@ -279,6 +279,7 @@ def build_loss(
         parts.append((weight, term, {key: v for key, v in settings.items() if key in keys}))
 
     def loss(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        return sum(weight * term(logits, target, **own) for weight, term, own in parts)  # pyright: ignore[reportReturnType]
+        weighted = (weight * term(logits, target, **own) for weight, term, own in parts)
+        return sum(weighted)  # pyright: ignore[reportReturnType]
 
     return loss
