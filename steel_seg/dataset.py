@@ -10,7 +10,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -33,17 +33,17 @@ def _split(item: int | tuple[int, ...]) -> tuple[int, int, int]:
     epoch, i, *draw = item
     return epoch, i, draw[0] if draw else 0
 
-
+# %% ../nbs/21_dataset.ipynb #788eca0e
 def _new_batch(*shape: int) -> torch.Tensor:
     """An unset uint8 tensor for a batch.
 
-    In a worker it lies in shared memory, as in torch's own `default_collate`; else the loader would copy it there.
+    In a worker its memory is shared, as in torch's own `default_collate`; otherwise the loader would copy it.
     """
     if get_worker_info() is None:
         return torch.empty(shape, dtype=torch.uint8)
     return torch.empty(0, dtype=torch.uint8).set_(torch.UntypedStorage._new_shared(math.prod(shape))).reshape(shape)
 
-
+# %% ../nbs/21_dataset.ipynb #18565ddd
 def _check_part(folder: "StripFolder", cache: "ImageCache | None", shape: tuple[int, ...], n_classes: int) -> None:
     "Raise `ValueError` where a folder has another size or other classes than the dataset, or its cache other images."
     if (tuple(folder.shape), folder.n_classes) != (shape, n_classes):
@@ -54,6 +54,45 @@ def _check_part(folder: "StripFolder", cache: "ImageCache | None", shape: tuple[
         )
     if cache is not None and (cache.image_ids, tuple(cache.shape)) != (tuple(folder.images.image_id), shape):
         raise ValueError(f"{cache.path}: holds other images than {folder.root}; open it with open_cache(folder, ..)")
+
+# %% ../nbs/21_dataset.ipynb #a921d164
+class _Row(NamedTuple):
+    image_id: str
+    read: Callable[[Any], np.ndarray]  # the image (H,W) is read(key)
+    key: Any
+    rles: Sequence[tuple[int, str]]  # (channel, rle) of the marked channels, in order
+
+
+def _rows_of(folder: "StripFolder", cache: "ImageCache | None") -> list[_Row]:
+    "The rows of a folder; images are read from the cache, or from their files where there is none."
+    return [
+        _Row(
+            image_id, *((folder.image, image_id) if cache is None else (cache.__getitem__, i)), folder.labels(image_id)
+        )
+        for i, image_id in enumerate(folder.images.image_id)
+    ]
+
+
+def _load(row: _Row, scratch: np.ndarray, marked_only: bool) -> tuple[np.ndarray, np.ndarray, list[int]]:
+    """The image of a row; its masks, decoded into `scratch` (C,H,W); and their channels.
+
+    The channels are the marked ones, or all of them without `marked_only`.
+    """
+    rles = row.rles
+    if not marked_only:
+        rles = [(c, dict(rles).get(c, "")) for c in range(len(scratch))]
+    for mask, (_, rle) in zip(scratch, rles):
+        decode(rle, scratch.shape[1:], out=mask)
+    return row.read(row.key), scratch[: len(rles)], [c for c, _ in rles]
+
+# %% ../nbs/21_dataset.ipynb #d041c47b
+def _check_size(image_id: str, size: Sequence[int], first: Sequence[int]) -> None:
+    "Raise `ValueError` where a transform gives another size for an image than for the first of its batch."
+    if tuple(size) != tuple(first):
+        raise ValueError(
+            f"{image_id}: the transform gives {size[0]}x{size[1]}, and {first[0]}x{first[1]} for another image of the "
+            "batch: a crop must have one size for all images"
+        )
 
 # %% ../nbs/21_dataset.ipynb #87e7f468
 class StripDataset(Dataset):
@@ -72,43 +111,20 @@ class StripDataset(Dataset):
         transform: Any = None,  # for `augment`: from `train_transform`, or an albumentations `Compose`; None: unchanged
         seed: int = 0,  # of the run
         cache: "ImageCache | None" = None,  # the folder's; None reads its files
-        extra: "StripFolder | None" = None,  # another folder, say of pseudo-labelled images
+        extra: "StripFolder | None" = None,  # another folder, for example of pseudo-labelled images
         extra_cache: "ImageCache | None" = None,  # and its cache
     ):
         self.transform, self.seed, self.shape, self.n_classes = transform, seed, tuple(folder.shape), folder.n_classes
         self._marked_only = transform is None or isinstance(transform, TrainTransform)
-        self.image_ids: tuple[str, ...] = ()
-        self._read: list[tuple[Callable[[Any], np.ndarray], Any]] = []  # of each row: a function and its argument
-        self._rles: list[Sequence[tuple[int, str]]] = []  # of each row: (channel, rle), by channel
-        self._add(folder, cache)
-        if extra is not None:
-            self._add(extra, extra_cache)
-
-    def _add(self, folder: "StripFolder", cache: "ImageCache | None") -> None:
-        "Append the rows of a folder."
-        _check_part(folder, cache, self.shape, self.n_classes)
-        for row, image_id in enumerate(folder.images.image_id):
-            self._read.append((folder.image, image_id) if cache is None else (cache.__getitem__, row))
-            self._rles.append(folder.labels(image_id))
-        self.image_ids += tuple(folder.images.image_id)
+        self._rows: list[_Row] = []
+        for part, part_cache in ((folder, cache), (extra, extra_cache)):
+            if part is not None:
+                _check_part(part, part_cache, self.shape, self.n_classes)
+                self._rows += _rows_of(part, part_cache)
+        self.image_ids = tuple(row.image_id for row in self._rows)
 
     def __len__(self) -> int:
-        return len(self.image_ids)
-
-    def _load(self, i: int, scratch: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[int]]:
-        """The image of a row; its masks, decoded into `scratch` (C,H,W); and their channels.
-
-        The channels are the marked ones, or all for a transform of the user's own.
-        """
-        if not 0 <= i < len(self):
-            raise IndexError(f"image {i} of {len(self)}")
-        rles = self._rles[i]
-        if not self._marked_only:
-            rles = [(c, dict(rles).get(c, "")) for c in range(self.n_classes)]
-        for mask, (_, rle) in zip(scratch, rles):
-            decode(rle, self.shape, out=mask)
-        read, key = self._read[i]
-        return read(key), scratch[: len(rles)], [c for c, _ in rles]
+        return len(self._rows)
 
     def __getitem__(self, item: int | tuple[int, ...]) -> dict[str, Any]:
         batch = self.__getitems__([item])
@@ -119,26 +135,19 @@ class StripDataset(Dataset):
         scratch = np.empty((self.n_classes, *self.shape), np.uint8)
         images = masks = torch.empty(0)
         for k, (epoch, i, draw) in enumerate(map(_split, items)):
-            image, mask, channels = self._load(i, scratch)
+            if not 0 <= i < len(self):
+                raise IndexError(f"image {i} of {len(self)}")
+            image, mask, channels = _load(self._rows[i], scratch, self._marked_only)
             if self.transform is not None:
                 image, mask = augment(self.transform, image, mask, item_seed(self.seed, epoch, i, draw))
             if k == 0:
                 images = _new_batch(len(items), 1, *image.shape)
                 masks = _new_batch(len(items), self.n_classes, *image.shape).zero_()
-            if image.shape != images.shape[2:]:
-                raise ValueError(_two_sizes(self.image_ids[i], image.shape, images.shape[2:]))
+            _check_size(self.image_ids[i], image.shape, images.shape[2:])
             images.numpy()[k, 0] = image
             for c, channel in zip(channels, mask):
                 masks.numpy()[k, c] = channel
         return {"image": images, "mask": masks, "index": torch.tensor([_split(item)[1] for item in items])}
-
-
-def _two_sizes(image_id: str, size: Sequence[int], first: Sequence[int]) -> str:
-    "The message where a transform gives another size for an image than for the first of its batch."
-    return (
-        f"{image_id}: the transform gives {size[0]}x{size[1]}, and {first[0]}x{first[1]} for another image of the "
-        "batch: a crop must be of one size for all"
-    )
 
 # %% ../nbs/21_dataset.ipynb #9f0ce601
 def image_groups(
@@ -146,7 +155,7 @@ def image_groups(
 ) -> np.ndarray:  # (N,) int64, in the order of `folder.images`
     """The group of each image: the channel of its rarest class, -1 where nothing is marked.
 
-    The rarest class is the one in the fewest images of the folder; of two, the lower.
+    The rarest class is the one in the fewest images of the folder; of two equal ones, the lower.
     """
     marked = folder.truth_area() > 0
     rarest_first = np.argsort(marked.sum(axis=0), kind="stable")
@@ -161,8 +170,8 @@ SAMPLERS = {
     "pseudo": "each image once, and a fixed share of every batch pseudo-labelled",
 }
 
-
-# Stands for an image's number in `item_seed`, one for each purpose; no image has a negative number.
+# %% ../nbs/21_dataset.ipynb #4285bdfb
+# In `item_seed` these take the place of an image's number, which is never negative; one for each purpose.
 _ORDER, _PSEUDO, _GROUP = -1, -2, -4  # the order of an epoch; the pseudo-labelled images; _GROUP - g: group g
 
 
@@ -171,7 +180,7 @@ def _rng(seed: int, epoch: int, purpose: int) -> np.random.Generator:
 
 
 def _cycle(rows: np.ndarray, start: int, stop: int, seed: int, epoch: int, purpose: int) -> np.ndarray:
-    "Steps start..stop-1 of an endless cycle through `rows`, the part of each round shuffled anew."
+    "Steps start..stop-1 of an endless cycle through `rows`; within the call each round is shuffled."
     cycle = _rng(seed, -1, purpose).permutation(rows)
     shuffle = _rng(seed, epoch, purpose).permutation
     steps = cycle[np.arange(start, stop) % len(rows)]
@@ -184,18 +193,18 @@ def _equal(by_group: dict[int, np.ndarray], size: int, seed: int, epoch: int) ->
     order = [_cycle(rows, epoch * size, (epoch + 1) * size, seed, epoch, _GROUP - g) for g, rows in by_group.items()]
     return _rng(seed, epoch, _ORDER).permutation(np.concatenate(order))
 
-
+# %% ../nbs/21_dataset.ipynb #c2510166
 def _balanced(by_group: dict[int, np.ndarray], n: int, seed: int, epoch: int) -> np.ndarray:
-    "n places, given to the groups in turn over the whole run."
-    places, order = np.arange(epoch * n, (epoch + 1) * n), np.empty(n, np.int64)
+    "The images at n positions, which are assigned to the groups in turn over the whole run."
+    positions, order = np.arange(epoch * n, (epoch + 1) * n), np.empty(n, np.int64)
     for turn, (g, rows) in enumerate(by_group.items()):
-        of_group = places % len(by_group) == turn
-        rounds = places[of_group] // len(by_group)
+        of_group = positions % len(by_group) == turn
+        rounds = positions[of_group] // len(by_group)
         if len(rounds):
             order[of_group] = _cycle(rows, rounds[0], rounds[-1] + 1, seed, epoch, _GROUP - g)
     return order
 
-
+# %% ../nbs/21_dataset.ipynb #5d452115
 def _mixed(rows: np.ndarray, pseudo: np.ndarray, share: float, seed: int, epoch: int) -> np.ndarray:
     "All rows once and, evenly spread between them, as many pseudo-labelled ones as make up `share` of all."
     n_pseudo = max(1, round(len(rows) * share / (1 - share)))
@@ -208,7 +217,7 @@ def _mixed(rows: np.ndarray, pseudo: np.ndarray, share: float, seed: int, epoch:
 
 # %% ../nbs/21_dataset.ipynb #c9e9108e
 def _check_order(rows: np.ndarray, pseudo: np.ndarray, sampler: str, share: float) -> None:
-    "Raise `ValueError` where rows, pseudo-labelled rows and sampler do not go together."
+    "Raise `ValueError` where rows, pseudo-labelled rows and sampler do not fit together."
     if sampler not in SAMPLERS:
         raise ValueError(f"sampler {sampler!r} is not one of {', '.join(SAMPLERS)}")
     if not len(rows):
@@ -218,14 +227,14 @@ def _check_order(rows: np.ndarray, pseudo: np.ndarray, sampler: str, share: floa
     if (sampler == "pseudo") != (len(pseudo) > 0):
         raise ValueError(
             f"sampler {sampler!r} with {len(pseudo)} pseudo-labelled images: "
-            "they go with 'pseudo', which needs at least one"
+            "they are for the sampler 'pseudo', which needs at least one"
         )
     if sampler == "pseudo" and not 0 < share < 1:
         raise ValueError(f"share {share!r} is not between 0 and 1")
 
-
+# %% ../nbs/21_dataset.ipynb #18101d39
 def _grouped_order(rows: np.ndarray, sampler: str, seed: int, epoch: int, groups: Sequence[int] | None) -> np.ndarray:
-    "The order of a sampler that knows groups."
+    "The order of a sampler that uses groups."
     if groups is None or len(groups) <= rows.max():
         raise ValueError(f"sampler {sampler!r} needs the group of every image: groups=image_groups(folder)")
     group = np.asarray(groups)[rows]
@@ -237,7 +246,7 @@ def _grouped_order(rows: np.ndarray, sampler: str, seed: int, epoch: int, groups
 
 # %% ../nbs/21_dataset.ipynb #e57d5f27
 def epoch_order(
-    indices: Iterable[int],  # rows to show, e.g. those outside the validation fold
+    indices: Iterable[int],  # rows to show, such as those outside the validation fold
     sampler: str = "as_is",  # one of `SAMPLERS`
     seed: int = 0,  # of the run
     epoch: int = 0,  # from 0
@@ -265,7 +274,7 @@ def epoch_order(
 
 # %% ../nbs/21_dataset.ipynb #84ca260e
 def _remainder(items: list, rank: int, world: int) -> list:
-    "What one of `world` processes gets of items that fill no step: as many as the others, or one more."
+    "The part of one of `world` processes of the items that do not fill a step: as many as the others, or one more."
     per_process, left_over = divmod(len(items), world)
     start = rank * per_process + min(rank, left_over)
     return items[start : start + per_process + (rank < left_over)]
@@ -277,7 +286,7 @@ def epoch_batches(
     seed: int,  # of the run
     epoch: int,  # from 0
     shuffle: bool = True,  # False keeps the order of `indices`
-    drop_last: bool = True,  # leave out what does not fill a step, unless it is the only one; False shares it out
+    drop_last: bool = True,  # leave out items that do not fill a step, unless it is the only one; False: divide them
     rank: int = 0,  # number of this process, from 0
     world: int = 1,  # number of processes
     sampler: str = "as_is",  # these four as for `epoch_order`
@@ -287,9 +296,9 @@ def epoch_batches(
 ) -> list[list[tuple[int, ...]]]:  # batches of (epoch, i), or (epoch, i, draw) from the second time that i comes
     """The batches of one epoch for one process, a function of the arguments and nothing else.
 
-    Over the ranks nothing comes twice that does not in `epoch_order`; without `drop_last` all of it comes (a rank may
-    have one step less). Raises `ValueError` as `epoch_order` does, for another sampler than "as_is" without `shuffle`,
-    for no images, and, where every rank must take part (`drop_last`), for fewer images than ranks.
+    Over all ranks an item comes as often as in `epoch_order`, or is left out; without `drop_last` none is left out (a
+    rank may have one step less). Raises `ValueError` as `epoch_order` does, for another sampler than "as_is" without
+    `shuffle`, for no images, and, where every rank must take part (`drop_last`), for fewer images than ranks.
     """
     rows = np.asarray(list(indices), dtype=np.int64)
     if batch_size < 1 or not 0 <= rank < world:
@@ -297,7 +306,7 @@ def epoch_batches(
     if not len(rows):
         raise ValueError(f"0 images cannot feed {world} {'process' if world == 1 else 'processes'}")
     if not shuffle and sampler != "as_is":
-        raise ValueError(f"sampler {sampler!r} decides the order itself: it goes with shuffle=True")
+        raise ValueError(f"sampler {sampler!r} decides the order itself: it needs shuffle=True")
     order = epoch_order(rows, sampler, seed, epoch, groups, pseudo, share)
     if not shuffle:
         order = [(i, 0) for i in rows.tolist()]
@@ -314,13 +323,13 @@ def epoch_batches(
 
 # %% ../nbs/21_dataset.ipynb #52ec11c8
 def _rows_by_name(rows: np.ndarray, folder: "StripFolder") -> dict[str, np.ndarray]:
-    "The rows of each group that they hold, by the group's name."
+    "The given rows of each group, by the group's name."
     names = {-1: "none"} | {c: f"class {class_id(c)}" for c in range(folder.n_classes)}
     names[folder.n_classes] = "pseudo-labelled"
     group = np.append(image_groups(folder), folder.n_classes)[np.minimum(rows, len(folder))]
     return {name: rows[group == g] for g, name in names.items() if (group == g).any()}
 
-
+# %% ../nbs/21_dataset.ipynb #ccfc231d
 def _repeats(rows: np.ndarray) -> str:
     "How many different images there are, and how often each comes: `219 (24-25x)`."
     times = np.unique(rows, return_counts=True)[1]
@@ -346,15 +355,15 @@ def epoch_mix(
 
 # %% ../nbs/21_dataset.ipynb #7cb861cb
 def _one_thread(worker: int) -> None:
-    "Start of a worker: OpenCV without its pool of threads (torch takes one thread in workers by itself)."
+    "Start of a worker: OpenCV without its pool of threads (torch uses one thread in workers anyway)."
     cv2.setNumThreads(0)
 
 
 def _as_it_is(batch: Any) -> Any:
-    "In the place of a collate function: a batch of `StripDataset` is one already."
+    "The collate function: `StripDataset` gives whole batches, so there is nothing to do."
     return batch
 
-
+# %% ../nbs/21_dataset.ipynb #81457fc5
 def make_loader(
     dataset: StripDataset,
     batches: Any,  # a list from `epoch_batches`, or the rest of it after a resume; or any batch sampler

@@ -409,7 +409,7 @@ def test_every_flipped_bit_is_noticed(tmp_path):
         try:
             found, facts = load_state(f)
         except ValueError as e:
-            assert "state.safetensors is damaged" in str(e) and "train this fold anew" in str(e)
+            assert "state.safetensors is damaged" in str(e) and "train this fold again" in str(e)
         else:
             accepted += 1
             assert facts == {"epoch": 1, "loss": 0.25} and found.keys() == tensors.keys()
@@ -429,7 +429,7 @@ def test_damaged_state_stops_training(calm, folder, tmp_path):
     raw[-5000] ^= 64
     state.write_bytes(raw)
     with pytest.raises(
-        ValueError, match="state.safetensors is damaged .*remove the folder .*fold_0 to train this fold anew"
+        ValueError, match="state.safetensors is damaged .*remove the folder .*fold_0 to train this fold again"
     ):
         train_fold(run, folder, 0, progress=False)
     state.unlink()
