@@ -30,17 +30,17 @@ def class_counts(
 ) -> pd.DataFrame:  # rows: all, clean, two or more classes, class 1, ...
     """Images, share, labelled pixels and the mean Dice of predicting nothing, for the folder and for each class.
 
-    Columns `images`, `share` (0..1), `pixels` and `predict_nothing` (0..1; NaN in rows that are no class).
+    Columns `images`, `share` (0..1), `pixels` and `predict_nothing` (0..1; NaN for `clean` and `two or more classes`).
     """
     area = folder.truth_area()
     present = area > 0
     n_images = len(area)
     clean = ~present.any(1)
-    several = present.sum(1) > 1
+    mixed = present.sum(1) > 1
     rows = {
         "all": (n_images, area.sum(), 1 - present.mean()),
         "clean": (clean.sum(), 0, np.nan),
-        TWO_OR_MORE: (several.sum(), area[several].sum(), np.nan),
+        TWO_OR_MORE: (mixed.sum(), area[mixed].sum(), np.nan),
     }
     for c, name in enumerate(class_colours(folder.n_classes)):
         rows[name] = (present[:, c].sum(), area[:, c].sum(), 1 - present[:, c].mean())
@@ -91,7 +91,7 @@ def _draw_pairs(ax: Axes, together: pd.DataFrame):
     ax.set_yticks(range(n), together.index, fontsize=9 if n < 7 else 6)
     ax.set_title("images with both classes\n(diagonal: with the class)", fontsize=10, loc="left")
 
-
+# %% ../nbs/31_folder_facts.ipynb #a9a1f3ae
 def plot_counts(
     folder: StripFolder,
 ) -> Figure:
@@ -115,7 +115,7 @@ def area_quantiles(
 ) -> pd.DataFrame:  # rows: class 1, ...
     """Quantiles of a class's labelled pixels over the images that have it, beside the number of those images.
 
-    NaN where no image has the class.
+    NaN if no image has the class.
     """
     rows = {}
     for name, area in zip(class_colours(folder.n_classes), _areas(folder)):
@@ -125,13 +125,13 @@ def area_quantiles(
 
 # %% ../nbs/31_folder_facts.ipynb #0e736705
 def _decades(areas):
-    "Edges of 60 bins over whole decades, so that the axis has its numbers."
+    "Edges of 60 bins over whole decades, so that the axis has numbers at both ends."
     smallest, largest = (areas.min(), areas.max()) if len(areas) else (1, 1)
     low = math.floor(math.log10(smallest))
     high = math.floor(math.log10(largest)) + 1
     return np.geomspace(10**low, 10**high, 61)
 
-
+# %% ../nbs/31_folder_facts.ipynb #663dfffb
 def _draw_areas(ax: Axes, name: str, area: np.ndarray, quantiles: pd.Series, bins: np.ndarray, colour):
     "The histogram of one class, its quantiles as lines and in the title."
     ax.hist(area, bins.tolist(), color=tuple(part / 255 for part in colour))
@@ -172,7 +172,7 @@ def plot_areas(
 def label_places(
     folder: StripFolder,
 ) -> np.ndarray:  # (C,H,W) float32, 0..1
-    "For every pixel the share of a class's images in which it is labelled; 0 where no image has the class."
+    "For every pixel: in which share of the images of a class it is labelled; 0 if no image has the class."
     h, w = folder.shape
     share = np.zeros((folder.n_classes, h, w), np.float32)
     for c, rles in folder.masks.groupby("channel").rle:
@@ -188,7 +188,7 @@ _CIVIDIS = np.rint(255 * colormaps["cividis"](np.arange(256))[:, :3]).astype(np.
 
 
 def _place_picture(share: np.ndarray):
-    "The (H,W) shares of one class as (H,W,3) uint8, its maximum the brightest; grey where there is none."
+    "The (H,W) shares of one class as (H,W,3) uint8, brightest at the maximum; plain grey (H,W) if all are 0."
     highest = float(share.max())
     if max(share.shape) > 1600:
         scale = 1600 / max(share.shape)
@@ -197,13 +197,13 @@ def _place_picture(share: np.ndarray):
         return np.full(share.shape, 238, np.uint8)
     return _CIVIDIS[(255 * share / highest).round().astype(np.uint8)]
 
-
+# %% ../nbs/31_folder_facts.ipynb #908eeace
 def plot_places(
     folder: StripFolder,
-    columns: int = 1,  # pictures beside each other
+    columns: int = 1,  # pictures in one row
     width: int = 1130,  # pixels of one picture
 ) -> Figure:
-    "The places of labels as a picture for each class, dark where there are none, each bright at its own maximum."
+    "The places of labels as a picture for each class: dark where there are none, bright at the maximum of the class."
     counts = class_counts(folder)
     pictures, titles = [], []
     for name, share in zip(class_colours(folder.n_classes), label_places(folder)):
@@ -221,18 +221,18 @@ IMAGE_ORDERS = "id", "largest first", "smallest first"
 
 
 def _check_choice(names: list[str], show: str, sort: str):
-    "Refuse what `pick_images` does not know."
+    "Raise `ValueError` for a choice that `pick_images` does not offer."
     if show not in ("all", "clean", TWO_OR_MORE, *names):
         classes = f" or a class from {names[0]!r} to {names[-1]!r}" if names else ""
         raise ValueError(f"show {show!r}: give 'all', 'clean', {TWO_OR_MORE!r}{classes}")
     if sort not in IMAGE_ORDERS:
         raise ValueError(f"sort {sort!r}: give one of {', '.join(map(repr, IMAGE_ORDERS))}")
 
-
+# %% ../nbs/31_folder_facts.ipynb #243e89ce
 def pick_images(
     truth: np.ndarray,  # (N,C) labelled pixels
     show: str,  # "all", "clean", "two or more classes" or "class 3"
-    sort: str = "id",  # or "largest first", "smallest first", by the labels of the class shown, or of all
+    sort: str = "id",  # or "largest first", "smallest first": by the pixels of the class shown, or of all
 ) -> np.ndarray:  # rows
     "The images that are clean, or have a class, in order. Raises `ValueError` for another choice."
     names = list(class_colours(truth.shape[1]))

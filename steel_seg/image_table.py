@@ -29,15 +29,15 @@ def _mask_counts(opened: OpenRun, rules: Sequence[Rule]) -> tuple[np.ndarray, np
         area[row], hit[row] = (count[0] for count in mask_counts(pred[None], truth[None])[:2])
     return area, hit
 
-
+# %% ../nbs/40_image_table.ipynb #be40f0d3
 def pair_counts(
     opened: OpenRun,
     rules: Sequence[Rule],  # C
 ) -> tuple[np.ndarray, np.ndarray]:  # area, hit: (N,C) int64, in the order of the store
     """Predicted pixels and hits of every pair under the rules.
 
-    They come from the curves at once. Where the curves were not counted for the steps of a rule, every mask is made,
-    which is slow.
+    They are read from the curves. If the curves were not counted for the steps of a rule, every mask is made, which is
+    slow.
     """
     curves = opened.curves
     if any(curves.lacks(rule.fill_holes, rule.min_component, rule.connectivity) for rule in rules):
@@ -52,11 +52,11 @@ def pair_counts(
 def suspicion(
     curves: Curves,  # of N images, C classes
 ) -> np.ndarray:  # (N,C) float64 0..1
-    """How much the labels of each pair are at odds with its probabilities.
+    """How much the labels of each pair contradict its probabilities.
 
-    With a label: 1 - 2*sum(p*y)/(sum(p) + sum(y)). Without: the mean p of the pixels with p >= .5 (at or above the
-    floor, where that is higher), times min(1, their number / the median labelled area of the class); 0 where there are
-    none, and the second factor is 1 where the class has no label at all.
+    With a label: 1 - 2*sum(p*y)/(sum(p) + sum(y)). Without: the mean p of the pixels with p >= .5 (or at or above the
+    floor, if that is higher), times min(1, their number / the median labelled area of the class). It is 0 if there are
+    no such pixels, and the second factor is 1 if the class has no label at all.
     """
     truth, low = curves.truth, max(128, curves.floor)
     level_sum = curves.area[:, :, 1:].sum(2, dtype=np.int64)
@@ -72,7 +72,7 @@ def suspicion(
 def find_twins(
     folder: StripFolder,
 ) -> pd.DataFrame:  # index image_id; duplicate: int64, labels_differ: bool
-    """Images that are there more than once, byte for byte, in numbered groups (0: only once).
+    """Images that exist more than once, byte for byte, in numbered groups (0: only once).
 
     Groups with different labels come first. Reads parts of the files.
     """
@@ -98,7 +98,7 @@ def least_disagreement(
     other_area: np.ndarray,  # (N,C) of another run, for the same images
     other_hit: np.ndarray,  # (N,C)
 ) -> np.ndarray:  # (N,C) float64 0..1
-    "The least that 1 - Dice of the two runs' masks can be, from their counts alone; 0 where both are empty."
+    "A lower bound of 1 - Dice of the masks of two runs, from their counts alone; 0 if both are empty."
     shared = np.minimum(hit, other_hit) + np.minimum(area - hit, other_area - other_hit)
     return 1 - dice(area, np.minimum(shared, np.minimum(area, other_area)), other_area)
 
@@ -107,11 +107,11 @@ def mask_disagreement(
     opened: OpenRun,
     other: OpenRun,  # of the same folder
     rules: Sequence[Rule] | None = None,  # of the first run; None: as `run_rules` chooses them
-    other_rules: Sequence[Rule] | None = None,  # of the other run, likewise
+    other_rules: Sequence[Rule] | None = None,  # the same for the other run
 ) -> pd.Series:  # index image_id
     """1 - Dice of one run's masks against the other's, the mean over classes, for images that both have.
 
-    Reads every map; give it to `Browser` as a column.
+    Reads every map. The result can be given to `Browser` as a column.
     """
     rules, other_rules = run_rules(opened, rules), run_rules(other, other_rules)
     known = set(other.store.image_ids)
@@ -126,20 +126,20 @@ def mask_disagreement(
 # %% ../nbs/40_image_table.ipynb #3c4810f4
 def _spread(
     values: np.ndarray,  # (n,...) of some of the images
-    rows: np.ndarray,  # (n,) where these images are among all
+    rows: np.ndarray,  # (n,) rows of these images among all
     n_images: int,
     fill: float = np.nan,  # of the others
 ) -> np.ndarray:  # (n_images,...)
-    "Values of some of the images as values of all."
+    "The values of some images, spread over all images."
     if np.array_equal(rows, np.arange(n_images)):
         return values
     spread = np.full((n_images, *values.shape[1:]), fill)
     spread[rows] = values
     return spread
 
-
+# %% ../nbs/40_image_table.ipynb #551913b6
 def _rows_among(image_ids: Sequence[str], all_ids: Sequence[str]) -> np.ndarray:
-    "Where images are among all."
+    "The rows of images among all."
     row = {image_id: n for n, image_id in enumerate(all_ids)}
     return np.array([row[i] for i in image_ids], np.int64)
 
@@ -153,7 +153,7 @@ def _disagreement(
     other_area, other_hit = pair_counts(other, run_rules(other))
     return least_disagreement(area[rows], hit[rows], other_area[other_rows], other_hit[other_rows]), shared
 
-
+# %% ../nbs/40_image_table.ipynb #fba33c37
 def _run_columns(
     run: OpenRun, rules: Sequence[Rule] | None, other: OpenRun | None
 ) -> tuple[dict, dict]:  # by name: (N,) of images, (N,C) of pairs
@@ -182,41 +182,43 @@ def _run_columns(
 
 # %% ../nbs/40_image_table.ipynb #9104a162
 def _own_columns(columns: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
-    "The user's own columns, checked."
+    "The columns of the user, checked: those of the images of the table."
     if "image_id" in columns:
         columns = columns.set_index("image_id")
     columns = columns.set_axis([str(c) for c in columns], axis=1)
     taken = [c for c in columns if c in (*table.columns, "id", "duplicate", "labels_differ")]
     if taken:
-        raise ValueError(f"columns: {taken[0]!r} is a name of the browser's own; give it another")
+        raise ValueError(f"columns: {taken[0]!r} is a name of the browser's own columns; rename yours")
     if columns.columns.has_duplicates:
-        raise ValueError("columns: two have the same name")
+        raise ValueError("columns: two have the same name; rename one of them")
     if columns.index.has_duplicates:
         raise ValueError(f"columns: two rows for image {columns.index[columns.index.duplicated()][0]!r}")
     is_known = columns.index.isin(table.index)
     if len(columns) and not is_known.any():
         raise ValueError(
-            f"columns: no row is of an image of this folder: {columns.index[0]!r} is none; "
+            f"columns: no row is of an image of this folder: {columns.index[0]!r} is not one of them; "
             "give image ids as index, or in a column image_id"
         )
     return columns.loc[is_known]
 
 # %% ../nbs/40_image_table.ipynb #365a5777
 def image_table(
-    data: OpenRun | StripFolder,  # a run, or a folder alone
+    data: OpenRun | StripFolder,  # a run, or a folder without a run
     rules: Sequence[Rule] | None = None,  # C; None: as `run_rules` chooses them
-    other: OpenRun | None = None,  # another run, by its own rules
+    other: OpenRun | None = None,  # another run, under its own rules
     columns: pd.DataFrame | None = None,  # further columns, by image_id as index or column; NaN where they have no row
     twins: pd.DataFrame | None = None,  # from `find_twins`
 ) -> pd.DataFrame:  # index image_id, a row for every image of the folder, in its order
     """All that images can be sorted by.
 
-    fold (-1: none), classes ("1+3"), labelled (pixels). With a run: predicted (pixels), dice (mean over classes), loss
-    (the part of 1 - score of all pairs that is due to the image), false_alarms (classes with a prediction and no
-    label), missed (classes with a label and no hit), suspicion (the largest of its classes), all NaN where the run has
-    not predicted. With `twins`: duplicate and labels_differ; suspicion is larger by 1 where labels differ. With another
-    run: disagreement (`least_disagreement`). Then "labelled 1", "predicted 1", "dice 1", ... for each class. Raises
-    `ValueError` for columns that do not fit.
+    Always: fold (-1: none), classes ("1+3"), labelled (pixels).
+    With a run: predicted (pixels), dice (mean over classes), loss (the share of the image in 1 - score of all pairs),
+    false_alarms (classes with a prediction and no label), missed (classes with a label and no hit), suspicion (the
+    largest of its classes); all NaN for images that the run has not predicted.
+    With `twins`: duplicate and labels_differ; suspicion is larger by 1 where labels differ.
+    With another run: disagreement (`least_disagreement`).
+    Then "labelled 1", "predicted 1", "dice 1", ... for each class.
+    Raises `ValueError` for columns that do not fit.
     """
     run = data if isinstance(data, OpenRun) else None
     folder = data.folder if isinstance(data, OpenRun) else data
@@ -237,10 +239,10 @@ def image_table(
 
 # %% ../nbs/40_image_table.ipynb #3f8688ec
 def worst_first(
-    dice: np.ndarray,  # (n,) Dice, NaN where there is none
-    size: np.ndarray,  # (n,) pixels at stake
+    dice: np.ndarray,  # (n,) Dice, NaN if there is none
+    size: np.ndarray,  # (n,) pixels, labelled or predicted
 ) -> np.ndarray:  # (n,) positions
-    "The order from the lowest score up; where scores are equal the larger size first, then the order given; NaN last."
+    "From the lowest score to the highest; for equal scores the larger size first, then the given order; NaN last."
     return np.lexsort((-np.asarray(size), dice))
 
 # %% ../nbs/40_image_table.ipynb #1b7aea69
@@ -259,7 +261,7 @@ def _check_choice(table: pd.DataFrame, class_names: Sequence[str], show: str, on
     if only == "duplicates" and "duplicate" not in table:
         raise ValueError("only 'duplicates': the table was made without twins")
 
-
+# %% ../nbs/40_image_table.ipynb #0053a58d
 def choose_rows(
     table: pd.DataFrame,  # from `image_table`
     n_classes: int,
@@ -270,8 +272,8 @@ def choose_rows(
 ) -> np.ndarray:  # rows, rising
     """The images that fit all the choices.
 
-    A class means a label of it, but with "false alarm" a prediction of it without a label. Raises `ValueError` for a
-    choice that does not exist.
+    With a class the images are those with a label of it; with "false alarm" those with a prediction of it and no label.
+    Raises `ValueError` for a choice that does not exist.
     """
     class_names = [f"class {class_id(c)}" for c in range(n_classes)]
     _check_choice(table, class_names, show, only)
@@ -296,27 +298,27 @@ def choose_rows(
 
 # %% ../nbs/40_image_table.ipynb #751a785f
 def sort_column(table: pd.DataFrame, sort: str, show: str) -> str:
-    "The column that `sort` means while `show` is chosen: of a class its own, where there is one."
+    "The column to sort by: the one of the class that is shown, if there is one."
     of_class = f"{sort} {show.removeprefix('class ')}"
     return of_class if show.startswith("class ") and of_class in table else sort
 
-
+# %% ../nbs/40_image_table.ipynb #45532181
 def _numbers(column: pd.Series) -> np.ndarray:
-    "A column as floats that sort as it does; text goes by the alphabet, everything else by its text."
+    "A column as floats of the same order; text in alphabetical order, and other values by their text."
     if not pd.api.types.is_numeric_dtype(column):
         codes, _ = pd.factorize(column.where(column.isna(), column.astype(str)), sort=True)
         column = pd.Series(np.where(codes < 0, np.nan, codes))
     return column.to_numpy(float, na_value=np.nan)
 
-
+# %% ../nbs/40_image_table.ipynb #4ead0532
 def order_rows(
     table: pd.DataFrame,  # from `image_table`
     rows: np.ndarray,  # some of its rows
     sort: str = "id",  # "id" or a column
     rising: bool = True,
-    show: str = "all",  # with "class 3", columns that exist for each class are those of class 3
+    show: str = "all",  # with "class 3", a column that exists per class is that of class 3
 ) -> np.ndarray:  # the rows in order
-    "Rows by a column; among equals the larger label comes first, and missing values come last in both directions."
+    "Rows by a column; for equal values the larger label comes first, and missing values come last in both directions."
     if sort == "id":
         return rows if rising else rows[::-1]
     if sort not in table:

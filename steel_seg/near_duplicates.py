@@ -33,7 +33,7 @@ def read_reduced(
     path: str | Path,
     divisor: int,  # 1, 2, 4 or 8
 ) -> np.ndarray | None:  # (H/divisor,W/divisor) uint8, grey
-    "An image at a fraction of its size; None where it cannot be read."
+    "An image at a fraction of its size; None if it cannot be read."
     try:
         return decode_image(path, _REDUCED[divisor])
     except ValueError:
@@ -41,21 +41,21 @@ def read_reduced(
 
 # %% ../nbs/32_near_duplicates.ipynb #c7acd8d5
 def _local(picture, around):
-    "A picture less what lies around each pixel, over the contrast there; the added level keeps flat steel flat."
+    "A picture minus its local mean, divided by its local contrast; one level is added so that flat steel stays flat."
     difference = picture - cv2.blur(picture, (around, around))
     contrast = np.sqrt(cv2.blur(difference * difference, (around, around)))
     return difference / (contrast + 1)
 
-
+# %% ../nbs/32_near_duplicates.ipynb #abeccf29
 def _unit(values):
-    "A vector of mean 0 and length 1, so that a product of two is their correlation; 0 where the array is flat."
+    "A vector of mean 0 and length 1: the product of two is their correlation; 0 if the array is flat."
     centred = values.ravel() - values.mean()
     length = np.linalg.norm(centred)
     return centred / length if length > 1e-6 else np.zeros_like(centred)
 
-
+# %% ../nbs/32_near_duplicates.ipynb #494c64d9
 def _signature(small):
-    "(about 1024,) float32: the cells of step 3."
+    "The signature of a reduced image: about 1024 cells, float32."
     h, w = small.shape
     scale = min(1, math.sqrt(1024 / small.size))
     size = max(1, round(w * scale)), max(1, round(h * scale))
@@ -66,8 +66,8 @@ def _signature(small):
 def likeness(
     a: np.ndarray,  # (h,w) uint8 or float32, grey
     b: np.ndarray,  # of the same shape
-) -> tuple[float, int, int]:  # likeness -1..1; pixels by which b's content lies further right and down
-    "How alike two pictures are once laid over each other; 0 where they share less than half their width or height."
+) -> tuple[float, int, int]:  # likeness -1..1; pixels by which the content of b is shifted right and down
+    "How alike two pictures are at their best shift; 0 if they then share less than half of their width or height."
     a, b = (_local(picture.astype(np.float32), 9) for picture in (a, b))
     h, w = a.shape
     right, down = (round(shift) for shift in cv2.phaseCorrelate(a, b)[0])
@@ -82,20 +82,20 @@ def likeness(
     return float(correlation), right, down
 
 # %% ../nbs/32_near_duplicates.ipynb #f76e076a
-_LEAST_CORRELATION = 0.4  # of signatures, from which pairs are laid over each other
-_MOST_PAIRS = 8  # of an image, its most alike: steel of one pattern must not make millions
+_LEAST_CORRELATION = 0.4  # of signatures: from here on two images are laid over each other
+_MOST_PAIRS = 8  # of an image, the most similar ones: steel of one pattern must not make millions of pairs
 
 
 def _without_common_pattern(signatures):
-    "Signatures less their mean, each of length 1 again; fewer than 50 have no mean worth the name."
+    "Signatures minus their mean, each of length 1 again; the mean of fewer than 50 is too uncertain to be used."
     if len(signatures) < 50:
         return signatures
     signatures = signatures - signatures.mean(0)
     return signatures / np.maximum(np.linalg.norm(signatures, axis=1, keepdims=True), 1e-6)
 
-
+# %% ../nbs/32_near_duplicates.ipynb #ca5c1a31
 def _candidate_pairs(signatures):
-    "(i, j) with i < j that look alike."
+    "(i, j) with i < j whose signatures are similar."
     signatures = _without_common_pattern(signatures)
     pairs = []
     for top in range(0, len(signatures), 1024):
@@ -110,13 +110,13 @@ def _candidate_pairs(signatures):
 
 # %% ../nbs/32_near_duplicates.ipynb #17b7bf52
 class Link(NamedTuple):
-    "Two images, by their rows, that are one picture."
+    "Two images, by their rows, that are the same picture."
 
     likeness: float
     first: int
     second: int
-    right: int  # pixels by which the content of the second lies further
-    down: int
+    right: int  # pixels by which the content of the second is shifted to the right
+    down: int  # and down
 
 
 def _spanning(links, n):
@@ -145,14 +145,14 @@ def _overlap(shape: Sequence[int], right: int, down: int, sign: int) -> tuple[sl
     rows, columns = (slice(start, size - end) for (start, end), size in zip(starts_ends, shape))
     return rows, columns
 
-
+# %% ../nbs/32_near_duplicates.ipynb #99123ff4
 def label_difference(
     mask: np.ndarray,  # (C,H,W) of the first image
     other: np.ndarray,  # (C,H,W) of the second
-    right: int = 0,  # pixels by which the second's content lies further, as from `near_duplicates`
+    right: int = 0,  # pixels by which the content of the second is shifted, as from `near_duplicates`
     down: int = 0,
 ) -> np.ndarray:  # (H,W) bool
-    "Where, in the first image, the labels of two are not the same; not where the second does not show that place."
+    "Where the labels of two images differ, in the first image; False where the second does not show that place."
     first = _overlap(mask.shape[1:], right, down, 1)
     second = _overlap(mask.shape[1:], right, down, -1)
     differ = np.zeros(mask.shape[1:], bool)
@@ -161,7 +161,7 @@ def label_difference(
 
 # %% ../nbs/32_near_duplicates.ipynb #788a8348
 def _exact_shift(folder, first, second, right, down, divisor):
-    "A shift found on reduced images, on the images themselves; as it was where they say another."
+    "A shift of reduced images, measured again on the full images; unchanged if the full images give quite another."
     _, exact_right, exact_down = likeness(folder.image(first), folder.image(second))
     if max(abs(exact_right - right), abs(exact_down - down)) <= divisor:
         return exact_right, exact_down
@@ -169,10 +169,10 @@ def _exact_shift(folder, first, second, right, down, divisor):
 
 
 def _divisor(shape):
-    "By how much images are reduced: eight where 32 pixels are left, less for small ones."
+    "The divisor of the size: 8 if 32 pixels are left, less for small images."
     return next((divisor for divisor in (8, 4, 2) if min(shape) // divisor >= 32), 1)
 
-
+# %% ../nbs/32_near_duplicates.ipynb #00f36b2b
 def _similar_links(folder: StripFolder, rows: Sequence[int], least: float, progress: bool) -> list[Link]:
     "The links between some images, all with different bytes, that are alike enough: steps 1 to 4."
     divisor = _divisor(folder.shape)
@@ -201,13 +201,13 @@ _COLUMNS = ["group", "first", "second", "same_bytes", "likeness", "right", "down
 
 def near_duplicates(
     folder: StripFolder,
-    least: float = 0.5,  # likeness from which two images are one picture; nothing below it is listed
-    progress: bool = False,  # show bars
+    least: float = 0.5,  # likeness from which two images count as the same picture
+    progress: bool = False,  # show progress bars
 ) -> pd.DataFrame:
-    """Train images that are the same picture twice, in pairs, the most alike first: k images make k-1 pairs.
+    """Train images that show the same picture, in pairs, the most similar first: k images make k-1 pairs.
 
     Columns: `group` (from 0), `first` and `second` (ids), `same_bytes`, `likeness`, `right` and `down` (pixels by which
-    the content of the second lies further), `differ` (pixels whose labels are not the same, where both show the same
+    the content of the second is shifted), `differ` (pixels whose labels are not the same, where both show the same
     steel; see `label_difference`). Images that cannot be read are left out: `check_folder` names them. Copies that were
     turned or mirrored are not found. Raises `ValueError` for another `least`.
     """

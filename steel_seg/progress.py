@@ -13,6 +13,7 @@ import socket
 import time
 import zipfile
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,24 +27,24 @@ from .metric import dice, mask_counts
 # %% ../nbs/30_progress.ipynb #c5f2b697
 @dataclass(frozen=True)
 class FoldProgress:
-    "What the files of one fold say. NaN and -1 stand for what nobody knows."
+    "What the files of one fold say. NaN and -1 mean that the value is not known."
 
     fold: int
     state: str = "waiting"  # or "starting", "training", "scoring", "finished", "stopped", "silent"
-    epochs: int = 0  # asked for
+    epochs: int = 0  # that the configuration asks for
     done: int = 0  # epochs in its history
-    epoch: int = -1  # the one it is in, from 1
-    step: int = -1  # steps done in it
-    steps: int = -1  # of an epoch
-    batch: int = -1  # batches of validation images scored
-    batches: int = -1  # of so many
+    epoch: int = -1  # the current one, from 1
+    step: int = -1  # steps done in the current epoch
+    steps: int = -1  # steps of an epoch
+    batch: int = -1  # batches of validation images that are scored
+    batches: int = -1  # batches of validation images in all
     loss: float = math.nan  # mean over the steps of this epoch so far
-    left: float = math.nan  # seconds to the fold's end, roughly
+    left: float = math.nan  # seconds to the end of the fold, estimated
     age: float = math.nan  # seconds since its last news
     why: str = ""  # why it stopped
     best: float = math.nan  # highest score so far, the first of equals
     best_epoch: int = -1
-    all_empty: tuple = ()  # what predicting nothing scores: all classes together, then each; () where that is not known
+    all_empty: tuple = ()  # what predicting nothing scores: all classes together, then each; () if not known
 
     @property
     def part(self) -> float:
@@ -55,15 +56,15 @@ class FoldProgress:
         )
         return 1.0 if self.state == "finished" else min((self.done + inside) / max(self.epochs, 1), 1.0)
 
-
+# %% ../nbs/30_progress.ipynb #9c1609be
 @dataclass(frozen=True, eq=False)
 class Progress:
-    "What the files of a run say. `note` is empty, or says why there is nothing to see yet."
+    "What the files of a run say. `note` is empty, or tells why there is nothing to show yet."
 
     run: Path
     note: str = ""
     folds: tuple = ()  # of FoldProgress
-    history: pd.DataFrame | None = None  # a row an epoch, of all folds that have one
+    history: pd.DataFrame | None = None  # a row per epoch, of all folds that have a history
     data: str = ""  # the sha256 of the data it trains on
     n_classes: int = 0
     shape: tuple = ()  # (H,W)
@@ -74,17 +75,17 @@ class Progress:
 
 # %% ../nbs/30_progress.ipynb #dfaf2cdc
 def _number(x: object, otherwise: float = math.nan) -> float:
-    "x where it is a finite number that is not negative."
+    "x if it is a finite number that is not negative."
     return x if isinstance(x, (int, float)) and not isinstance(x, bool) and math.isfinite(x) and x >= 0 else otherwise
 
 
 def _whole(x: object) -> int:
-    "x as a whole number where it is a number that is not negative, else -1."
+    "x as a whole number if it is a number that is not negative, else -1."
     return int(_number(x, -1))
 
 
 def _object(path: Path) -> dict:
-    "A JSON object from a file, or {} where it is not there yet."
+    "A JSON object from a file, or {} if there is none yet."
     try:
         value = read_json(path)
     except (OSError, ValueError, RecursionError):
@@ -96,7 +97,7 @@ _COLUMNS = ("epoch", "lr", "loss", "val_loss", "score")
 
 
 def _read_history(path: Path, fold: int | None = None) -> pd.DataFrame | None:
-    "A fold's history with numbers in all its columns, or None where there is none yet."
+    "The history of a fold with numbers in all its columns, or None if there is none yet."
     try:
         history = pd.read_csv(path)
     except (OSError, ValueError):
@@ -109,9 +110,9 @@ def _read_history(path: Path, fold: int | None = None) -> pd.DataFrame | None:
     history = history.dropna(subset=["fold", "epoch"])  # pyright: ignore[reportCallIssue]
     return history.astype({"fold": int, "epoch": int}) if len(history) else None
 
-
+# %% ../nbs/30_progress.ipynb #3887bea7
 def _history(run: Path, folds: int) -> pd.DataFrame:
-    "The history of a run: of each fold's own file, or, where that is missing, of the run's."
+    "The history of a run: from the file of each fold or, if that is missing, from the file of the run."
     of_run = _read_history(run / "history.csv")
     parts = []
     for k in range(folds):
@@ -124,7 +125,7 @@ def _history(run: Path, folds: int) -> pd.DataFrame:
 
 # %% ../nbs/30_progress.ipynb #54fe15a4
 def _gone(news: dict) -> bool:
-    "Whether the process that wrote the news ran on this machine and has ended; False where that cannot be told."
+    "Whether the process that wrote the news ran on this machine and has ended; False if that is not known."
     pid = news.get("pid")
     try:
         pids = os.readlink("/proc/self/ns/pid")
@@ -133,7 +134,7 @@ def _gone(news: dict) -> bool:
     if os.name != "posix" or type(pid) is not int or not 0 < pid < 2**31 or news.get("host") != socket.gethostname():
         return False
     if news.get("pids") != pids:
-        return False  # a container counts processes for itself
+        return False  # another container: its process numbers are not ours
     try:
         os.kill(pid, 0)
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
@@ -141,21 +142,21 @@ def _gone(news: dict) -> bool:
         return True
     except (OSError, IndexError):
         return False
-    return state == "Z"  # dead, but its parent has not asked how it ended
+    return state == "Z"  # a zombie: it has ended, but its parent has not read its exit status
 
 # %% ../nbs/30_progress.ipynb #69785530
 def _planned(config: dict) -> int:
-    "The epochs of a fold that a config.json asks for, over all stages; -1 where it does not say."
-    # As `TrainConfig.plan` says, which is not asked because steel_seg.config loads torch.
+    "The epochs of a fold that a config.json asks for, over all stages; -1 if it does not say."
+    # The same as `TrainConfig.plan`, which is not used here because steel_seg.config loads torch.
     stages = config.get("stages") or [{}]
     if not isinstance(stages, list) or not all(isinstance(s, dict) for s in stages):
         return -1
     epochs = [_whole({**config, **stage}.get("epochs")) for stage in stages]
     return sum(epochs) if min(epochs) > 0 else -1
 
-
+# %% ../nbs/30_progress.ipynb #3b996059
 def _left(news: dict, history: pd.DataFrame, epochs: int) -> float:
-    "Seconds to a fold's end: by its last epochs, or by the steps of the first one so far; NaN where nothing is known."
+    "Seconds to the end of a fold, from its last epochs or from the steps of its first one; NaN if nothing is known."
     epoch, step, steps, seconds = (_number(news.get(name)) for name in ("epoch", "step", "steps", "seconds"))
     last = history.seconds.dropna().tail(3) if "seconds" in history else pd.Series(dtype=float)
     per_step = seconds / step if step else math.nan
@@ -164,16 +165,16 @@ def _left(news: dict, history: pd.DataFrame, epochs: int) -> float:
     return (epochs - epoch) * per_epoch + max(per_epoch - seconds, steps_left)
 
 # %% ../nbs/30_progress.ipynb #12f1c4f6
-def _age(where: Path, news: dict, now: float) -> float:
-    "Seconds since the last news of a fold, or, without news, since its files were written; NaN where there are none."
+def _age(fold_dir: Path, news: dict, now: float) -> float:
+    "Seconds since the last news of a fold or, without news, since its files were written; NaN if there are none."
     names = ("progress.json",) if news else ("history.csv", "state.safetensors")
-    paths = [where / name for name in names if (where / name).exists()]
+    paths = [fold_dir / name for name in names if (fold_dir / name).exists()]
     try:
         return max(0.0, now - max(path.stat().st_mtime for path in paths)) if paths else math.nan
     except OSError:
         return math.nan
 
-
+# %% ../nbs/30_progress.ipynb #63f6c82f
 def _known(fold: int, epochs: int, age: float, history: pd.DataFrame, news: dict) -> dict:
     "The fields of `FoldProgress` that do not depend on what the fold is doing."
     known = {"fold": fold, "epochs": epochs, "done": len(history), "age": age}
@@ -186,25 +187,25 @@ def _known(fold: int, epochs: int, age: float, history: pd.DataFrame, news: dict
     return known
 
 # %% ../nbs/30_progress.ipynb #2411c5a9
-def _fold_progress(where: Path, fold: int, epochs: int, history: pd.DataFrame, now: float) -> FoldProgress:
+def _fold_progress(fold_dir: Path, fold: int, epochs: int, history: pd.DataFrame, now: float) -> FoldProgress:
     "What is known of a fold from its folder and its part of the history."
-    news = _object(where / "progress.json")
-    age = _age(where, news, now)
+    news = _object(fold_dir / "progress.json")
+    age = _age(fold_dir, news, now)
     done, doing = len(history), str(news.get("doing", ""))
     known = _known(fold, epochs, age, history, news)
-    if done and (done >= epochs or doing == "finished") and (where / "last" / "steel_seg.json").is_file():
+    if done and (done >= epochs or doing == "finished") and (fold_dir / "last" / "steel_seg.json").is_file():
         return FoldProgress(state="finished", **known)
     if not news:
         return FoldProgress(state="silent" if done else "waiting", epoch=done if done else -1, **known)
     if doing in ("training", "scoring") and _whole(news.get("epoch")) <= done < epochs:
-        # The epoch that the news are of has ended since.
+        # The epoch of the news has ended meanwhile.
         doing = "starting"
         news = {**news, "epoch": done + 1, "step": 0, "seconds": 0.0, "loss": None, "doing": doing}
     epoch, step, steps = (_whole(news.get(name)) for name in ("epoch", "step", "steps"))
     known.update(epoch=epoch, step=step, steps=steps, loss=float(_number(news.get("loss"))))
     if doing == "scoring":
         known.update(batch=_whole(news.get("batch")), batches=_whole(news.get("batches")))
-    if doing in ("stopped", "finished"):  # finished, but its files are not all here
+    if doing in ("stopped", "finished"):  # it says finished, but not all its files exist
         return FoldProgress(state="stopped", why=str(news.get("why", "")), **known)
     if _gone(news):
         return FoldProgress(state="stopped", why="its process is gone", **known)
@@ -215,11 +216,11 @@ def _fold_progress(where: Path, fold: int, epochs: int, history: pd.DataFrame, n
 
 # %% ../nbs/30_progress.ipynb #90c8390a
 def read_progress(
-    run: str | Path,  # a run folder; it need not be there yet
-    history: pd.DataFrame | None = None,  # what is read already, if it has not changed since
-    now: float | None = None,  # seconds since 1970; None: as the clock says
+    run: str | Path,  # a run folder; it may not exist yet
+    history: pd.DataFrame | None = None,  # as read before, if it has not changed since
+    now: float | None = None,  # seconds since 1970; None: the time of the clock
 ) -> Progress:
-    "Where a run stands by its files. Never raises for what is in them: what cannot be read is not there yet."
+    "Where a run stands. Never raises for the content of its files: what cannot be read counts as not written yet."
     run, now = Path(run), time.time() if now is None else now
     if not run.is_dir():
         return Progress(run, "there is no such folder yet: waiting for a training to make it")
@@ -240,7 +241,7 @@ def read_progress(
 
 # %% ../nbs/30_progress.ipynb #73be6fbe
 def _span(seconds: float) -> str:
-    "A time in words, rounded."
+    "A number of seconds in words, rounded."
     if seconds < 90:
         return f"{seconds:.0f} s"
     if seconds < 90 * 60:
@@ -248,7 +249,7 @@ def _span(seconds: float) -> str:
     hours = round(seconds / 3600, 1)
     return f"{hours:g} h" if hours < 48 else f"{hours / 24:.1f} days"
 
-
+# %% ../nbs/30_progress.ipynb #74b69941
 def _doing(f: FoldProgress) -> str:
     "What a fold does, in words."
     place = f"epoch {f.epoch} of {f.epochs}" if f.epoch > 0 else f"{f.done} of {f.epochs} epochs"
@@ -263,18 +264,18 @@ def _doing(f: FoldProgress) -> str:
         "scoring": f"scores its validation images, epoch {f.epoch} of {f.epochs}{batch}",
         "finished": f"finished, {f.done} epoch{'s' * (f.done > 1)}{early}",
         "stopped": f"stopped {_span(f.age)} ago in {place}",
-        "silent": f"no news for {_span(f.age)}, last seen in {place}: stopped, or held up",
+        "silent": f"no news for {_span(f.age)}, last seen in {place}: stopped or blocked",
     }
     return words[f.state] + (f" ({f.why})" if f.why else "")
 
-
+# %% ../nbs/30_progress.ipynb #c401ddca
 def fold_line(
     f: FoldProgress,
 ) -> str:
     "Where a fold stands, as one line of plain text."
     parts = [_doing(f)]
     if f.state == "stopped":
-        parts.append("train again to go on")
+        parts.append("train again to resume")
     if f.state in ("training", "scoring") and not math.isnan(f.loss):
         parts.append(f"loss {f.loss:.4f} so far")
     if not math.isnan(f.left):
@@ -291,7 +292,7 @@ def class_columns(
     history: pd.DataFrame,
     n_classes: int,
 ) -> dict:  # column to title
-    "The scores by class, with and without a defect, that a history has; {} where it was written before they were kept."
+    "The scores that a history has by class, with and without a defect; {} if it was written before they were recorded."
     known = {
         **{f"score_{class_id(c)}": f"class {class_id(c)}" for c in range(n_classes)},
         "present": "with a defect",
@@ -304,7 +305,7 @@ def progress_lines(
     progress: Progress,
     fold: int | None = None,  # one fold; None: all
 ) -> list:  # of str, plain
-    "Where a run stands: a line about all of it, then a line a fold."
+    "Where a run stands: a line for the whole run, then a line per fold."
     if progress.note:
         return [f"{progress.run}: {progress.note}"]
     folds, history = progress.folds, progress.history
@@ -318,47 +319,55 @@ def progress_lines(
     if at_work and len(folds) > 1 and not math.isnan(rest):
         head += f" · about {_span(rest / len(at_work))} left for all folds"
     if len(history) and not class_columns(history, progress.n_classes):
-        head += " · no scores by class: it was trained before they were kept"
+        head += " · no scores by class: it was trained before they were recorded"
     return [head, *(fold_line(f) for f in folds if fold in (None, f.fold))]
+
+# %% ../nbs/30_progress.ipynb #62bb0af9
+def _epoch_row(row: pd.Series, columns: dict) -> dict:
+    "The numbers of one epoch under the titles of the table."
+    return {
+        "epoch": row.epoch,
+        "loss": row.loss,
+        "validation loss": row.val_loss,
+        "score": row.score,
+        **{title: row[c] for c, title in columns.items()},
+        "seconds": row.get("seconds"),
+    }
+
+
+def _empty_row(all_empty: Sequence[Sequence[float]], columns: dict) -> dict:
+    "What predicting nothing scores, the mean over folds: pairs with a defect 0, pairs without one 1."
+    score, *by_class = np.mean(all_empty, 0)
+    parts = {**{f"score_{class_id(c)}": x for c, x in enumerate(by_class)}, "present": 0.0, "empty": 1.0}
+    return {"score": score, **{title: parts[c] for c, title in columns.items()}}
 
 # %% ../nbs/30_progress.ipynb #a42154be
 def latest_table(
     progress: Progress,
-    fold: int | None = None,  # one fold: its best epoch too; None: all
-) -> pd.DataFrame:  # float, NaN where unknown; the index says of what
+    fold: int | None = None,  # one fold, with its best epoch too; None: all
+) -> pd.DataFrame:  # float, NaN if unknown; the index names the fold and the epoch
     "The numbers of the last epoch of each fold, and what predicting nothing scores."
     assert progress.history is not None
-    columns, rows = class_columns(progress.history, progress.n_classes), {}
+    columns, rows, all_empty = class_columns(progress.history, progress.n_classes), {}, []
     for f in progress.folds:
-        h: pd.DataFrame = progress.history[progress.history.fold == f.fold]  # pyright: ignore[reportAssignmentType]
-        if fold not in (None, f.fold) or not len(h):
+        if fold not in (None, f.fold):
             continue
-        for name, row in [("last", h.iloc[-1])] + (
-            [("best", h.loc[h.epoch == f.best_epoch].iloc[-1])] if fold is not None and f.best_epoch > 0 else []
-        ):
-            rows[f"fold {f.fold}, {name} epoch"] = {
-                "epoch": row.epoch,
-                "loss": row.loss,
-                "validation loss": row.val_loss,
-                "score": row.score,
-                **{title: row[c] for c, title in columns.items()},
-                "seconds": row.get("seconds"),
-            }
-    empty = [
-        f.all_empty
-        for f in progress.folds
-        if f.all_empty and fold in (None, f.fold) and len(f.all_empty) == progress.n_classes + 1
-    ]
-    if rows and empty:
-        score, *by_class = np.mean(empty, 0)
-        parts = {**{f"score_{class_id(c)}": x for c, x in enumerate(by_class)}, "present": 0.0, "empty": 1.0}
-        rows["nothing predicted"] = {"score": score, **{title: parts[c] for c, title in columns.items()}}
+        if len(f.all_empty) == progress.n_classes + 1:
+            all_empty.append(f.all_empty)
+        h: pd.DataFrame = progress.history[progress.history.fold == f.fold]  # pyright: ignore[reportAssignmentType]
+        if not len(h):
+            continue
+        rows[f"fold {f.fold}, last epoch"] = _epoch_row(h.iloc[-1], columns)
+        if fold is not None and f.best_epoch > 0:
+            rows[f"fold {f.fold}, best epoch"] = _epoch_row(h.loc[h.epoch == f.best_epoch].iloc[-1], columns)
+    if rows and all_empty:
+        rows["nothing predicted"] = _empty_row(all_empty, columns)
     return pd.DataFrame.from_dict(rows, orient="index").astype(float) if rows else pd.DataFrame()
 
 # %% ../nbs/30_progress.ipynb #69d74dfd
 @dataclass(frozen=True, eq=False)
 class Examples:
-    "What a fold's net said about a few images after an epoch."
+    "The levels that the net of a fold gave for a few images after an epoch."
 
     fold: int
     epoch: int
@@ -372,7 +381,7 @@ def read_examples(
     n_classes: int,
     shape: tuple,  # (H,W)
 ) -> Examples | None:
-    "The examples of a fold; None where there are none yet, or none of this kind. Nothing is unpickled."
+    "The examples of a fold; None if there are none yet, or of other classes or shape. Nothing is unpickled."
     try:
         with np.load(Path(run) / f"fold_{fold}/examples.npz", allow_pickle=False) as arrays:
             ids = tuple(map(str, arrays["image_ids"].tolist()))
@@ -395,7 +404,7 @@ def example_line(
     levels: np.ndarray,  # (C,H,W)
     truth: np.ndarray | None,  # (C,H,W); None: not known
 ) -> str:
-    "Which image that is, and how the net does on it at level 128, class by class: plain text."
+    "The image, and how well the net predicts it at level 128, class by class: plain text."
     parts = [f"{image_id} · fold {fold} after epoch {epoch}"]
     if truth is None:
         return " · ".join([*parts, f"highest level {levels.max()} of 255"])

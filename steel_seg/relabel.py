@@ -28,12 +28,12 @@ class Flag(NamedTuple):
     image_id: str
     class_id: str  # "" for the whole image
     reason: str
-    suspicion: float  # and Dice, of the class or of the image, when it was flagged; NaN without a run
-    dice: float
+    suspicion: float  # of the class or of the image, when it was flagged; NaN without a run
+    dice: float  # of the class or of the image, when it was flagged; NaN without a run
     when: str  # UTC, ISO 8601
 
 # %% ../nbs/41_relabel.ipynb #31843dcb
-_FORMULA = tuple("=+-@\t\r\n'＝＋－＠")  # what a spreadsheet may take for a formula begins with one of these
+_FORMULA = tuple("=+-@\t\r\n'＝＋－＠")  # a spreadsheet may take a cell for a formula if it begins with one of these
 
 
 def _to_cell(value: str | float) -> str:
@@ -42,9 +42,9 @@ def _to_cell(value: str | float) -> str:
         return "" if np.isnan(value) else repr(float(value))
     return "'" + value if value.startswith(_FORMULA) else value
 
-
+# %% ../nbs/41_relabel.ipynb #0f2b743c
 def _from_cells(cells: list[str]) -> Flag:
-    "A flag from the cells of a row; raises `ValueError` for the wrong number of cells and for what is no number."
+    "A flag from the cells of a row; raises `ValueError` for a wrong number of cells, or a score that is no number."
     if len(cells) != len(Flag._fields):
         raise ValueError(f"{len(cells)} fields, not {len(Flag._fields)}")
     suspicion, dice = (float(x) if x else np.nan for x in cells[3:5])
@@ -60,12 +60,12 @@ def write_queue(
     if isinstance(queue, pd.DataFrame):
         queue = [Flag(*row) for row in queue[list(Flag._fields)].itertuples(index=False)]
     text = io.StringIO()
-    writer = csv.writer(text, quoting=csv.QUOTE_ALL)  # or a spreadsheet might take "3+4" for a date
+    writer = csv.writer(text, quoting=csv.QUOTE_ALL)  # unquoted, a spreadsheet might take "3+4" for a date
     writer.writerow(Flag._fields)
     writer.writerows([_to_cell(value) for value in flag] for flag in queue)
     return write_text(path, "\ufeff" + text.getvalue())  # the mark tells spreadsheets that it is UTF-8
 
-
+# %% ../nbs/41_relabel.ipynb #06714222
 def read_queue(
     path: str | Path,  # as `write_queue` wrote it
 ) -> pd.DataFrame:

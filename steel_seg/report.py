@@ -8,6 +8,7 @@ __all__ = ['png_tag', 'html_table', 'write_report']
 # %% ../nbs/38_report.ipynb #00736196
 import base64
 import io
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
@@ -19,69 +20,79 @@ from .curves import Curves
 from .data import StripFolder, class_id
 from .decide import Decision
 from .files import read_json, to_json, write_text
-from .post import apply_rules
+from .post import Rule, apply_rules
 from .score import dice_at, rows_of
 from .store import ProbStore
 from .surface import surface
-from .viz import COMPARE, compare, overlay, plot_history, plot_surface, to_png
+from .viz import COMPARE, class_colours, compare, overlay, plot_history, plot_surface, to_png
 
 # %% ../nbs/38_report.ipynb #6ea37559
+def _png_bytes(picture):
+    "A figure or an array as the bytes of a PNG file."
+    if not isinstance(picture, Figure):
+        return to_png(picture)
+    buffer = io.BytesIO()
+    picture.savefig(buffer, format="png", dpi=90, bbox_inches="tight")
+    return buffer.getvalue()
+
+
 def png_tag(
     picture: np.ndarray | Figure,  # (H,W) or (H,W,3) uint8, or a figure
     alt: str,  # what the picture shows, in words
 ) -> str:
-    """An `<img>` with the picture inside it; a small strip is shown at least 160 pixels high, as far as the page is
-    wide."""
+    """An `<img>` element that holds the picture.
+
+    A strip of less than 160 pixels in height is enlarged to 160, where the page is wide enough.
+    """
     width = ""
-    if isinstance(picture, Figure):
-        buffer = io.BytesIO()
-        picture.savefig(buffer, format="png", dpi=90, bbox_inches="tight")
-        data = buffer.getvalue()
-    else:
-        data, (h, w) = to_png(picture), picture.shape[:2]
+    if not isinstance(picture, Figure):
+        h, w = picture.shape[:2]
         width = f'width="{round(w * max(1, 160 / h))}" '
-    return f'<img {width}alt="{escape(alt)}" src="data:image/png;base64,{base64.b64encode(data).decode()}">'
+    data = base64.b64encode(_png_bytes(picture)).decode()
+    return f'<img {width}alt="{escape(alt)}" src="data:image/png;base64,{data}">'
 
-
+# %% ../nbs/38_report.ipynb #4f7d7638
 def html_table(
     table: pd.DataFrame,  # index and columns are shown; floats with four digits
 ) -> str:
-    "An escaped HTML table."
+    "An escaped HTML table; missing values are shown as a dash."
     return table.to_html(escape=True, border=0, na_rep="–", float_format=lambda x: f"{x:.4f}")
 
-
-def _picture(alt, picture, note=""):
+# %% ../nbs/38_report.ipynb #43a08f61
+def _picture(alt, picture, caption=""):
     "A figure element: the picture, and under it what to see in it."
-    return f"<figure>{png_tag(picture, alt)}<figcaption>{escape(note or alt)}</figcaption></figure>"
+    return f"<figure>{png_tag(picture, alt)}<figcaption>{escape(caption or alt)}</figcaption></figure>"
 
 
-_STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:1100px;margin:2rem auto;padding:0 1rem;color:#1a1a1a}
-h1,h2{line-height:1.2}h2{margin-top:2.5rem;border-bottom:1px solid #ddd}img{max-width:100%;display:block}
-figure{margin:1rem 0}figcaption{color:#555;font-size:.9rem}
-table{border-collapse:collapse;font-variant-numeric:tabular-nums}
-th,td{padding:.25rem .8rem;text-align:right;border-bottom:1px solid #eee}.score{font-size:2.4rem;font-weight:600}
-.key span{display:inline-block;padding:0 .6rem;margin-right:.5rem;border-radius:3px}
-pre{background:#f6f6f6;padding:.8rem;overflow:auto}"""
+def _key(colours: Mapping[str, Sequence[int]]):
+    "What the colours of the pictures mean: each name on its colour (RGB 0..255)."
+    spans = [
+        f'<span style="background:rgb{tuple(map(int, rgb))}">{escape(name)}</span>' for name, rgb in colours.items()
+    ]
+    return f'<p class="key">{"".join(spans)}</p>'
 
 # %% ../nbs/38_report.ipynb #dec76477
+_SCORE_COLUMNS = {
+    "present": "with a defect",
+    "empty": "without a defect",
+    "present_pairs": "pairs with a defect",
+    "optimistic": "on the images that chose the rules",
+}
+
+
 def _scores(decision):
     "The three scores, and the table by class."
     gain = decision.nested.value - decision.all_empty
-    worth = "above" if gain > 0 else "below"
     return f"""<p class="score">{decision.nested}</p>
-<p>expected on fresh images like these, with its {decision.nested.level:.0%} interval: each fold scored by a rule
-that was chosen on the other folds. It is {abs(gain):.4f} {worth} the
-{decision.all_empty:.4f} that predicting nothing scores.
-On the {decision.images} images that chose the rules it is {escape(str(decision.optimistic))}, which flatters.</p>
-{html_table(decision.table)}
-<p>score: mean Dice over all (image, class) pairs, 1 where both are empty;
-present and empty: the same over pairs with and without a defect.</p>"""
+<p>Expected score on fresh images like these, with its {decision.nested.level:.0%} interval. Each fold is scored by
+rules that were chosen on the other folds. The score is {abs(gain):.4f} {"above" if gain > 0 else "below"} the
+{decision.all_empty:.4f} that predicting nothing scores. On the {decision.images} images that the rules were chosen on
+it is {escape(str(decision.optimistic))}. That is too optimistic, because the rules were fitted to these images.</p>
+{html_table(decision.table.rename(columns=_SCORE_COLUMNS))}
+<p>score: mean Dice over all (image, class) pairs; a pair with neither label nor prediction has Dice 1.
+with a defect, without a defect: the mean over the pairs that have a label of the class, and over the others.</p>"""
 
 # %% ../nbs/38_report.ipynb #ee349511
-def _of_class(class_levels, c):
-    return None if class_levels is None else class_levels[:, c]
-
-
 def _is_never_predicted(rule, pixels):
     return rule.min_area > pixels
 
@@ -101,6 +112,10 @@ def _steps_text(rule):
 def _range_text(low, high):
     return "–" if np.isnan(low) else f"{low:,.0f} to {high:,.0f}"
 
+# %% ../nbs/38_report.ipynb #3a10c69e
+def _class_names(n):
+    return [f"class {class_id(c)}" for c in range(n)]
+
 
 def _rule_row(rule, choice, pixels):
     "The row of one class: its rule, and the ranges chosen on the resamples."
@@ -117,122 +132,141 @@ def _rule_row(rule, choice, pixels):
         _steps_text(rule),
     )
 
-
-def _class_names(n):
-    return [f"class {class_id(c)}" for c in range(n)]
+# %% ../nbs/38_report.ipynb #0166911b
+_RULE_COLUMNS = [
+    "threshold",
+    "level (0 to 255)",
+    "level: range",
+    "minimum area (pixels)",
+    "minimum area: range",
+    "never predicted in",
+    "further steps",
+]
 
 
 def _rule_table(decision, pixels):
     "A row per class: its rule, and how far the choice can be trusted."
     names = _class_names(len(decision.rules))
-    columns = [
-        "threshold",
-        "level",
-        "chosen on 95% of resamples",
-        "minimum area (pixels)",
-        "chosen on 95% of resamples",
-        "never predicted on",
-        "and",
-    ]
     rows = [_rule_row(rule, decision.choice.loc[name], pixels) for name, rule in zip(names, decision.rules)]
-    return pd.DataFrame(rows, index=names, columns=columns)
+    return pd.DataFrame(rows, index=names, columns=_RULE_COLUMNS)
 
 # %% ../nbs/38_report.ipynb #7f980d06
+def _class_surface(curves, c, rule, class_levels):
+    "The surface of one class with its thresholds and minimum areas, as `plot_surface` takes them."
+    levels_of_class = None if class_levels is None else class_levels[:, c]
+    threshes = np.arange(max(curves.floor, 1), 256, 3)
+    min_areas = np.unique(np.geomspace(1, np.prod(curves.shape), 60).astype(int))
+    return surface(rows_of(curves, c, rule, levels_of_class), threshes, min_areas), threshes, min_areas
+
+
 def _surface_title(name, rule, pixels):
     if _is_never_predicted(rule, pixels):
         return f"{name}: never predicted"
     return f"{name}: threshold {rule.thresh / 255:.3f}, minimum area {rule.min_area:,}"
 
-
-def _surfaces(curves, decision, class_levels, pixels):
+# %% ../nbs/38_report.ipynb #78ca3cac
+def _surfaces(curves, decision, class_levels):
     "A figure with the surface of each class; the chosen rule is marked."
-    names = _class_names(len(decision.rules))
+    names, pixels = _class_names(len(decision.rules)), int(np.prod(curves.shape))
     n_rows = (len(names) + 1) // 2
     fig = Figure(figsize=(11, 3.2 * n_rows), layout="constrained")
     axes = np.atleast_1d(fig.subplots(n_rows, 2)).ravel()
-    threshes = np.arange(max(curves.floor, 1), 256, 3)
-    # Rising in equal factors: an area of 40 and one of 80 differ as 400 and 800 do.
-    min_areas = np.unique(np.geomspace(1, pixels, 60).astype(int))
     for c, (ax, rule) in enumerate(zip(axes, decision.rules)):
-        scored = surface(rows_of(curves, c, rule, _of_class(class_levels, c)), threshes, min_areas)
         point = None if _is_never_predicted(rule, pixels) else (rule.thresh, rule.min_area)
-        plot_surface(scored, threshes, min_areas, ax=ax, point=point)
+        plot_surface(*_class_surface(curves, c, rule, class_levels), ax=ax, point=point)
         ax.set_title(_surface_title(names[c], rule, pixels), loc="left", fontsize=10)
     for ax in axes[len(names) :]:
         ax.set_axis_off()
     return fig
 
+# %% ../nbs/38_report.ipynb #f85c0900
+_SURFACE_CAPTION = (
+    "Mean Dice of each class over threshold and minimum area. The dot marks the chosen rule; "
+    "black lines surround the rules that score at most 0.002 (thick) and 0.01 (thin) less than the best one."
+)
+
+
+def _rules_text(decision, pixels):
+    "A row per class, and how far its choice can be trusted."
+    how = (
+        f"<p>The way of choosing: {escape(decision.how)}. How far can the choice be trusted? Images were drawn again "
+        "at random, some twice and some not at all, and rules were chosen on each of these resamples. A range holds "
+        "the choices of 95% of the resamples; in the given share of them the class was never predicted.</p>"
+    )
+    return html_table(_rule_table(decision, pixels)) + how
+
 
 def _rules(curves, decision, class_levels):
-    "A row per class, how far its choice can be trusted, and the surface it was chosen from."
-    pixels = int(np.prod(curves.shape))
-    how = (
-        f"<p>Chosen as {escape(repr(decision.how))}. Images drawn again, with some twice and some not at all, choose "
-        "other rules: the ranges hold those of 95% of the draws.</p>"
-    )
-    caption = "Mean Dice of each class over threshold and minimum area; the chosen rule is marked"
-    figure = _picture(caption, _surfaces(curves, decision, class_levels, pixels))
-    return html_table(_rule_table(decision, pixels)) + how + figure
+    "The rules, and the surfaces they were chosen from."
+    text = _rules_text(decision, int(np.prod(curves.shape)))
+    alt = "Mean Dice of each class over threshold and minimum area"
+    return text + _picture(alt, _surfaces(curves, decision, class_levels), _SURFACE_CAPTION)
 
 # %% ../nbs/38_report.ipynb #4728d651
-def _labels(folder):
-    "Class counts, and a strip of each class with its labels."
+def _median_row(area):
+    "The row of the image with the median labelled area of a class, among the images that have it."
+    rows = np.flatnonzero(area)
+    return rows[np.argsort(area[rows], kind="stable")][len(rows) // 2]
+
+
+def _label_counts(folder):
+    "Images and median labelled area of each class, and the number of clean images."
     truth = folder.truth_area()
-    names = [f"class {class_id(c)}" for c in range(folder.n_classes)]
+    medians = [f"{np.median(area[area > 0]):,.0f}" if area.any() else "–" for area in truth.T]
     counts = pd.DataFrame(
-        {
-            "images": (truth > 0).sum(0),
-            "median area (pixels)": [f"{np.median(t[t > 0]):,.0f}" if t.any() else "–" for t in truth.T],
-        },
-        index=names,
+        {"images": (truth > 0).sum(0), "median area (pixels)": medians}, index=_class_names(folder.n_classes)
     )
     counts.loc["clean"] = [(truth.sum(1) == 0).sum(), "–"]
-    rows = []
-    for c in range(folder.n_classes):
-        if not (truth[:, c] > 0).any():
-            continue
-        # The image of median area, so that neither the largest nor a speck stands for the class.
-        order = np.flatnonzero(truth[:, c])[np.argsort(truth[truth[:, c] > 0, c], kind="stable")]
-        image_id = folder.images.image_id[order[len(order) // 2]]
-        rows.append(
-            _picture(
-                f"{image_id}: labels of {names[c]}",
-                overlay(folder.image(image_id), folder.mask(image_id)),
-                f"{names[c]}: {image_id}",
-            )
-        )
-    return html_table(counts) + "".join(rows)
+    return counts
+
+# %% ../nbs/38_report.ipynb #7eee844e
+def _labels(folder):
+    "Class counts, and a strip of each class with its labels."
+    pictures = []
+    for name, area in zip(_class_names(folder.n_classes), folder.truth_area().T):
+        if area.any():
+            image_id = folder.images.image_id[_median_row(area)]
+            picture = overlay(folder.image(image_id), folder.mask(image_id))
+            caption = f"{name}: {image_id}, the image with the median labelled area of the class"
+            pictures.append(_picture(f"{image_id}: labels of {name}", picture, caption))
+    return html_table(_label_counts(folder)) + _key(class_colours(folder.n_classes)) + "".join(pictures)
 
 # %% ../nbs/38_report.ipynb #f77f5dfe
-def _examples(folder, store, curves, decision, class_levels, n=3):
-    "The worst and the middle of the pairs that show a defect, and the largest false alarms."
-    d = dice_at(curves, decision.rules, class_levels)
-    area = np.stack(
-        [rows_of(curves, c, r, _of_class(class_levels, c)).area[:, r.thresh] for c, r in enumerate(decision.rules)], 1
-    )
-    present, rows = curves.truth > 0, []
-    by_dice = [(i, c) for i, c in sorted(zip(*np.nonzero(present)), key=lambda p: d[p])]
-    false = [(i, c) for i, c in sorted(zip(*np.nonzero(~present & (d == 0))), key=lambda p: -area[p])]
+def _pairs_to_show(d, area, present, n):
+    "For each kind its title and up to n (row, channel), from the Dice, the predicted pixels and the labels (N,C)."
+    by_dice = sorted(zip(*np.nonzero(present)), key=lambda pair: d[pair])
+    false_alarms = sorted(zip(*np.nonzero(~present & (d == 0))), key=lambda pair: -area[pair])
     middle = len(by_dice) // 2
-    for title, pairs in (
-        ("middle", by_dice[middle : middle + n]),
-        ("worst", by_dice[:n]),
-        ("largest false alarms", false[:n]),
-    ):
+    return {
+        "Pairs with a defect: middle Dice": by_dice[middle : middle + n],
+        "Pairs with a defect: lowest Dice": by_dice[:n],
+        "Largest false alarms": false_alarms[:n],
+    }
+
+# %% ../nbs/38_report.ipynb #d58fa18d
+def _areas_under(curves, rules, class_levels):
+    "(N,C) pixels at or above each rule's threshold, before the minimum area."
+    columns = []
+    for c, rule in enumerate(rules):
+        rows = rows_of(curves, c, rule, None if class_levels is None else class_levels[:, c])
+        columns.append(rows.area[:, rule.thresh])
+    return np.stack(columns, 1)
+
+# %% ../nbs/38_report.ipynb #0529965e
+def _examples(folder, store, curves, decision, class_levels, n=3):
+    "The key of the colours, and for each kind of pair its title and its pictures."
+    d = dice_at(curves, decision.rules, class_levels)
+    areas = _areas_under(curves, decision.rules, class_levels)
+    parts = [_key(COMPARE)]
+    for title, pairs in _pairs_to_show(d, areas, curves.truth > 0, n).items():
         if pairs:
-            rows.append(f"<h3>{title}</h3>")
+            parts.append(f"<h3>{title}</h3>")
         for i, c in pairs:
             image_id = curves.image_ids[i]
-            pred = apply_rules(store.read(image_id), decision.rules, None if class_levels is None else class_levels[i])[
-                c
-            ]
-            rows.append(
-                _picture(
-                    f"{image_id}, class {class_id(c)}, Dice {d[i, c]:.3f}",
-                    compare(folder.image(image_id), folder.mask(image_id)[c], pred),
-                )
-            )
-    return "".join(rows)
+            pred = apply_rules(store.read(image_id), decision.rules, None if class_levels is None else class_levels[i])
+            picture = compare(folder.image(image_id), folder.mask(image_id)[c], pred[c])
+            parts.append(_picture(f"{image_id}, class {class_id(c)}, Dice {d[i, c]:.3f}", picture))
+    return "".join(parts)
 
 # %% ../nbs/38_report.ipynb #682b0904
 _GATE_COLUMNS = ["optimistic", "nested", "difference", "low", "high"]
@@ -242,58 +276,56 @@ def _gates(gates):
     "A row per gate over all classes, and how to read it."
     overall: pd.DataFrame = gates.xs("all", level="row")[_GATE_COLUMNS]  # pyright: ignore[reportAssignmentType]
     how = (
-        "<p>No gate and every gate, each with the best setting found for it; nested: with each fold under "
-        "the choice of the others. "
-        "Where low to high holds 0, these images cannot tell whether the gate helps.</p>"
+        "<p>No gate and each kind of gate, with the best setting found for it. optimistic: on the images that the "
+        "setting was chosen on. nested: each fold scored with the setting chosen on the other folds. difference: "
+        "nested, compared with no gate, with its interval from low to high. Where the interval contains 0, these "
+        "images cannot tell whether the gate helps.</p>"
     )
     return how + html_table(overall)
+
+# %% ../nbs/38_report.ipynb #fe11e5e5
+_STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:1100px;margin:2rem auto;padding:0 1rem;color:#1a1a1a}
+h1,h2{line-height:1.2}h2{margin-top:2.5rem;border-bottom:1px solid #ddd}img{max-width:100%;display:block}
+figure{margin:1rem 0}figcaption{color:#555;font-size:.9rem}
+table{border-collapse:collapse;font-variant-numeric:tabular-nums}tbody th,td{white-space:nowrap}
+td:last-child{white-space:normal}th,td{padding:.25rem .8rem;text-align:right;border-bottom:1px solid #eee}
+.score{font-size:2.4rem;font-weight:600;margin:0}
+.key span{display:inline-block;padding:0 .6rem;margin-right:.5rem;border-radius:3px;color:#000}
+pre{background:#f6f6f6;padding:.8rem;overflow:auto}"""
+
+
+def _page(title, sections):
+    "The whole HTML text, from a title and (heading, HTML) of each section."
+    head = f'<meta charset="utf-8"><title>{escape(title)}</title><style>{_STYLE}</style>'
+    body = "".join(f"<h2>{escape(heading)}</h2>{text}" for heading, text in sections)
+    return f'<!doctype html><html lang="en">{head}<h1>{escape(title)}</h1>{body}</html>'
 
 # %% ../nbs/38_report.ipynb #a6f35d18
 def write_report(
     path: str | Path,  # the html file, replaced in one step
-    run: str | Path,  # run folder: config.json, history.csv and oof/ are read where they are
+    run: str | Path,  # run folder: config.json, history.csv and oof/ are read where they exist
     folder: StripFolder,
     curves: Curves,  # of run/oof, counted for the rules of the decision
     decision: Decision,
     class_levels: np.ndarray | None = None,  # (N,C) levels of a classifier, where the decision used them
     gates: pd.DataFrame | None = None,  # a table of `compare_gates` to show
 ) -> Path:
-    """Write a self-contained HTML report of a run; returns its path. Where predictions were counted and not stored it
-    shows none."""
+    """Write a self-contained HTML report of a run; returns its path.
+
+    Without a store of predictions (they were only counted) it shows no predictions.
+    """
     run = Path(run)
-    key = "".join(
-        f'<span style="background:rgb{tuple(int(x) for x in rgb)};color:#000">{escape(name)}</span>'
-        for name, rgb in COMPARE.items()
-    )
-    parts = [
-        ("Scores", _scores(decision)),
-        ("Rules", _rules(curves, decision, class_levels)),
-        ("Labels", _labels(folder)),
-    ]
+    sections = [("Scores", _scores(decision)), ("Rules", _rules(curves, decision, class_levels))]
     if gates is not None:
-        parts.insert(2, ("Gates", _gates(gates)))
+        sections.append(("Gates", _gates(gates)))
+    sections.append(("Labels", _labels(folder)))
     if (run / "history.csv").exists():
-        parts.append(
-            (
-                "Training",
-                _picture("Loss and score by epoch, one line a fold", plot_history(pd.read_csv(run / "history.csv"))),
-            )
-        )
+        figure = plot_history(pd.read_csv(run / "history.csv"))
+        sections.append(("Training", _picture("Loss, score and learning rate by epoch, one line per fold", figure)))
     if (run / "oof").exists():
-        parts.append(
-            (
-                "Predictions, out of fold",
-                f'<p class="key">{key}</p>'
-                + _examples(folder, ProbStore.open(run / "oof"), curves, decision, class_levels),
-            )
-        )
+        examples = _examples(folder, ProbStore.open(run / "oof"), curves, decision, class_levels)
+        sections.append(("Predictions, out of fold", examples))
     made = read_json(run / "config.json") if (run / "config.json").exists() else {}
     facts = {"data": folder.root, "images": len(folder.images), "shape": folder.shape, **made}
-    parts.append(("Made with", f"<pre>{escape(to_json(facts, indent=1))}</pre>"))
-    body = "".join(f"<h2>{title}</h2>{text}" for title, text in parts)
-    title = f"steel_seg: {run.name}"
-    return write_text(
-        path,
-        '<!doctype html><html lang="en"><meta '
-        f'charset="utf-8"><title>{escape(title)}</title><style>{_STYLE}</style><h1>{escape(title)}</h1>{body}</html>',
-    )
+    sections.append(("Made with", f"<pre>{escape(to_json(facts, indent=1))}</pre>"))
+    return write_text(path, _page(f"steel_seg: {run.name}", sections))

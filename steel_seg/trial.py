@@ -51,7 +51,7 @@ def area_steps(
     pixels: int,  # of the whole image
     also: Iterable[int] = (),  # areas that must be among them
 ) -> list[int]:  # rising, from 0 to pixels + 1, which is never
-    "The minimum areas at which a slider stops: round numbers, each about a tenth above the one before."
+    "The minimum areas of a slider: round numbers, each about a tenth larger than the one before."
     grid = (step * 10**power for power in range(len(str(pixels))) for step in _DECADE)
     return sorted({0, pixels + 1, *map(int, also), *(area for area in grid if area < pixels)})
 
@@ -76,12 +76,12 @@ def rule_text(
 def class_names(
     n_classes: int,
 ) -> list[str]:
-    "The classes as people know them, by ClassId: class 1, class 2, .."
+    "The classes by their ClassId: class 1, class 2, ..."
     return [f"class {class_id(channel)}" for channel in range(n_classes)]
 
 
 def _fold_names(fold: np.ndarray | None) -> dict:
-    "`fold 0` and so on, to the number of the fold."
+    "From the name of each fold, `fold 0` and so on, to its number."
     return {} if fold is None else {f"fold {number}": number for number in np.unique(fold)}
 
 # %% ../nbs/42_trial.ipynb #ee331d48
@@ -170,7 +170,7 @@ def _half_width(total, squares, n):
 
 
 def _share(part, whole):
-    "part / whole, NaN where there is nothing."
+    "part / whole; NaN if whole is 0."
     return np.where(whole > 0, part / np.maximum(whole, 1), np.nan)
 
 # %% ../nbs/42_trial.ipynb #74682898
@@ -180,7 +180,7 @@ def score_changes(
     truth: np.ndarray,  # (N,C) labelled pixels
     rows: np.ndarray | None = None,  # (N,) bool, the images that count; None: all
 ) -> pd.DataFrame:  # index "all", "class 1", ..
-    """What rules score, as in `score_table`, and the change against others; fast enough for every move of a slider.
+    """The score of the rules, as in `score_table`, and the change against others; fast enough for a slider.
 
     Columns: `score` with its interval `low` to `high`, as by `mean_interval`; `present` and `empty`, over pairs with
     and without a defect; `pairs` and `present_pairs`; `change` of the score, from `change_low` to `change_high`;
@@ -211,14 +211,14 @@ def score_changes(
     return pd.DataFrame(np.stack(list(columns.values()), 1), ["all", *class_names(n_classes)], list(columns))
 
 # %% ../nbs/42_trial.ipynb #0f44cae4
-FEW = 10  # images that moved: with fewer, an interval by the normal curve is not to be believed
+FEW = 10  # images that changed: with fewer, an interval from the normal distribution is not reliable
 
 
 def verdict(
     table: pd.DataFrame,  # as from `score_changes`
-    name: str,  # the row to speak of
+    name: str,  # the row to describe
 ) -> str:
-    "One line of plain text: what changed against the kept rules, and whether these images can tell."
+    "One line of plain text: the change against the kept rules, and whether it is more than chance."
     r = table.loc[name]
     if not r.gained and not r.lost:
         return "The same as the kept rule on every image."
@@ -241,7 +241,7 @@ def change_rules(
 ) -> tuple[Rule, ...]:
     """The rules with one field changed, of one class or of all.
 
-    Another `gate_by` starts at a gate of its own (`GATE_KINDS`); "" switches the gate off.
+    Another `gate_by` starts at its own value (`GATE_KINDS`); "" switches the gate off.
     """
     changes = {field: value}
     if field == "gate_by":
@@ -253,7 +253,7 @@ def core_above_floor(
     rules: Sequence[Rule],
     floor: int,  # the lowest level that the store keeps
 ) -> tuple[Rule, ...]:
-    "The rules with each gate by core at the floor or above: below it no levels are known."
+    "The rules with each gate by core raised to the floor: the store holds no levels below it."
     return tuple(replace(r, gate=max(r.gate, floor)) if r.gate_by == "core" and r.gate else r for r in rules)
 
 # %% ../nbs/42_trial.ipynb #25ef1504
@@ -269,15 +269,15 @@ def _class_dice(opened, channel, rule):
     return dice(area, hit, curves.truth[:, channel])
 
 # %% ../nbs/42_trial.ipynb #0cd0c867
-# A surface and a nested score are of a kind of rule: another threshold or minimum area leaves them as they are.
+# A surface and a nested score depend on these fields; another threshold or minimum area does not change them.
 _KIND = ("fill_holes", "min_component", "connectivity", "gate", "gate_by")
 
 
 class RuleTrial:
-    """Rules of a run as they are tried.
+    """The rules of a run while they are tried.
 
-    `dice` (N,C) is under them, `kept_dice` under those that were kept, `before` is of the step before, and `past` holds
-    the rules of the last 100 steps.
+    `dice` (N,C) is the Dice under the current rules, `kept_dice` under those that were kept, `before` under those
+    before the last step; `past` holds the rules of the last 100 steps.
     """
 
     def __init__(self, opened: OpenRun, rules: Sequence[Rule]):  # a rule per class
@@ -289,18 +289,19 @@ class RuleTrial:
         self,
         rules: Sequence[Rule],  # C of them
         kind: str = "step",  # "more" continues the last step, "back" undoes one
-    ) -> bool:  # whether the kind of rule has changed: more than a threshold or a minimum area
-        "Try other rules; only classes with another rule are counted."
+    ) -> bool:  # whether more than thresholds and minimum areas has changed
+        "Try other rules; only the classes whose rule has changed are counted again."
         old, self.rules = self.rules, tuple(rules)
         if kind != "more":
             self.before = self.dice
         if kind == "step":
             self.past = [*self.past[-99:], old]
         self.dice = self.dice.copy()
-        for channel, (was, rule) in enumerate(zip(old, self.rules)):
-            if was != rule:
+        for channel, (previous, rule) in enumerate(zip(old, self.rules)):
+            if previous != rule:
                 self.dice[:, channel] = _class_dice(self.opened, channel, rule)
-        return any(getattr(was, k) != getattr(rule, k) for was, rule in zip(old, self.rules) for k in _KIND)
+        pairs = zip(old, self.rules)
+        return any(getattr(previous, k) != getattr(rule, k) for previous, rule in pairs for k in _KIND)
 
     def keep(self, rules: Sequence[Rule]) -> None:  # C of them
         "Compare with these rules from now on."
@@ -311,7 +312,7 @@ class RuleTrial:
         channel: int | None,  # None: by the mean over classes
         rows: np.ndarray,  # (N,) bool
     ) -> tuple[str, ...]:  # image ids
-        "The images from the lowest score up; where scores are equal, the one with more labelled pixels first."
+        "The images from the lowest score to the highest; for equal scores, the one with more labelled pixels first."
         positions = np.flatnonzero(rows)
         score, size = (_of_channel(x[positions], channel) for x in (self.dice, self.opened.curves.truth))
         return tuple(self.opened.curves.image_ids[i] for i in positions[np.lexsort((-size, score))])
@@ -328,9 +329,9 @@ class RuleTrial:
 # %% ../nbs/42_trial.ipynb #aa58976e
 def checked_rules(
     opened: OpenRun,
-    rules: Sequence[Rule] | None,  # one per class; None: as `run_rules` finds them
+    rules: Sequence[Rule] | None,  # one per class; None: as `run_rules` chooses them
 ) -> tuple[Rule, ...]:
-    """The rules, where the run can score them at once.
+    """The rules, if the run can score them at once.
 
     Raises `ValueError` as `run_rules` does, and for a rule with steps that were not counted.
     """
@@ -348,18 +349,18 @@ class ScoreSurface(NamedTuple):
     levels: np.ndarray  # (T,) thresholds
     sizes: np.ndarray  # (A,) pixels, rising; the last is more than the image has
 
-
+# %% ../nbs/42_trial.ipynb #aff7c68a
 def surface_of(
     curves: Curves,
     channel: int | None,  # None: the mean of all classes, each under the same threshold and size
     rules: Sequence[Rule],  # C of them: their other steps are kept
     over: str = "min_area",  # or "min_component"
-    weight: np.ndarray | None = None,  # (N,) how much each image counts; None: all the same
+    weight: np.ndarray | None = None,  # (N,) weight of each image; None: all equal
     class_levels: np.ndarray | None = None,  # (N,C) levels of a classifier
 ) -> ScoreSurface:
-    """The mean Dice over thresholds and sizes. Over components no mask is dropped as a whole, and no gate is used.
+    """The mean Dice over thresholds and sizes. With components no mask is dropped as a whole, and no gate is used.
 
-    Raises `ValueError` where the curves were not counted for it.
+    Raises `ValueError` if the curves were not counted for it.
     """
     by_component = over == "min_component"
     pixels = int(np.prod(curves.shape))
@@ -394,11 +395,11 @@ def level_boxes(
 def image_masks(
     levels: np.ndarray,  # (C,H,W) uint8
     rules: Sequence[Rule],  # C of them
-    channel: int | None = None,  # of one class; None: of all
+    channel: int | None = None,  # one class; None: all
     class_levels: Sequence[int] | np.ndarray | None = None,  # (C,) levels of a classifier
-    boxes: list[tuple[slice, slice]] | None = None,  # as from `level_boxes`; None: made here
+    boxes: list[tuple[slice, slice]] | None = None,  # from `level_boxes`; None: computed here
 ) -> np.ndarray:  # (C,H,W) bool; the other classes stay empty
-    "The masks of an image under the rules: those of `apply_rules`, in a fraction of the time."
+    "The masks of an image under the rules: the same as from `apply_rules`, in a fraction of the time."
     masks, boxes = np.zeros(levels.shape, bool), level_boxes(levels) if boxes is None else boxes
     for c in range(len(rules)) if channel is None else [channel]:
         score = None if class_levels is None else int(class_levels[c])
@@ -410,9 +411,9 @@ def image_line(
     image_id: str,
     truth: np.ndarray,  # (C,H,W) labels
     pred: np.ndarray,  # (C,H,W) bool
-    channel: int | None = None,  # of one class; None: of all that are labelled or predicted
+    channel: int | None = None,  # one class; None: all that are labelled or predicted
 ) -> str:
-    """The image in one line of plain text.
+    """What is labelled and predicted in an image, as one line of plain text.
 
     For each class: the pixels that are labelled, predicted, hit, missed and false, and the Dice.
     """
@@ -431,7 +432,7 @@ def image_line(
 
 # %% ../nbs/42_trial.ipynb #c47e58d5
 class NestedDice(NamedTuple):
-    "What one way of choosing is worth."
+    "The Dice that one way of choosing rules reaches."
 
     nested: np.ndarray  # (N,C) Dice under rules that were chosen on the other folds
     chosen: np.ndarray  # (N,C) Dice under the rules that were chosen on all images
@@ -440,8 +441,8 @@ class NestedDice(NamedTuple):
 def nested_choices(
     opened: OpenRun,  # with at least two folds
     base_rule: Sequence[Rule],  # C of them: all but their threshold and minimum area is kept
-    wanted: Callable[[], bool] = lambda: True,  # asked before each choice; False: stop
-) -> dict[str, NestedDice]:  # of "plateau" and "best"; empty where it was stopped
+    wanted: Callable[[], bool] = lambda: True,  # called before each choice; False: stop
+) -> dict[str, NestedDice]:  # "plateau" and "best"; empty if it was stopped
     "Choose thresholds and minimum areas fold by fold, and on all images, in two ways."
     fold_of_image, choices = opened.fold, {}
     assert fold_of_image is not None
@@ -473,6 +474,6 @@ def save_rules(
         raise ValueError(f"{path.parent}: no such folder; make it first")
     if path.is_file():
         shutil.copyfile(path, path.with_name(path.stem + ".previous.json"))
-        copied = f"; what was there is now {path.stem}.previous.json"
+        copied = f"; the previous rules are now in {path.stem}.previous.json"
     rules.save(path)
     return f"saved as {path}{copied}"

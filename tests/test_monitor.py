@@ -612,7 +612,9 @@ def test_a_real_training_is_followed_killed_and_followed_again(tmp_path):
     child.wait()
     monitor.refresh()
     assert (
-        fold().state == "stopped" and "its process is gone" in said(monitor) and "train again to go on" in said(monitor)
+        fold().state == "stopped"
+        and "its process is gone" in said(monitor)
+        and "train again to resume" in said(monitor)
     )
     child = train("through")
     until(monitor, lambda: fold().state != "stopped")
