@@ -28,14 +28,29 @@ def _sync(path):
     finally:
         os.close(fd)
 
-
+# %% ../nbs/02_files.ipynb #d2856df0
 def _remove(path):
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
 
+# %% ../nbs/02_files.ipynb #5b6f8e67
+def _replace(path, temp):
+    "Rename `temp` to `path`. A folder that is there is moved away first, and back again where the rename fails."
+    if not path.is_dir():
+        os.replace(temp, path)
+        return
+    old = temp.with_suffix(".old")
+    path.rename(old)
+    try:
+        temp.rename(path)
+    except OSError:
+        old.rename(path)
+        raise
+    shutil.rmtree(old)
 
+# %% ../nbs/02_files.ipynb #bdb4c04c
 @contextmanager
 def whole(
     path: str | Path,  # the file or folder that is to appear, or to be replaced
@@ -58,17 +73,7 @@ def whole(
                 _sync(part)
         else:
             _sync(temp)
-        if path.is_dir():
-            old = temp.with_suffix(".old")
-            path.rename(old)
-            try:
-                temp.rename(path)
-            except OSError:
-                old.rename(path)
-                raise
-            shutil.rmtree(old)
-        else:
-            os.replace(temp, path)
+        _replace(path, temp)
         _sync(path.parent)
     finally:
         _remove(temp)
@@ -83,7 +88,7 @@ def write_text(
         temp.write_bytes(text.encode("utf-8"))
     return Path(path)
 
-
+# %% ../nbs/02_files.ipynb #fe030a16
 def _plain(x):
     "Turn dataclasses, numpy scalars and arrays, paths, tuples and NaN into what JSON knows."
     if dataclasses.is_dataclass(x) and not isinstance(x, type):
@@ -101,7 +106,7 @@ def _plain(x):
         return None
     return x
 
-
+# %% ../nbs/02_files.ipynb #01206eeb
 def to_json(
     obj: Any,  # dict, list, str, number, None; dataclasses, numpy and paths are turned into these
     indent: int | None = None,  # spaces, or None for one line
@@ -109,7 +114,7 @@ def to_json(
     "JSON text of `obj`, where NaN and infinities become null."
     return json.dumps(_plain(obj), indent=indent, ensure_ascii=False, allow_nan=False)
 
-
+# %% ../nbs/02_files.ipynb #3452accc
 def write_json(
     path: str | Path,  # replaced in one step
     obj: Any,  # as for `to_json`
@@ -117,7 +122,7 @@ def write_json(
     "Write an object as indented JSON, whole or not at all; returns the path."
     return write_text(path, to_json(obj, indent=1) + "\n")
 
-
+# %% ../nbs/02_files.ipynb #71a09269
 def read_json(
     path: str | Path,  # a JSON file
 ):
@@ -138,7 +143,7 @@ def sha256_file(
     with open(path, "rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
-
+# %% ../nbs/02_files.ipynb #51992022
 def versions() -> dict:
     "Versions of Python and of the packages that shape a result; a package that is absent is left out."
     packages = {"python": sys.version.split()[0]}
