@@ -346,7 +346,7 @@ def _count(text, ends, size, counts):
             text, ends[i - 1] + 1 if i else 0, ends[i], ends[n + i - 1] + 1, ends[n + i], size, a, b
         )
 
-
+# %% ../nbs/03_rle_fast.ipynb #0414368d
 def _slow_counts(pred: str, truth: str, shape: Sequence[int] | None) -> tuple[int, int, int]:
     "The three counts by the functions of `rle`, which read what `_parse` refuses, or raise."
     return rle_area(pred, shape), rle_overlap(pred, truth, shape), rle_area(truth, shape)
