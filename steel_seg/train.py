@@ -206,7 +206,8 @@ def _mean_over_processes(
         totals += [scores.sum(), scores.size]
     totals += [loss, images]
     if accelerator.num_processes > 1:
-        totals = accelerator.reduce(torch.tensor(totals, device=accelerator.device)).tolist()
+        summed: Any = accelerator.reduce(torch.tensor(totals, device=accelerator.device))
+        totals = summed.tolist()
     *totals, loss, images = totals
     means = {
         name: float(total / size) if size else None for name, total, size in zip(groups, totals[::2], totals[1::2])
@@ -242,7 +243,8 @@ def evaluate(
         if on_batch:
             on_batch(n, len(loader))
     model.train(was_training)
-    area, hit, truth = torch.cat(counts, 1).numpy() if counts else np.zeros((3, 0, loader.dataset.n_classes))
+    dataset: Any = loader.dataset
+    area, hit, truth = torch.cat(counts, 1).numpy() if counts else np.zeros((3, 0, dataset.n_classes))
     return _mean_over_processes(_dice_groups(area, hit, truth), loss, images, accelerator)
 
 
@@ -622,6 +624,7 @@ class _Training:
     def batches_of_steps(self) -> list:
         "For each step of the epoch its batches, cut into parts that fit into memory."
         batches, accumulate, size = self.batches(), self.stage.accumulate, self.state.part
+        assert size is not None  # `_begin_stage` set it
         steps = [batches[k : k + accumulate] for k in range(0, len(batches), accumulate)]
         return [[batch[k : k + size] for batch in step for k in range(0, len(batch), size)] for step in steps]
 
@@ -921,7 +924,8 @@ def _take_mean(t: _Training, score_of: Callable[[torch.nn.Module], dict]) -> Non
     if len(t.best) > 1:
         epochs = [epoch for _, epoch, _ in t.best]
         tensors = mean_tensors([tensors for *_, tensors in t.best])
-        net = copy.deepcopy(t.shell).to(t.accelerator.device, memory_format=torch.channels_last)
+        net = copy.deepcopy(t.shell).to(t.accelerator.device)
+        net.to(memory_format=torch.channels_last)
         net.load_state_dict(tensors)
         score = score_of(net)["score"]
         state.mean = {"score": score, "epochs": sorted(epochs), "kept": score > t.best[0][0]}
