@@ -50,7 +50,7 @@ from .store import FLOOR, to_level
 def step_seed(
     *parts: int | str,  # such as (seed, epoch, step)
 ) -> int:
-    "A seed of 63 bits from a hash of its arguments, so that neighbouring steps have nothing in common."
+    "A seed of 63 bits from a hash of its arguments, so that the seeds of neighbouring steps are unrelated."
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1
 
 # %% ../nbs/27_train.ipynb #ab001ca4
@@ -77,11 +77,11 @@ def image_stats(
     return mean, std
 
 # %% ../nbs/27_train.ipynb #476a28b9
-_FREE = ("num_workers", "cache", "save_every")  # how a run is made, not what it is
+_FREE = ("num_workers", "cache", "save_every")  # they do not change the result
 
 
 def _fixed(config: TrainConfig) -> dict:
-    "The fields that may not change while a run goes on."
+    "The fields that must not change when a run is continued."
     return {name: value for name, value in asdict(config).items() if name not in _FREE}
 
 # %% ../nbs/27_train.ipynb #8b454e40
@@ -100,7 +100,7 @@ def _differences(saved: dict, requested: dict, prefix: str = "") -> list[str]:
 def read_config(
     run: str | Path,  # a run folder
 ) -> tuple[TrainConfig, dict]:
-    "A run's configuration, and the facts beside it: data (sha256 of the folder), classes, shape, mean, std, versions."
+    "A run's configuration, and facts saved with it: data (sha256 of the folder), classes, shape, mean, std, versions."
     facts = read_json(Path(run) / "config.json")
     if not isinstance(facts, dict) or "config" not in facts:
         raise ValueError(f'{run}/config.json: not a run\'s configuration (no "config" in it)')
@@ -121,7 +121,7 @@ def folds_of(
 
 # %% ../nbs/27_train.ipynb #8e8c372e
 def _check_same_run(run: Path, config: TrainConfig, folder: StripFolder) -> None:
-    "Raise where a run was started with another configuration or other data; note the free fields that changed."
+    "Raise where a run was started with another configuration or other data; save the fields that may change."
     saved, facts = read_config(run)
     differences = _differences(
         {**_fixed(saved), "data": facts["data"]},
@@ -360,7 +360,7 @@ def _write_examples(
 
 # %% ../nbs/27_train.ipynb #96d1b700
 def _accelerator(config: TrainConfig) -> Accelerator:
-    "accelerate's view of device, precision and processes."
+    "The device, the precision and the processes, as accelerate handles them."
     # accelerate keeps one precision for the life of a process; in a notebook the next training may want another.
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != config.precision:
         AcceleratorState._reset_state()
@@ -457,7 +457,7 @@ def _open_fold(run: Path, folder: StripFolder, number: int) -> _Fold:
 
 # %% ../nbs/27_train.ipynb #3cb5d225
 def _made(fold: _Fold) -> dict:
-    "What a fold is trained with, as its state keeps it: a state is never continued with anything else."
+    "What a fold is trained with. It is saved in the state, which is never continued with anything else."
     return {
         "fold": fold.number,
         **_fixed(fold.config),
@@ -487,14 +487,14 @@ class FoldState:
     epoch: int = 0  # epochs that are over, of all stages
     step: int = 0  # steps of this epoch that are over
     loss: float = 0.0  # the sum of this epoch's losses so far
-    seconds: float = 0.0  # that this epoch has taken so far
+    seconds: float = 0.0  # seconds that this epoch has taken so far
     history: list = field(default_factory=list)  # the rows of history.csv, one dict per epoch
     best: list = field(default_factory=list)  # {"epoch", "score"} of the nets kept as `best0`, `best1`, ...: best first
     optimizer: dict | None = None  # what the optimiser has beside tensors; None at the end
     scaler: dict | None = None  # of the gradient scaler of fp16
     mean: dict | None = None  # at the end: {"score", "epochs", "kept"} of the mean of the best nets; None: no mean
     ended: bool = False  # all stages are over: the file has `mean`
-    saved: bool = False  # a file has been written: `optimizer` and `scaler` are in it, and stand before `mean`
+    saved: bool = False  # a file has been written: `optimizer` and `scaler` are in it, and are written before `mean`
 
     def to_facts(self) -> dict:
         "The JSON object of `state.safetensors`."
@@ -569,7 +569,7 @@ def _net(fold: _Fold, encoder_weights: str | None) -> SegModel:
 
 # %% ../nbs/27_train.ipynb #43a61ee9
 def _loss_of(config: TrainConfig) -> Callable[[torch.Tensor | tuple, torch.Tensor], torch.Tensor]:
-    "The loss of what a net returns: that of the masks and, where there is a class head, that of the classes."
+    "The loss of a net's output: that of the masks plus, with a class head, that of the classes."
     of_masks = build_loss(config.loss, config.loss_args)
 
     def loss_of(out: torch.Tensor | tuple, mask: torch.Tensor) -> torch.Tensor:
@@ -639,7 +639,7 @@ class _Training:
 
 # %% ../nbs/27_train.ipynb #2871e4e6
 def _prepare(t: _Training, tensors: dict) -> None:
-    "Make a fold ready for its next step; `tensors` are those of its state, none at the beginning."
+    "Make a fold ready for its next step; `tensors` are those of its state, empty for a new fold."
     config, accelerator = t.fold.config, t.accelerator
     # The same numbers in another order in memory: a quarter to a half less time on a CPU.
     t.net.to(memory_format=torch.channels_last)
@@ -756,13 +756,13 @@ _HISTORY = dict(
 
 
 def _read_history(path: Path) -> pd.DataFrame:
-    "A history.csv with its types; columns beside those of `_HISTORY` are scores."
+    "A history.csv with its types; columns that are not in `_HISTORY` are scores."
     history = pd.read_csv(path, dtype=str)  # Python's floats: exact with every pandas
     return history.astype({name: _HISTORY.get(name, float) for name in history})
 
 # %% ../nbs/27_train.ipynb #05b171b2
 def _write_histories(run: Path, where: Path, history: list[dict]) -> None:
-    "The history.csv of a fold, and that of the run, of all folds that have one."
+    "Write the history.csv of a fold, and that of the run from all folds that have one."
     write_text(where / "history.csv", pd.DataFrame(history).to_csv(index=False))
     paths = sorted(run.glob("fold_*/history.csv"), key=lambda path: int(path.parent.name[5:]))
     write_text(run / "history.csv", pd.concat([_read_history(path) for path in paths]).to_csv(index=False))
@@ -820,7 +820,7 @@ def _set_learning_rate(t: _Training, step: int, steps: int) -> float:
 
 # %% ../nbs/27_train.ipynb #d4594a17
 def _check_finite(loss: float, fold: int, epoch: int, step: int, lr: float) -> None:
-    "Raise where a loss is no finite number; epoch and step count from 0."
+    "Raise where a loss is not a finite number; epoch and step count from 0."
     if not math.isfinite(loss):
         raise ValueError(
             f"fold {fold}: the loss is {loss} at epoch {epoch + 1}, step {step + 1}, lr {lr:.2e}. "
@@ -1071,10 +1071,10 @@ def train_fold(
 
     Writes `fold_K/state.safetensors`, `history.csv`, `best/` (the epoch with the highest score on the fold, the first
     of equals, or the mean of the best if that is better) and, at the end, `last/`; for readers `progress.json` and
-    `examples.npz`. Stopped at any moment and called again, it ends with the weights and the
-    history (but for its seconds) of a run that was not stopped: bit for bit on one CPU at the same number of threads.
-    A finished fold is not trained again; what is missing of its folders is written again. Leaves torch's generator
-    seeded.
+    `examples.npz`. Stopped at any moment and called again, it ends with the weights and the history (except its
+    seconds) of a run that was not stopped: bit for bit on one CPU with the same number of threads. A finished fold is
+    not trained again; what is missing of its folders is written again. The seed of torch's generator is changed.
+
     Raises `ValueError` where the state is damaged or belongs to another configuration, other data or other folds, and
     where the loss is no longer a finite number.
     """
@@ -1107,7 +1107,7 @@ def train_run(
     progress: bool = True,  # a bar for each fold
     on_step: Callable[[int, int], object] | None = None,  # as for `train_fold`
 ) -> pd.DataFrame:
-    """Train all folds, each from its saved state; returns the run's history, of the folds that have one.
+    """Train all folds, each from its saved state; returns the history of all folds that have one.
 
     The run folder then holds `config.json`, `folds.csv`, `history.csv` and a `fold_K/` each. It can be called again at
     any time, also after a kill; see `start_run` and `train_fold` for what is checked and raised. Several processes
