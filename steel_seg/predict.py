@@ -8,9 +8,13 @@ __all__ = ['FLIPS', 'predict_both', 'predict_probs', 'predict_oof', 'count_oof',
 # %% ../nbs/28_predict.ipynb #00ce1322
 import os
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +22,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from tqdm import tqdm
 
+from .config import TrainConfig
 from .curves import CurveCounter, Curves, read_curves, write_curves
 from .data import StripFolder, class_id, csv_rows
 from .files import read_json, sha256_file, write_text
@@ -26,24 +31,36 @@ from .store import FLOOR, ProbStore, to_level
 from .train import folds_of, masks_and_classes, read_config
 
 # %% ../nbs/28_predict.ipynb #c9a1220b
-def _flipped(both_of, images, axes):
-    """Mean over the images as they are and flipped along each of `axes`, of masks and classes. Pairs are averaged, so
-    flipping the images only swaps the terms of a sum."""
-    if not axes:
-        return both_of(images)
-    axis, rest = axes[0], axes[1:]
-    (masks, classes), (mirrored, theirs) = _flipped(both_of, images, rest), _flipped(both_of, images.flip(axis), rest)
-    return (masks + mirrored.flip(axis)) / 2, None if classes is None else (classes + theirs) / 2
-
-
 FLIPS = {"none": (), "hflip": (3,), "flips": (2, 3)}  # axes of (N,C,H,W)
 
 
-def _check_tta(tta):
+def _check_tta(tta: str) -> None:
     if tta not in FLIPS:
         raise ValueError(f"tta={tta!r} is not one of {', '.join(FLIPS)}")
 
+# %% ../nbs/28_predict.ipynb #ee61e3cc
+_Probs = tuple[torch.Tensor, torch.Tensor | None]  # of pixels (N,C,H,W), and of classes (N,C) or None
 
+
+def _flipped(probs_of: Callable[[torch.Tensor], _Probs], images: torch.Tensor, axes: Sequence[int]) -> _Probs:
+    "Mean over the images as they are and flipped along each of `axes`, of pixels and of classes."
+    if not axes:
+        return probs_of(images)
+    axis, rest = axes[0], axes[1:]
+    masks, classes = _flipped(probs_of, images, rest)
+    mirrored, classes_of_mirrored = _flipped(probs_of, images.flip(axis), rest)
+    mean = (masks + mirrored.flip(axis)) / 2
+    if classes is None or classes_of_mirrored is None:
+        return mean, None
+    return mean, (classes + classes_of_mirrored) / 2
+
+# %% ../nbs/28_predict.ipynb #d133b621
+def _probabilities(model: torch.nn.Module, images: torch.Tensor) -> _Probs:
+    "Probabilities of pixels and of classes, as float32."
+    masks, classes = masks_and_classes(model(images))
+    return masks.float().sigmoid(), None if classes is None else classes.float().sigmoid()
+
+# %% ../nbs/28_predict.ipynb #0b26b6e5
 def predict_both(
     model: SegModel,  # on any device; its mode is left as it was
     images: torch.Tensor,  # (N,1,H,W) uint8, on any device
@@ -54,236 +71,285 @@ def predict_both(
     _check_tta(tta)
     device = next(model.parameters()).device
     half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
-    was = model.training
+    was_training = model.training
     model.eval()
     with torch.inference_mode(), torch.autocast(device.type, half) if half and device.type != "cpu" else nullcontext():
-        probs = _flipped(
-            lambda x: [o if o is None else o.float().sigmoid() for o in masks_and_classes(model(x))],
-            images.to(device),
-            FLIPS[tta],
-        )
-    model.train(was)
+        probs = _flipped(partial(_probabilities, model), images.to(device), FLIPS[tta])
+    model.train(was_training)
     return probs
 
-
+# %% ../nbs/28_predict.ipynb #e9a94a95
 def predict_probs(
     model: SegModel,  # as for `predict_both`
     images: torch.Tensor,  # (N,1,H,W) uint8, on any device
     tta: str = "hflip",  # as for `predict_both`
     precision: str = "no",  # as for `predict_both`
 ) -> torch.Tensor:  # (N,C,H,W) float32 in 0..1, on the model's device
-    "Probabilities of the pixels of a batch: the first that `predict_both` returns."
+    "Probabilities of the pixels of a batch: the first value that `predict_both` returns."
     return predict_both(model, images, tta, precision)[0]
 
+# %% ../nbs/28_predict.ipynb #b8e3d8cd
+def _levels(probs: torch.Tensor) -> torch.Tensor:
+    "`to_level` of probabilities, as a uint8 tensor on the same device."
+    if not bool(((probs >= 0) & (probs <= 1)).all()):
+        to_level(probs.cpu().numpy())  # raises, and its message says what is wrong
+    return (probs * 255).round_().to(torch.uint8)  # halves go to the even level, as in numpy
+
+# %% ../nbs/28_predict.ipynb #b25115be
+def _read_class_rows(path: Path, image_ids: Sequence[str], n_classes: int) -> dict[str, list[str]]:
+    "The complete rows of a csv of class probabilities, of these images: the texts of an image's classes by its name."
+    known = set(image_ids)
+    records = csv_rows(path)[0] if path.exists() else []
+    complete = [row for _, row in records[1:] if len(row) == 1 + n_classes and row[0] in known]
+    return {row[0]: row[1:] for row in complete}
+
 # %% ../nbs/28_predict.ipynb #4995d423
-class _Keeper:
-    """Where predictions go: levels by `write`, classes to a csv; for the first process to use, from any number of
-    threads."""
+class _ClassTable:
+    "The csv of class probabilities; rows may be added from any number of threads."
 
-    def __init__(self, path, image_ids, n_classes, write, unwritten, has_classes):
-        self.path, self.ids, self.columns, self.write, self.unwritten = (
-            path,
-            image_ids,
-            [f"class_{class_id(c)}" for c in range(n_classes)],
-            write,
-            set(unwritten),
-        )
-        self.scores = self._read() if has_classes else None
-        self.since, self.lock = 0, threading.Lock()
+    def __init__(self, path: Path, image_ids: Sequence[str], n_classes: int):
+        self.path, self.image_ids = path, image_ids
+        self.columns = [f"class_{class_id(c)}" for c in range(n_classes)]
+        self.rows = _read_class_rows(path, image_ids, n_classes)
+        self.added, self.lock = 0, threading.Lock()
 
-    def _read(self):
-        rows = csv_rows(self.path)[0] if self.path.exists() else []
-        return {
-            fields[0]: fields[1:]
-            for _, fields in rows[1:]
-            if len(fields) == 1 + len(self.columns) and fields[0] in set(self.ids)
-        }
-
-    def missing(self):  # of str: what is left to predict
-        return [i for i in self.ids if i in self.unwritten or self.scores is not None and i not in self.scores]
-
-    def __call__(self, image_id, levels, classes):
-        if image_id in self.unwritten:
-            self.write(image_id, levels)
-        if self.scores is None:
-            return
+    def add(self, image_id: str, probs: np.ndarray) -> None:  # (C,)
         with self.lock:
-            self.scores[image_id] = [f"{p:.6f}" for p in classes]
-            self.since += 1
-            if self.since % 500 == 0:
+            self.rows[image_id] = [f"{p:.6f}" for p in probs]
+            self.added += 1
+            if self.added % 500 == 0:
                 self.save()
 
-    def save(self):
-        "The csv, whole; images that a kill took from it are predicted again."
-        if self.scores is None:
-            return
-        lines = [["image_id", *self.columns], *([i, *self.scores[i]] for i in self.ids if i in self.scores)]
+    def save(self) -> None:
+        "Write the csv, whole or not at all, in the order of the images."
+        rows = [[image_id, *self.rows[image_id]] for image_id in self.image_ids if image_id in self.rows]
+        lines = [["image_id", *self.columns], *rows]
         write_text(self.path, "".join(",".join(line) + "\n" for line in lines))
 
-# %% ../nbs/28_predict.ipynb #970199ff
-def _levels(probs):
-    "`to_level` where the probabilities are, a uint8 tensor: a fourth of the bytes leaves the device."
-    if not bool(((probs >= 0) & (probs <= 1)).all()):
-        to_level(probs.cpu().numpy())  # says what is wrong
-    return (probs * 255).round_().to(torch.uint8)  # halves to the even level, as numpy does
+# %% ../nbs/28_predict.ipynb #2fd7336b
+class _Target(NamedTuple):
+    "Where levels go."
+
+    write: Callable[[str, np.ndarray], object]  # (image_id, levels (C,H,W))
+    missing: set[str]  # images that have no levels yet
 
 
-def _gathered(levels, classes, size, accelerator):
-    "What every process found, on the first: (levels, classes) of each in turn, from batches of at most `size` images."
+@dataclass(frozen=True, eq=False)
+class _Keeper:
+    "Keeps the predictions of images; used by the first process, from any number of threads."
 
-    def of_all(x):
-        if x is None:
-            return [None] * accelerator.num_processes
-        if accelerator.num_processes == 1:
-            return [x.cpu().numpy()]
-        return (
-            accelerator.gather(torch.cat([x, x.new_zeros(size - len(x), *x.shape[1:])]))
-            .cpu()
-            .numpy()
-            .reshape(-1, size, *x.shape[1:])
-        )
+    image_ids: Sequence[str]
+    target: _Target
+    table: _ClassTable | None  # None: the net has no class head
 
-    return list(zip(of_all(levels), of_all(classes)))
+    def missing(self) -> list[str]:
+        "The images that are to be predicted."
+        without_classes = set(self.image_ids).difference(self.table.rows) if self.table else set()
+        return [i for i in self.image_ids if i in self.target.missing or i in without_classes]
 
+    def __call__(self, image_id: str, levels: np.ndarray, classes: np.ndarray | None) -> None:
+        if image_id in self.target.missing:
+            self.target.write(image_id, levels)
+        if self.table:
+            assert classes is not None  # the net of a run with a class table has a class head
+            self.table.add(image_id, classes)
 
-def _hands(device):
-    """Threads that read and keep images: beside a net on a CPU one, for the cores are its own; beside a GPU, which is
-    done in a tenth of the time, several."""
-    return ThreadPoolExecutor(1 if device.type == "cpu" else min(8, os.cpu_count()))
-
-
-def _fill(missing, keep, image_ids, read, both_of, batch_size, bar, accelerator):
-    """Predict the missing images and keep what is found, in batches that do not depend on which those are; meanwhile
-    the next batch is read and the last one kept."""
-    rank, world = accelerator.process_index, accelerator.num_processes
+# %% ../nbs/28_predict.ipynb #a0e79b6c
+def _rounds(image_ids: Sequence[str], missing: set[str], batch_size: int, processes: int) -> list[list[Sequence[str]]]:
+    "The batches that hold a missing image, as rounds of one batch per process."
     batches = [image_ids[i : i + batch_size] for i in range(0, len(image_ids), batch_size)]
-    batches = [b for b in batches if missing.intersection(b)]
-    rounds = [batches[i : i + world] for i in range(0, len(batches), world)]
-    mine = [r[rank] if rank < len(r) else r[0] for r in rounds]  # who has none left keeps the others company
+    batches = [batch for batch in batches if missing.intersection(batch)]
+    return [batches[i : i + processes] for i in range(0, len(batches), processes)]
 
-    def keeping(ids, levels, classes):
-        return [
-            keepers.submit(keep, i, levels[k], None if classes is None else classes[k])
-            for k, i in enumerate(ids)
-            if i in missing
-        ]
-
-    def wait_for(kept):
-        for x in kept:
-            x.result()
-            bar.update()  # where keeping one failed, this raises
-
-    with _hands(accelerator.device) as readers, _hands(accelerator.device) as keepers:
-        ahead, behind = [readers.submit(read, i) for i in mine[0]] if mine else [], []
-        for n, _ids in enumerate(mine):
-            images = torch.from_numpy(np.stack([x.result() for x in ahead])[:, None])
-            ahead = [readers.submit(read, i) for i in mine[n + 1]] if n + 1 < len(mine) else []
-            probs, classes = both_of(images)
-            found = _gathered(_levels(probs), classes, batch_size, accelerator)
-            wait_for(behind)  # no more than one round is in memory beside this one
-            behind = (
-                [x for each in zip(rounds[n], *zip(*found)) for x in keeping(*each)]
-                if accelerator.is_main_process
-                else []
-            )
-        wait_for(behind)
+# %% ../nbs/28_predict.ipynb #42b8e386
+def _from_first(accelerator: Accelerator, value: Any) -> Any:
+    "The value of the first process, on all processes."
+    return broadcast_object_list([value])[0] if accelerator.num_processes > 1 else value
 
 
-def _from_first(accelerator, make):
-    "What the first process makes, on all of them."
-    box = [make() if accelerator.is_main_process else None]
-    return broadcast_object_list(box)[0] if accelerator.num_processes > 1 else box[0]
+def _of_all(x: torch.Tensor, size: int, accelerator: Accelerator) -> list[np.ndarray]:
+    "The tensors of all processes, in order; with several processes each has `size` rows, zeros at the end."
+    if accelerator.num_processes == 1:
+        return [x.cpu().numpy()]
+    padded = torch.cat([x, x.new_zeros(size - len(x), *x.shape[1:])])
+    gathered: Any = accelerator.gather(padded)
+    return list(gathered.cpu().numpy().reshape(-1, size, *x.shape[1:]))
+
+
+def _gathered(
+    levels: torch.Tensor, classes: torch.Tensor | None, size: int, accelerator: Accelerator
+) -> list[tuple[np.ndarray, np.ndarray | None]]:
+    "(levels, classes) of each process in turn, from batches of at most `size` images."
+    levels_of = _of_all(levels, size, accelerator)
+    classes_of = [None] * len(levels_of) if classes is None else _of_all(classes, size, accelerator)
+    return list(zip(levels_of, classes_of))
+
+# %% ../nbs/28_predict.ipynb #424804e1
+def _io_threads(device: torch.device) -> ThreadPoolExecutor:
+    """Threads that read or keep images.
+
+    Beside a net on a CPU one, because the net uses the cores. A GPU predicts ten times as fast, and needs several.
+    """
+    return ThreadPoolExecutor(1 if device.type == "cpu" else min(8, os.cpu_count() or 1))
+
+
+def _keep_round(
+    threads: ThreadPoolExecutor, keep: _Keeper, batches: list, gathered: list, missing: set[str]
+) -> list[Future]:
+    "Start to keep the missing images of one round."
+    futures = []
+    for image_ids, (levels, classes) in zip(batches, gathered):
+        for k, image_id in enumerate(image_ids):
+            if image_id in missing:
+                futures.append(threads.submit(keep, image_id, levels[k], None if classes is None else classes[k]))
+    return futures
+
+
+def _wait_for(futures: list[Future], bar: tqdm) -> None:
+    "Wait until images are kept; raises where keeping one failed."
+    for future in futures:
+        future.result()
+        bar.update()
+
+# %% ../nbs/28_predict.ipynb #970199ff
+def _fill(
+    image_ids: Sequence[str],
+    missing: set[str],
+    keep: _Keeper | None,  # None on all processes but the first
+    read: Callable[[str], np.ndarray],  # image_id -> (H,W) uint8
+    probs_of: Callable[[torch.Tensor], _Probs],
+    batch_size: int,
+    bar: tqdm,
+    accelerator: Accelerator,
+) -> None:
+    "Predict the missing images and keep their predictions; meanwhile the next batch is read and the last one kept."
+    rank = accelerator.process_index
+    rounds = _rounds(image_ids, missing, batch_size, accelerator.num_processes)
+    # A process without a batch of its own repeats the first one of the round: all must take part in gathering.
+    own = [batches[rank] if rank < len(batches) else batches[0] for batches in rounds]
+    with _io_threads(accelerator.device) as readers, _io_threads(accelerator.device) as keepers:
+        reading = [readers.submit(read, i) for i in own[0]] if own else []
+        keeping: list[Future] = []
+        for batches, next_batch in zip(rounds, [*own[1:], []]):
+            images = torch.from_numpy(np.stack([future.result() for future in reading])[:, None])
+            reading = [readers.submit(read, i) for i in next_batch]
+            probs, classes = probs_of(images)
+            gathered = _gathered(_levels(probs), classes, batch_size, accelerator)
+            _wait_for(keeping, bar)  # no more than one round is in memory beside this one
+            keeping = _keep_round(keepers, keep, batches, gathered, missing) if keep else []
+        _wait_for(keeping, bar)
 
 # %% ../nbs/28_predict.ipynb #9e32f578
-def _store(path, image_ids, folder, meta):
-    "Open the store at `path` to go on with it, or make it; raises where it holds something else."
+def _identity(kind: str, run: Path, k: int, folder: StripFolder, tta: str) -> dict[str, str]:
+    "What a store says about its origin; `k` is the number of folds."
+    manifests = {f"fold_{i}": sha256_file(run / f"fold_{i}/best/manifest.json") for i in range(k)}
+    return {"kind": kind, "data": folder.sha256, "tta": tta, **manifests}
+
+
+def _open_store(path: Path, image_ids: Sequence[str], folder: StripFolder, meta: dict) -> ProbStore:
+    "Open the store at `path` to continue it, or make it; raises where it has another origin."
     if not path.exists():
         return ProbStore.create(path, image_ids, folder.n_classes, folder.shape, meta=meta)
     store = ProbStore.open(path, "a")
-    said = [f"{k} is {store.meta.get(k)!r} there, {v!r} now" for k, v in meta.items() if store.meta.get(k) != v]
+    changed = [(key, store.meta.get(key), value) for key, value in meta.items() if store.meta.get(key) != value]
+    differences = [f"{key} was {old!r}, is now {new!r}" for key, old, new in changed]
     if store.image_ids != tuple(image_ids):
-        said.append("its images are others")
-    if said:
-        raise ValueError(f"{path} was predicted with something else: {'; '.join(said)}. Remove {path} to predict anew")
+        differences.append("it holds other images")
+    if differences:
+        raise ValueError(
+            f"{path} was predicted with something else: {'; '.join(differences)}. Remove {path} to predict again"
+        )
     return store
 
-
-def _check_run(run, folder, tta):
+# %% ../nbs/28_predict.ipynb #b2cdba03
+def _check_run(run: Path, folder: StripFolder, tta: str) -> TrainConfig:
     "The configuration of a run whose folds are all trained, on this data; raises where that is not so."
     _check_tta(tta)
     config, facts = read_config(run)
     if facts["data"] != folder.sha256:
         raise ValueError(
-            f"{run} was trained on other data: sha256 {facts['data']} there, {folder.sha256} in {folder.root}"
+            f"{run} was trained on other data: its sha256 is {facts['data']}, that of {folder.root} is {folder.sha256}"
         )
     for k in range(config.folds):
         if not (run / f"fold_{k}/last").exists():
-            raise ValueError(f"{run}/fold_{k} is not trained to its end: call train_run again to go on with it")
+            raise ValueError(f"{run}/fold_{k} is not trained to its end: run `steel_seg train` again to continue it")
     return config
 
+# %% ../nbs/28_predict.ipynb #072c46b1
+class _Group(NamedTuple):
+    "Images, and the models that predict them."
 
-def _best(run, k):
-    "The best model of a fold, on the machine's device."
-    return load_model(run / f"fold_{k}/best", Accelerator().device).to(
-        memory_format=torch.channels_last
-    )  # quicker than torch's own order
+    image_ids: list[str]
+    models: list[Path]  # model folders
 
 
-def _manifests(run, k):
-    return {f"fold_{i}": sha256_file(run / f"fold_{i}/best/manifest.json") for i in range(k)}
+def _load_best(path: Path) -> SegModel:
+    "A model on the device of this process, in the memory format that is faster than torch's own."
+    model = load_model(path, Accelerator().device)
+    model.to(memory_format=torch.channels_last)
+    return model
+
+
+def _mean_probs(models: Sequence[SegModel], images: torch.Tensor, tta: str, precision: str) -> _Probs:
+    "The mean of what the models predict."
+    masks, classes = zip(*(predict_both(model, images, tta, precision) for model in models))
+    return torch.stack(masks).mean(0), None if classes[0] is None else torch.stack(classes).mean(0)
+
+# %% ../nbs/28_predict.ipynb #a1c421a4
+@dataclass(frozen=True, eq=False)
+class _Job:
+    "What is predicted, by which models, and where it goes."
+
+    name: str  # on the progress bar
+    image_ids: list[str]
+    groups: list[_Group]  # together all images
+    target: _Target | None  # None on all processes but the first
+    class_csv: Path  # where class probabilities go
+
+
+def _predict(job: _Job, folder: StripFolder, config: TrainConfig, tta: str, progress: bool, batch_size: int) -> None:
+    "Predict the images of a job that are missing, and keep the predictions."
+    accelerator, n, keep = Accelerator(), len(job.image_ids), None
+    if job.target is not None:
+        table = _ClassTable(job.class_csv, job.image_ids, folder.n_classes) if config.class_head > 0 else None
+        keep = _Keeper(job.image_ids, job.target, table)
+    missing = set(_from_first(accelerator, keep.missing() if keep else None))
+    silent = not (progress and accelerator.is_main_process)
+    with tqdm(total=n, initial=n - len(missing), desc=job.name, unit="image", disable=silent) as bar:
+        for group in job.groups:
+            if missing.isdisjoint(group.image_ids):
+                continue
+            models = [_load_best(path) for path in group.models]
+            probs_of = partial(_mean_probs, models, tta=tta, precision=config.precision)
+            _fill(group.image_ids, missing, keep, folder.image, probs_of, batch_size, bar, accelerator)
+            del models, probs_of  # before the next ones are loaded
+    if keep and keep.table:
+        keep.table.save()
+    accelerator.wait_for_everyone()
 
 # %% ../nbs/28_predict.ipynb #4b8a5bc4
-def _oof_folds(run, folder, tta):
-    """The configuration, the images of each fold and what identifies its models; raises where a model has seen an image
-    of its fold."""
-    config = _check_run(run, folder, tta)
-    fold_of, ids = folds_of(run, folder, config.folds), folder.images.image_id
-    groups = [ids[fold_of == k].tolist() for k in range(config.folds)]
-    for k, mine in enumerate(groups):
-        seen = set(read_json(run / f"fold_{k}/best/steel_seg.json")["meta"]["train_ids"]).intersection(mine)
-        if seen:
+def _oof_groups(run: Path, folder: StripFolder, k: int) -> list[_Group]:
+    "The images of each of `k` folds and their model; raises where a model was trained on an image of its fold."
+    fold_of, image_ids = folds_of(run, folder, k), folder.images.image_id
+    groups = [_Group(image_ids[fold_of == i].tolist(), [run / f"fold_{i}/best"]) for i in range(k)]
+    for i, group in enumerate(groups):
+        train_ids = read_json(run / f"fold_{i}/best/steel_seg.json")["meta"]["train_ids"]
+        leaked = set(train_ids).intersection(group.image_ids)
+        if leaked:
             raise ValueError(
-                f"{run}/fold_{k}/best was trained on {min(seen)}, which folds.csv puts into fold {k} ({len(seen)} "
-                "such images): its prediction would not be out of fold. Put back the folds.csv it was trained "
-                "with"
+                f"{run}/fold_{i}/best was trained on {min(leaked)}, which folds.csv puts into fold {i} ({len(leaked)} "
+                "such images): its prediction would not be out of fold. Restore the folds.csv that the run was "
+                "trained with"
             )
-    return config, groups, {"kind": "oof", "data": folder.sha256, "tta": tta, **_manifests(run, config.folds)}
+    return groups
 
-
-def _fill_oof(run, folder, config, groups, open_target, tta, progress, batch_size):
-    """Keep the predictions of the missing images, each from the model of its fold. `open_target()` is called by the
-    first process and gives how to keep levels, and which have none."""
-    accelerator, ids = Accelerator(), folder.images.image_id.tolist()
-    keep = (
-        _Keeper(run / "oof_scores.csv", ids, folder.n_classes, *open_target(), config.class_head > 0)
-        if accelerator.is_main_process
-        else None
-    )
-    missing = set(_from_first(accelerator, lambda: keep.missing()))
-    with tqdm(
-        total=len(ids),
-        initial=len(ids) - len(missing),
-        desc="out of fold",
-        unit="image",
-        disable=not (progress and accelerator.is_main_process),
-    ) as bar:
-        for k, mine in enumerate(groups):
-            if not missing.intersection(mine):
-                continue
-            model = _best(run, k)
-            _fill(
-                missing,
-                keep,
-                mine,
-                folder.image,
-                lambda images, model=model: predict_both(model, images, tta, config.precision),
-                batch_size,
-                bar,
-                accelerator,
-            )
-    if keep:
-        keep.save()
-    accelerator.wait_for_everyone()
+# %% ../nbs/28_predict.ipynb #2fbf7f1b
+def _store_target(path: Path, image_ids: list[str], folder: StripFolder, meta: dict) -> _Target | None:
+    "The store at `path` as a target; None on all processes but the first."
+    if not Accelerator().is_main_process:
+        return None
+    store = _open_store(path, image_ids, folder, meta)
+    return _Target(store.write, set(store.missing()))
 
 
 def predict_oof(
@@ -293,23 +359,31 @@ def predict_oof(
     progress: bool = True,  # a bar on stderr
     batch_size: int = 8,  # images at a time
 ) -> ProbStore:  # at run/oof, (N,C,H,W) levels, for reading
-    """Predict every training image with the best model of its own fold, which never saw it; resumes where it stopped.
+    """Predict every training image with the best model of its own fold, which was not trained on it.
 
-    With a class head the probabilities of the classes go to `run/oof_scores.csv`, as `read_class_levels` reads it.
+    Called again after a stop, it continues with the missing images. With a class head the probabilities of the classes
+    go to `run/oof_scores.csv`, as `read_class_levels` reads it.
 
     Raises `ValueError` where a model's own list of training images holds an image that it is to predict (it names one),
     where a fold is not trained to its end, or where `run/oof` was made by other models, on other data, or with other
     `tta`.
     """
-    run = Path(run)
-    config, groups, meta = _oof_folds(run, folder, tta)
-
-    def target():
-        store = _store(run / "oof", folder.images.image_id.tolist(), folder, meta)
-        return store.write, store.missing()
-
-    _fill_oof(run, folder, config, groups, target, tta, progress, batch_size)
+    run, image_ids = Path(run), folder.images.image_id.tolist()
+    config = _check_run(run, folder, tta)
+    groups = _oof_groups(run, folder, config.folds)
+    target = _store_target(run / "oof", image_ids, folder, _identity("oof", run, config.folds, folder, tta))
+    job = _Job("out of fold", image_ids, groups, target, run / "oof_scores.csv")
+    _predict(job, folder, config, tta, progress, batch_size)
     return ProbStore.open(run / "oof")
+
+# %% ../nbs/28_predict.ipynb #5f36aef6
+def _counter_target(counter: CurveCounter, folder: StripFolder) -> _Target:
+    "A counter of training images as a target."
+
+    def count(image_id: str, levels: np.ndarray) -> None:
+        counter.add(image_id, levels, folder.mask(image_id))
+
+    return _Target(count, set(counter.missing()))
 
 # %% ../nbs/28_predict.ipynb #0466cb7a
 def count_oof(
@@ -327,14 +401,14 @@ def count_oof(
 
     Parts are kept in run/counted, and a stopped count resumes from them. Raises `ValueError` as `predict_oof` does.
     """
-    run = Path(run)
-    config, groups, meta = _oof_folds(run, folder, tta)
-    counter = None
-
-    def target():
-        nonlocal counter
+    run, image_ids = Path(run), folder.images.image_id.tolist()
+    config = _check_run(run, folder, tta)
+    groups = _oof_groups(run, folder, config.folds)
+    counter: CurveCounter | None = None
+    if Accelerator().is_main_process:
+        meta = _identity("oof", run, config.folds, folder, tta)
         counter = CurveCounter(
-            folder.images.image_id.tolist(),
+            image_ids,
             folder.n_classes,
             folder.shape,
             floor,
@@ -344,9 +418,9 @@ def count_oof(
             parts=run / "counted",
             made_of=meta,
         )
-        return lambda i, levels: counter.add(i, levels, folder.mask(i)), counter.missing()
-
-    _fill_oof(run, folder, config, groups, target, tta, progress, batch_size)
+    target = _counter_target(counter, folder) if counter else None
+    job = _Job("out of fold", image_ids, groups, target, run / "oof_scores.csv")
+    _predict(job, folder, config, tta, progress, batch_size)
     if counter:
         write_curves(run / "curves.npz", counter.finish())
     Accelerator().wait_for_everyone()
@@ -360,45 +434,20 @@ def predict_test(
     progress: bool = True,  # a bar on stderr
     batch_size: int = 8,  # images at a time
 ) -> ProbStore:  # at run/test, (N,C,H,W) levels, for reading
-    """Predict every test image as the mean over the folds' best models, before rounding; resumes where it stopped.
+    """Predict every test image as the mean over the folds' best models, before rounding.
 
-    With a class head the probabilities of the classes go to `run/test_scores.csv`.
+    Called again after a stop, it continues with the missing images. With a class head the probabilities of the classes
+    go to `run/test_scores.csv`.
 
     All models are in memory at once. Raises `ValueError` where there are no test images, where a fold is not trained to
     its end, or where `run/test` was made by other models, on other data, or with other `tta`.
     """
-    run = Path(run)
+    run, image_ids = Path(run), folder.test.image_id.tolist()
     config = _check_run(run, folder, tta)
-    ids = folder.test.image_id.tolist()
-    if not ids:
+    if not image_ids:
         raise ValueError(f"{folder.root} has no test images")
-    accelerator, keep = Accelerator(), None
-    if accelerator.is_main_process:
-        store = _store(
-            run / "test",
-            ids,
-            folder,
-            {"kind": "test", "data": folder.sha256, "tta": tta, **_manifests(run, config.folds)},
-        )
-        keep = _Keeper(
-            run / "test_scores.csv", ids, folder.n_classes, store.write, store.missing(), config.class_head > 0
-        )
-    missing = set(_from_first(accelerator, lambda: keep.missing()))
-    models = [_best(run, k) for k in range(config.folds)] if missing else []
-
-    def mean(images):
-        masks, classes = zip(*(predict_both(m, images, tta, config.precision) for m in models))
-        return torch.stack(masks).mean(0), None if classes[0] is None else torch.stack(classes).mean(0)
-
-    with tqdm(
-        total=len(ids),
-        initial=len(ids) - len(missing),
-        desc="test",
-        unit="image",
-        disable=not (progress and accelerator.is_main_process),
-    ) as bar:
-        _fill(missing, keep, ids, folder.image, mean, batch_size, bar, accelerator)
-    if keep:
-        keep.save()
-    accelerator.wait_for_everyone()
+    groups = [_Group(image_ids, [run / f"fold_{k}/best" for k in range(config.folds)])]
+    target = _store_target(run / "test", image_ids, folder, _identity("test", run, config.folds, folder, tta))
+    job = _Job("test", image_ids, groups, target, run / "test_scores.csv")
+    _predict(job, folder, config, tta, progress, batch_size)
     return ProbStore.open(run / "test")

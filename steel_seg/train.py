@@ -15,7 +15,7 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -50,7 +50,7 @@ from .store import FLOOR, to_level
 def step_seed(
     *parts: int | str,  # such as (seed, epoch, step)
 ) -> int:
-    "A seed of 63 bits from a hash of its arguments, so that neighbouring steps have nothing in common."
+    "A seed of 63 bits from a hash of its arguments, so that the seeds of neighbouring steps are unrelated."
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1
 
 # %% ../nbs/27_train.ipynb #ab001ca4
@@ -77,30 +77,30 @@ def image_stats(
     return mean, std
 
 # %% ../nbs/27_train.ipynb #476a28b9
-_FREE = ("num_workers", "cache", "save_every")  # how a run is made, not what it is
+_FREE = ("num_workers", "cache", "save_every")  # they do not change the result
 
 
 def _fixed(config: TrainConfig) -> dict:
-    "The fields that may not change while a run goes on."
+    "The fields that must not change when a run is continued."
     return {name: value for name, value in asdict(config).items() if name not in _FREE}
 
-
+# %% ../nbs/27_train.ipynb #8b454e40
 def _differences(saved: dict, requested: dict, prefix: str = "") -> list[str]:
-    "What differs between two dicts, in words."
+    "What differs between two dicts, as messages; dicts in them are compared key by key."
     differences = []
     for key in dict.fromkeys((*saved, *requested)):
         a, b = saved.get(key), requested.get(key)
         if isinstance(a, dict) and isinstance(b, dict):
             differences += _differences(a, b, prefix)
         elif a != b:
-            differences.append(f"{prefix}{key} is {a!r} there, {b!r} now")
+            differences.append(f"{prefix}{key} was {a!r}, is now {b!r}")
     return differences
 
 # %% ../nbs/27_train.ipynb #15047adc
 def read_config(
     run: str | Path,  # a run folder
 ) -> tuple[TrainConfig, dict]:
-    "A run's configuration, and the facts beside it: data (sha256 of the folder), classes, shape, mean, std, versions."
+    "A run's configuration, and facts saved with it: data (sha256 of the folder), classes, shape, mean, std, versions."
     facts = read_json(Path(run) / "config.json")
     if not isinstance(facts, dict) or "config" not in facts:
         raise ValueError(f'{run}/config.json: not a run\'s configuration (no "config" in it)')
@@ -116,12 +116,12 @@ def folds_of(
     path = Path(run) / "folds.csv"
     fold = read_folds(path, folder.images.image_id).fold.to_numpy()
     if fold.max() + 1 != k:
-        raise ValueError(f"{path} has {fold.max() + 1} folds, the configuration {k}: change one of them")
+        raise ValueError(f"{path} has {fold.max() + 1} folds, the configuration {k}: change one of the two")
     return fold
 
 # %% ../nbs/27_train.ipynb #8e8c372e
 def _check_same_run(run: Path, config: TrainConfig, folder: StripFolder) -> None:
-    "Raise where a run was started with another configuration or other data; note the free fields that changed."
+    "Raise where a run was started with another configuration or other data; save the fields that may change."
     saved, facts = read_config(run)
     differences = _differences(
         {**_fixed(saved), "data": facts["data"]},
@@ -130,32 +130,17 @@ def _check_same_run(run: Path, config: TrainConfig, folder: StripFolder) -> None
     if differences:
         raise ValueError(
             f"{run} was started differently: {'; '.join(differences)}. "
-            "Use another run folder, or what it was started with."
+            "Use another run folder, or the same configuration and data."
         )
     folds_of(run, folder, config.folds)
     if saved != config:
         write_json(run / "config.json", {"config": asdict(config), **facts})
 
-
-def start_run(
-    run: str | Path,  # made where it does not exist
-    config: TrainConfig,
-    folder: StripFolder,
-) -> Path:
-    """Make a run folder: `folds.csv` (unless one was put there before) and `config.json`; returns its path.
-
-    On a run that exists it checks that configuration (but for `num_workers`, `cache` and `save_every`) and data are
-    the same, and raises `ValueError` that says what differs.
-    """
-    run = Path(run)
-    if (run / "config.json").exists():
-        _check_same_run(run, config, folder)
-        return run
-    if not (run / "folds.csv").exists():
-        write_folds(run / "folds.csv", make_folds(folder, config.folds, config.seed))
-    folds_of(run, folder, config.folds)
+# %% ../nbs/27_train.ipynb #2fbf43d6
+def _run_facts(config: TrainConfig, folder: StripFolder) -> dict:
+    "The content of a new run's config.json."
     mean, std = image_stats(folder, np.random.default_rng(config.seed))
-    facts = {
+    return {
         "config": asdict(config),
         "data": folder.sha256,
         "classes": folder.n_classes,
@@ -165,7 +150,26 @@ def start_run(
         "std": std,
         "versions": versions(),
     }
-    write_json(run / "config.json", facts)  # last: a run exists when its config.json does
+
+# %% ../nbs/27_train.ipynb #b47ab2f4
+def start_run(
+    run: str | Path,  # made where it does not exist
+    config: TrainConfig,
+    folder: StripFolder,
+) -> Path:
+    """Make a run folder: `folds.csv` (unless the file exists) and `config.json`; returns its path.
+
+    Where the run exists, its configuration and its data must be the same (`num_workers`, `cache` and `save_every` may
+    differ); raises `ValueError` that says what differs.
+    """
+    run = Path(run)
+    if (run / "config.json").exists():
+        _check_same_run(run, config, folder)
+        return run
+    if not (run / "folds.csv").exists():
+        write_folds(run / "folds.csv", make_folds(folder, config.folds, config.seed))
+    folds_of(run, folder, config.folds)
+    write_json(run / "config.json", _run_facts(config, folder))  # last: a run exists when its config.json does
     return run
 
 # %% ../nbs/27_train.ipynb #2ad39d53
@@ -175,7 +179,7 @@ def masks_and_classes(
     "Both outputs of a net, whether it has a class head or not."
     return out if isinstance(out, tuple) else (out, None)
 
-
+# %% ../nbs/27_train.ipynb #b9fffa92
 def _predicted(out: torch.Tensor | tuple, rules: Sequence[Rule] | None) -> torch.Tensor:
     "Which pixels are predicted, (N,C,H,W) bool on the device."
     logits, classes = masks_and_classes(out)
@@ -196,7 +200,7 @@ def _dice_groups(area: np.ndarray, hit: np.ndarray, truth: np.ndarray) -> dict[s
     by_class = {f"score_{class_id(c)}": scores[:, c] for c in range(scores.shape[1])}
     return {"score": scores, "present": scores[labelled], "empty": scores[~labelled], **by_class}
 
-
+# %% ../nbs/27_train.ipynb #34b1d8cb
 def _mean_over_processes(
     groups: dict[str, np.ndarray], loss: float, images: int, accelerator: Accelerator
 ) -> dict[str, float | None]:
@@ -206,12 +210,18 @@ def _mean_over_processes(
         totals += [scores.sum(), scores.size]
     totals += [loss, images]
     if accelerator.num_processes > 1:
-        totals = accelerator.reduce(torch.tensor(totals, device=accelerator.device)).tolist()
+        summed: Any = accelerator.reduce(torch.tensor(totals, device=accelerator.device))
+        totals = summed.tolist()
     *totals, loss, images = totals
     means = {
         name: float(total / size) if size else None for name, total, size in zip(groups, totals[::2], totals[1::2])
     }
     return {"score": means.pop("score"), "val_loss": float(loss / images), **means}
+
+# %% ../nbs/27_train.ipynb #2830f575
+def _to_device(batch: dict, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    "Images and masks of a batch, on the device."
+    return batch["image"].to(device, non_blocking=True), batch["mask"].to(device, non_blocking=True)
 
 # %% ../nbs/27_train.ipynb #c29ea290
 @torch.inference_mode()
@@ -242,13 +252,9 @@ def evaluate(
         if on_batch:
             on_batch(n, len(loader))
     model.train(was_training)
-    area, hit, truth = torch.cat(counts, 1).numpy() if counts else np.zeros((3, 0, loader.dataset.n_classes))
+    dataset: Any = loader.dataset
+    area, hit, truth = torch.cat(counts, 1).numpy() if counts else np.zeros((3, 0, dataset.n_classes))
     return _mean_over_processes(_dice_groups(area, hit, truth), loss, images, accelerator)
-
-
-def _to_device(batch: dict, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    "Images and masks of a batch, on the device."
-    return batch["image"].to(device, non_blocking=True), batch["mask"].to(device, non_blocking=True)
 
 # %% ../nbs/27_train.ipynb #910e41bc
 def _model_folder(where: Path, shell: SegModel, tensors: dict, meta: dict) -> None:
@@ -259,9 +265,9 @@ def _model_folder(where: Path, shell: SegModel, tensors: dict, meta: dict) -> No
     shell.load_state_dict(tensors)
     save_model(shell, where, meta)
 
-
+# %% ../nbs/27_train.ipynb #9ef41369
 def _tidy(where: Path) -> None:
-    "Remove what a killed write left behind in a fold's folder: temporary names that nobody will finish."
+    "Remove the temporary files and folders that a killed write left in a fold's folder."
     for name in ("state.safetensors", "history.csv", "best", "last", "progress.json", "examples.npz"):
         for path in (*where.glob(f".{name}.*.tmp"), *where.glob(f".{name}.*.old")):
             if path.is_dir():
@@ -273,23 +279,23 @@ def _tidy(where: Path) -> None:
 def _who() -> dict:
     "This process, so that a reader on the same machine can tell whether it still runs."
     try:
-        pids = os.readlink("/proc/self/ns/pid")  # a container counts processes for itself
+        pids = os.readlink("/proc/self/ns/pid")  # a container has process numbers of its own
     except OSError:
-        pids = ""  # no Linux
+        pids = ""  # not Linux
     return {"pid": os.getpid(), "host": socket.gethostname(), "pids": pids}
 
-
+# %% ../nbs/27_train.ipynb #70c48209
 class _News:
-    """What a fold in training tells of itself: `progress.json`.
+    """Writes `progress.json` while a fold is trained.
 
-    It is renamed into place and not synced, which would wait for the disk; after a power cut it may be empty.
+    It is renamed into place and not synced, because syncing waits for the disk. After a power cut it may be empty.
     """
 
-    def __init__(self, path: Path, facts: dict | None):  # facts: None is silent, as all processes but the first are
+    def __init__(self, path: Path, facts: dict | None):  # facts: None writes nothing, for all processes but the first
         self.path, self.facts, self.next = path, facts, 0.0
 
     def __call__(self, doing: str, always: bool = False, **facts) -> None:
-        "Say what is being done; facts that are not given again stay as they were."
+        "Write what is being done, at most once per second unless `always`; facts that are not given keep their value."
         if self.facts is None:
             return
         self.facts.update(doing=doing, **facts)
@@ -301,7 +307,7 @@ class _News:
             temp.write_text(to_json(self.facts), encoding="utf-8")
             os.replace(temp, self.path)
         except OSError:
-            pass  # training is worth more than news of it
+            pass  # training is more important than its progress file
 
     def __enter__(self) -> "_News":
         self("starting", always=True)
@@ -319,9 +325,9 @@ def example_rows(
     area: np.ndarray,  # (N,C) labelled pixels
     n: int = 4,  # how many
 ) -> list[int]:  # at most n rows
-    """Images to look at after every epoch; depends on the areas alone.
+    """Rows of the images that are shown after every epoch; they depend only on the areas.
 
-    For each class, the rarest first, one of median area; then one without a defect; then from the first on.
+    For each class, the rarest first, an image of median area; then one without a defect; then the first other ones.
     """
     rows = []
     for c in np.argsort((area > 0).sum(0), kind="stable"):
@@ -337,7 +343,7 @@ def _image_levels(model: torch.nn.Module, image: np.ndarray, device: torch.devic
     logits, _ = masks_and_classes(model(torch.from_numpy(image)[None, None].to(device)))
     return to_level(logits[0].float().sigmoid().cpu().numpy())
 
-
+# %% ../nbs/27_train.ipynb #6026e1ec
 def _write_examples(
     path: Path, model: torch.nn.Module, folder: StripFolder, image_ids: list[str], epoch: int, device: torch.device
 ) -> None:
@@ -350,11 +356,11 @@ def _write_examples(
         with whole(path) as temp, open(temp, "wb") as f:
             np.savez_compressed(f, image_ids=np.array(image_ids), levels=levels * (levels >= FLOOR), epoch=epoch)
     except OSError:
-        pass  # training is worth more than a picture of it
+        pass  # training is more important than its examples
 
 # %% ../nbs/27_train.ipynb #96d1b700
 def _accelerator(config: TrainConfig) -> Accelerator:
-    "accelerate's view of device, precision and processes."
+    "The device, the precision and the processes, as accelerate handles them."
     # accelerate keeps one precision for the life of a process; in a notebook the next training may want another.
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != config.precision:
         AcceleratorState._reset_state()
@@ -377,7 +383,7 @@ def _pseudo_folder(config: TrainConfig, folder: StripFolder) -> StripFolder | No
         )
     return pseudo
 
-
+# %% ../nbs/27_train.ipynb #e0841f13
 def _scoring_rules(config: TrainConfig, folder: StripFolder) -> Sequence[Rule] | None:
     "The rules under which epochs are scored, or None; raises where they do not fit."
     if not config.rule:
@@ -388,15 +394,15 @@ def _scoring_rules(config: TrainConfig, folder: StripFolder) -> Sequence[Rule] |
     gates = gates_of_classifier(rules)
     if gates and not config.class_head:
         raise ValueError(
-            f"{config.rule} asks a classifier (gate by {', '.join(gates)}), and the net has none: "
-            "class_head above 0 gives it one"
+            f"{config.rule} asks a classifier (gate by {', '.join(gates)}), and the net has no class head: "
+            "set class_head above 0, or use a rule without this gate"
         )
     return rules
 
 # %% ../nbs/27_train.ipynb #2ec16b3b
 @dataclass(frozen=True, eq=False)
 class _Fold:
-    "What a fold trains on and how: all that is fixed before its first step."
+    "All that is fixed before the first step of a fold."
 
     run: Path
     number: int
@@ -449,9 +455,9 @@ def _open_fold(run: Path, folder: StripFolder, number: int) -> _Fold:
         groups=image_groups(folder),
     )
 
-
+# %% ../nbs/27_train.ipynb #3cb5d225
 def _made(fold: _Fold) -> dict:
-    "What a fold is trained with, as its state keeps it: a state is never continued with anything else."
+    "What a fold is trained with. It is saved in the state, which is never continued with anything else."
     return {
         "fold": fold.number,
         **_fixed(fold.config),
@@ -470,10 +476,10 @@ _FORMAT = 2  # of the state: 1 had no stages
 
 @dataclass(slots=True)
 class FoldState:
-    "Where a fold stands, as `state.safetensors` keeps it beside the tensors. Stages, epochs and steps count from 0."
+    "The position of a fold, kept in `state.safetensors` beside the tensors. Stages, epochs and steps count from 0."
 
     made: dict  # what it is trained with; see `_made`
-    stage: int = 0  # the stage it is in; the number of stages once all are over
+    stage: int = 0  # the stage it is in; the number of stages when all are over
     stage_epoch: int = 0  # epochs of this stage that are over
     scores: list = field(default_factory=list)  # their scores, which the plateau schedule and early_stop read
     part: int | None = None  # images of a batch that fit into memory; None: not tried in this stage
@@ -481,14 +487,14 @@ class FoldState:
     epoch: int = 0  # epochs that are over, of all stages
     step: int = 0  # steps of this epoch that are over
     loss: float = 0.0  # the sum of this epoch's losses so far
-    seconds: float = 0.0  # that this epoch has taken so far
+    seconds: float = 0.0  # seconds that this epoch has taken so far
     history: list = field(default_factory=list)  # the rows of history.csv, one dict per epoch
     best: list = field(default_factory=list)  # {"epoch", "score"} of the nets kept as `best0`, `best1`, ...: best first
-    optimizer: dict | None = None  # what of the optimiser is no tensor; None at the end
-    scaler: dict | None = None  # of the gradients of fp16
+    optimizer: dict | None = None  # what the optimiser has beside tensors; None at the end
+    scaler: dict | None = None  # of the gradient scaler of fp16
     mean: dict | None = None  # at the end: {"score", "epochs", "kept"} of the mean of the best nets; None: no mean
     ended: bool = False  # all stages are over: the file has `mean`
-    saved: bool = False  # a file has been written: `optimizer` and `scaler` are in it, and stand before `mean`
+    saved: bool = False  # a file has been written: `optimizer` and `scaler` are in it, and are written before `mean`
 
     def to_facts(self) -> dict:
         "The JSON object of `state.safetensors`."
@@ -510,28 +516,33 @@ def _names_of_state() -> list[str]:
     return [f.name for f in fields(FoldState) if f.name not in ("ended", "saved")]
 
 # %% ../nbs/27_train.ipynb #34406333
+def _check_no_models(where: Path) -> None:
+    "Raise where a fold's folder has models and no state: training again would replace them."
+    name = next((name for name in ("best", "last") if (where / name).exists()), None)
+    if name:
+        raise ValueError(
+            f"{where} has {name}/ and no state.safetensors: "
+            "restore the state, or remove the folder to train this fold from the start"
+        )
+
+# %% ../nbs/27_train.ipynb #d26c99d3
 def _load_fold(where: Path, made: dict) -> tuple[dict, FoldState]:
-    "A fold's tensors and state, checked against what it is trained with; of a fold that begins no tensors."
+    "A fold's tensors and state, checked against what it is trained with; a new fold has no tensors."
     path = where / "state.safetensors"
     if not path.exists():
-        model = next((name for name in ("best", "last") if (where / name).exists()), None)
-        if model:
-            raise ValueError(
-                f"{where} has {model}/ and no state.safetensors: "
-                "bring the state back, or remove the folder to train this fold anew"
-            )
+        _check_no_models(where)
         return {}, FoldState(made)
     tensors, facts = load_state(path)
     if facts.get("format") != _FORMAT:
         raise ValueError(
-            f"{path} is from an earlier version of steel_seg, training cannot be resumed from it; "
-            f"its models can be used as they are. To train this fold anew remove the folder {where}"
+            f"{path} is from an earlier version of steel_seg, training cannot be resumed from it; its models "
+            f"can still be used. To train this fold from the start, remove the folder {where}"
         )
     differences = _differences(facts["made"], made)
     if differences:
         raise ValueError(
             f"{path} belongs to another training: {'; '.join(differences)}. "
-            f"Put back what it was made with, or remove the folder {where} to train this fold anew"
+            f"Use the same settings and data, or remove the folder {where} to train this fold from the start"
         )
     return tensors, FoldState.from_facts(facts)
 
@@ -556,9 +567,9 @@ def _net(fold: _Fold, encoder_weights: str | None) -> SegModel:
     net.spec["encoder_weights"] = config.encoder_weights
     return net
 
-
+# %% ../nbs/27_train.ipynb #43a61ee9
 def _loss_of(config: TrainConfig) -> Callable[[torch.Tensor | tuple, torch.Tensor], torch.Tensor]:
-    "The loss of what a net returns: that of the masks and, where there is a class head, that of the classes."
+    "The loss of a net's output: that of the masks plus, with a class head, that of the classes."
     of_masks = build_loss(config.loss, config.loss_args)
 
     def loss_of(out: torch.Tensor | tuple, mask: torch.Tensor) -> torch.Tensor:
@@ -570,7 +581,7 @@ def _loss_of(config: TrainConfig) -> Callable[[torch.Tensor | tuple, torch.Tenso
 
 # %% ../nbs/27_train.ipynb #0b9e348b
 class _Training:
-    "The nets and the optimiser of a fold, and where it stands."
+    "The nets, the optimiser and the position of a fold."
 
     def __init__(self, fold: _Fold):
         if fold.accelerator.is_main_process:
@@ -579,7 +590,7 @@ class _Training:
         tensors, self.state = _load_fold(fold.where, _made(fold))
         self.fold, self.accelerator = fold, fold.accelerator
         self.net = _net(fold, None if tensors else fold.config.encoder_weights)
-        self.shell = copy.deepcopy(self.net)  # through which model folders are written
+        self.shell = copy.deepcopy(self.net)  # used to write model folders
         if tensors:
             self.net.load_state_dict(unpack("model", tensors))
         self.best = [(b["score"], b["epoch"], unpack(f"best{k}", tensors)) for k, b in enumerate(self.state.best)]
@@ -598,16 +609,16 @@ class _Training:
 
     @property
     def stage(self) -> TrainConfig:
-        "The configuration of the stage it is in; once all are over, of the last."
+        "The configuration of the current stage; after the end, of the last one."
         return self.fold.plan[min(self.state.stage, len(self.fold.plan) - 1)]
 
     @property
     def steps(self) -> int:
-        "Steps of an epoch."
+        "Number of steps of an epoch."
         return -(-len(self.batches()) // self.stage.accumulate)
 
     def batches(self) -> list:
-        "This process's batches of the epoch it is in."
+        "The batches of the current epoch, for this process."
         stage, a = self.stage, self.accelerator
         return epoch_batches(
             self.fold.training,
@@ -622,14 +633,15 @@ class _Training:
     def batches_of_steps(self) -> list:
         "For each step of the epoch its batches, cut into parts that fit into memory."
         batches, accumulate, size = self.batches(), self.stage.accumulate, self.state.part
+        assert size is not None  # `_begin_stage` set it
         steps = [batches[k : k + accumulate] for k in range(0, len(batches), accumulate)]
         return [[batch[k : k + size] for batch in step for k in range(0, len(batch), size)] for step in steps]
 
 # %% ../nbs/27_train.ipynb #2871e4e6
 def _prepare(t: _Training, tensors: dict) -> None:
-    "Make a fold ready for its next step; `tensors` are those of its state, none at the beginning."
+    "Make a fold ready for its next step; `tensors` are those of its state, empty for a new fold."
     config, accelerator = t.fold.config, t.accelerator
-    # The same numbers in another order: a quarter to a half of the time saved on a CPU.
+    # The same numbers in another order in memory: a quarter to a half less time on a CPU.
     t.net.to(memory_format=torch.channels_last)
     t.scored = copy.deepcopy(t.net).to(accelerator.device) if config.ema else t.net
     if config.checkpointing:
@@ -646,12 +658,12 @@ def _prepare(t: _Training, tensors: dict) -> None:
         assert accelerator.scaler is not None
         accelerator.scaler.load_state_dict(t.state.scaler)
 
-
+# %% ../nbs/27_train.ipynb #50f23af1
 def _begin_stage(t: _Training) -> None:
-    "An optimiser of the stage's own, and how much of a batch fits into memory."
+    "Make the optimiser of a stage, and find how much of a batch fits into memory."
     stage = t.stage
     if t.optimizer is not None:
-        t.accelerator.free_memory()  # forgets the optimiser of the stage before
+        t.accelerator.free_memory()  # drops the optimiser of the stage before
     t.optimizer = t.accelerator.prepare(
         build_optimizer(stage.optimizer, t.net, stage.lr, stage.weight_decay, stage.encoder_lr, stage.lookahead)
     )
@@ -684,7 +696,7 @@ def fitting_batch(
 
 # %% ../nbs/27_train.ipynb #3657ed65
 def _fitting_part(t: _Training) -> int:
-    "How many images of a batch of this stage fit into memory, on every process. The net is left as it was."
+    "How many images of a batch of this stage fit into memory on every process. The net is not changed."
     stage, accelerator, net, n_classes = t.stage, t.accelerator, t.net, t.fold.folder.n_classes
     device, shape = accelerator.device, window_of(stage.crop) or t.fold.folder.shape
     loss_of = _loss_of(stage)
@@ -708,12 +720,9 @@ def _fitting_part(t: _Training) -> int:
     return int(sizes.min())
 
 # %% ../nbs/27_train.ipynb #a159c6d4
-def _save(t: _Training) -> None:
-    "The state as one file, and then, after an epoch, what is made from it."
+def _state_tensors(t: _Training) -> dict[str, torch.Tensor]:
+    "The tensors of a state; the rest of the optimiser's and the scaler's state is put into `t.state`."
     state = t.state
-    state.best = [{"epoch": epoch, "score": score} for score, epoch, _ in t.best]
-    if not t.accelerator.is_main_process:
-        return
     tensors = pack("model", (t.scored if t.finished else t.net).state_dict())
     for k, (*_, best) in enumerate(t.best):
         tensors.update(pack(f"best{k}", best))
@@ -725,6 +734,16 @@ def _save(t: _Training) -> None:
             tensors.update(pack("ema", t.ema.tensors))
         if t.accelerator.scaler:
             state.scaler = t.accelerator.scaler.state_dict()
+    return tensors
+
+
+def _save(t: _Training) -> None:
+    "Write the state as one file and then, after an epoch, the files that are made from it."
+    state = t.state
+    state.best = [{"epoch": epoch, "score": score} for score, epoch, _ in t.best]
+    if not t.accelerator.is_main_process:
+        return
+    tensors = _state_tensors(t)
     save_state(t.fold.where / "state.safetensors", tensors, state.to_facts())
     state.saved = True
     if state.step == 0:
@@ -737,20 +756,20 @@ _HISTORY = dict(
 
 
 def _read_history(path: Path) -> pd.DataFrame:
-    "A history.csv with its types; columns beside those of `_HISTORY` are scores."
+    "A history.csv with its types; columns that are not in `_HISTORY` are scores."
     history = pd.read_csv(path, dtype=str)  # Python's floats: exact with every pandas
     return history.astype({name: _HISTORY.get(name, float) for name in history})
 
-
+# %% ../nbs/27_train.ipynb #05b171b2
 def _write_histories(run: Path, where: Path, history: list[dict]) -> None:
-    "The history.csv of a fold, and that of the run, of all folds that have one."
+    "Write the history.csv of a fold, and that of the run from all folds that have one."
     write_text(where / "history.csv", pd.DataFrame(history).to_csv(index=False))
     paths = sorted(run.glob("fold_*/history.csv"), key=lambda path: int(path.parent.name[5:]))
     write_text(run / "history.csv", pd.concat([_read_history(path) for path in paths]).to_csv(index=False))
 
 # %% ../nbs/27_train.ipynb #2cec4a90
 def _publish(t: _Training) -> None:
-    "Bring history.csv, best/ and last/ in step with the state."
+    "Write history.csv, best/ and last/ from the state, where they are older than it."
     fold, state = t.fold, t.state
     if not t.accelerator.is_main_process or not state.history:
         return
@@ -770,83 +789,58 @@ def _publish(t: _Training) -> None:
         tensors = {name: tensor.cpu() for name, tensor in t.scored.state_dict().items()}
         _model_folder(fold.where / "last", t.shell, tensors, {**meta, **last})
 
-# %% ../nbs/27_train.ipynb #96f1dd50
-def _train_epoch(t: _Training, images: StripDataset, loss_of: Callable, watch: "_Watch") -> float:
-    "Train the rest of an epoch: learning rate, forward, loss, backward, step, log. Returns the last learning rate."
-    c, state, accelerator, device = t.stage, t.state, t.accelerator, t.accelerator.device
-    steps = t.batches_of_steps()
-    todo = steps[state.step :]
-    loader = iter(make_loader(images, [part for parts in todo for part in parts], c.num_workers))
-    watch.begin_epoch(state)
-    t.model.train()
-    losses, lr = [], 0.0
-    for step, parts in enumerate(todo, state.step):
-        lr = _set_learning_rate(t, step, len(steps))
-        torch.manual_seed(step_seed(c.seed, state.epoch, step, accelerator.process_index))
-        n_images = sum(map(len, parts))
-        for parts_left in reversed(range(len(parts))):
-            image, mask = _to_device(next(loader), device)
-            with accelerator.no_sync(t.model) if parts_left else nullcontext():
-                loss = loss_of(t.forward(image), mask) * (len(image) / n_images)
-                accelerator.backward(loss)
-            losses.append(loss.detach())
-        if c.clip:
-            accelerator.clip_grad_norm_(t.model.parameters(), c.clip)
-        t.optimizer.step()
-        t.optimizer.zero_grad()
-        if t.ema:
-            t.ema.update(state.steps)
-        state.steps += 1
+# %% ../nbs/27_train.ipynb #50a54b75
+def _backward(t: _Training, parts: list, loaded: Iterator[dict], loss_of: Callable) -> list[torch.Tensor]:
+    "Forward, loss and backward of one step, part by part; returns the losses of the parts, whose sum is the step's."
+    losses = []
+    n_images = sum(map(len, parts))
+    for parts_left in reversed(range(len(parts))):
+        image, mask = _to_device(next(loaded), t.accelerator.device)
+        with t.accelerator.no_sync(t.model) if parts_left else nullcontext():
+            loss = loss_of(t.forward(image), mask) * (len(image) / n_images)
+            t.accelerator.backward(loss)
+        losses.append(loss.detach())
+    return losses
 
-        done = step + 1
-        save = c.save_every and done % c.save_every == 0 and done < len(steps)
-        if save or done % 10 == 0 or done == len(steps):
-            fetched: Any = accelerator.reduce(torch.stack(losses), "mean")
-            for value in fetched.tolist():
-                state.loss += value
-            losses = []
-            _check_finite(state.loss, t.fold.number, state.epoch, step, lr)
-            watch.log(state.loss / done, lr)
-        watch.tell_step(state.epoch, done, len(steps))
-        if save:
-            state.step, state.seconds = done, watch.seconds
-            _save(t)
-        if watch.on_step:
-            watch.on_step(state.epoch, step)
-    return lr
+# %% ../nbs/27_train.ipynb #33acec7b
+def _add_losses(t: _Training, losses: list[torch.Tensor]) -> None:
+    "Add the losses of some steps to the sum of the epoch; mean over processes."
+    fetched: Any = t.accelerator.reduce(torch.stack(losses), "mean")
+    for value in fetched.tolist():
+        t.state.loss += value
 
 # %% ../nbs/27_train.ipynb #1c9197e1
 def _set_learning_rate(t: _Training, step: int, steps: int) -> float:
-    "Set the learning rate (and the momentum) of a step of this epoch, of so many; returns the rate."
+    "Set the learning rate (and the momentum) of one step of an epoch of `steps`; returns the learning rate."
     c, state = t.stage, t.state
     step, total = state.stage_epoch * steps + step, steps * c.epochs
     lr = rate_at(step, total, c.lr, c.schedule, c.warmup, c.flat, state.scores, c.patience, c.factor)
     set_rate(t.optimizer, lr, beta1_at(step, total, c.schedule, c.warmup))
     return lr
 
-
+# %% ../nbs/27_train.ipynb #d4594a17
 def _check_finite(loss: float, fold: int, epoch: int, step: int, lr: float) -> None:
-    "Raise where a loss is no finite number; epoch and step count from 0."
+    "Raise where a loss is not a finite number; epoch and step count from 0."
     if not math.isfinite(loss):
         raise ValueError(
             f"fold {fold}: the loss is {loss} at epoch {epoch + 1}, step {step + 1}, lr {lr:.2e}. "
-            "A lower lr, a longer warmup or a smaller clip may help; the last saved state is as it was"
+            "A lower lr, a longer warmup or a smaller clip may help; the last saved state was not changed"
         )
 
 # %% ../nbs/27_train.ipynb #2ccf0faf
 @dataclass(slots=True)
 class _Watch:
-    "Who is told how an epoch goes on."
+    "Shows how far an epoch is."
 
     bar: tqdm
     news: _News
     on_step: Callable[[int, int], object] | None
     loss: float | None = None  # mean over the steps of this epoch, as last fetched
-    began: float = 0.0  # when this epoch would have begun, had it not been stopped
+    began: float = 0.0  # start of this epoch, moved back by the time it took before a stop
 
     @property
     def seconds(self) -> float:
-        "That this epoch has taken, with the time before it was stopped."
+        "Time that this epoch has taken, including the time before a stop."
         return time.perf_counter() - self.began
 
     def begin_epoch(self, state: FoldState) -> None:
@@ -864,9 +858,46 @@ class _Watch:
     def tell_batch(self, batch: int, batches: int) -> None:
         self.news("scoring", batch=batch, batches=batches, seconds=self.seconds)
 
+# %% ../nbs/27_train.ipynb #96f1dd50
+def _train_epoch(t: _Training, images: StripDataset, loss_of: Callable, watch: _Watch) -> float:
+    "Train the rest of an epoch: learning rate, forward, loss, backward, step, log. Returns the last learning rate."
+    c, state, accelerator = t.stage, t.state, t.accelerator
+    steps = t.batches_of_steps()
+    todo = steps[state.step :]
+    loader = iter(make_loader(images, [part for parts in todo for part in parts], c.num_workers))
+    watch.begin_epoch(state)
+    t.model.train()
+    losses, lr = [], 0.0
+    for step, parts in enumerate(todo, state.step):
+        lr = _set_learning_rate(t, step, len(steps))
+        torch.manual_seed(step_seed(c.seed, state.epoch, step, accelerator.process_index))
+        losses += _backward(t, parts, loader, loss_of)
+        if c.clip:
+            accelerator.clip_grad_norm_(t.model.parameters(), c.clip)
+        t.optimizer.step()
+        t.optimizer.zero_grad()
+        if t.ema:
+            t.ema.update(state.steps)
+        state.steps += 1
+
+        done = step + 1
+        save = c.save_every and done % c.save_every == 0 and done < len(steps)
+        if save or done % 10 == 0 or done == len(steps):
+            _add_losses(t, losses)
+            losses = []
+            _check_finite(state.loss, t.fold.number, state.epoch, step, lr)
+            watch.log(state.loss / done, lr)
+        watch.tell_step(state.epoch, done, len(steps))
+        if save:
+            state.step, state.seconds = done, watch.seconds
+            _save(t)
+        if watch.on_step:
+            watch.on_step(state.epoch, step)
+    return lr
+
 # %% ../nbs/27_train.ipynb #7e03a4c2
 def _align_buffers(t: _Training) -> None:
-    "Batch norm's running means differ between processes; those of the first are kept."
+    "Give all processes the batch norm statistics of the first, and the scored net the running mean."
     for name, buffer in t.net.named_buffers():
         broadcast(buffer)
         if t.ema:
@@ -874,11 +905,11 @@ def _align_buffers(t: _Training) -> None:
     if t.ema:
         t.scored.load_state_dict(t.ema.tensors)
 
-
+# %% ../nbs/27_train.ipynb #4a6ff48d
 def _enter_epoch(t: _Training, examples: list[str], lr: float, seconds: float, scores: dict) -> None:
-    "Enter a finished epoch into the history, and keep its net if it is among the best so far."
+    "Add a finished epoch to the history, and keep its net if it is among the best."
     state, fold, epoch = t.state, t.fold, t.state.epoch + 1
-    # Before the state: after a kill between the two the epoch's end is made again, and the same examples with it.
+    # Written before the state: after a kill between the two, the end of the epoch is repeated with the same examples.
     if examples:
         _write_examples(fold.where / "examples.npz", t.scored, fold.folder, examples, epoch, t.accelerator.device)
     row = {
@@ -914,14 +945,15 @@ def _next_epoch(t: _Training, score: float) -> None:
         if not t.finished:
             _begin_stage(t)
 
-
+# %% ../nbs/27_train.ipynb #152e74da
 def _take_mean(t: _Training, score_of: Callable[[torch.nn.Module], dict]) -> None:
     "At the end: the mean of the best epochs' weights, if it scores higher than each of them."
     state, state.ended, state.mean = t.state, True, None
     if len(t.best) > 1:
         epochs = [epoch for _, epoch, _ in t.best]
         tensors = mean_tensors([tensors for *_, tensors in t.best])
-        net = copy.deepcopy(t.shell).to(t.accelerator.device, memory_format=torch.channels_last)
+        net = copy.deepcopy(t.shell).to(t.accelerator.device)
+        net.to(memory_format=torch.channels_last)
         net.load_state_dict(tensors)
         score = score_of(net)["score"]
         state.mean = {"score": score, "epochs": sorted(epochs), "kept": score > t.best[0][0]}
@@ -931,7 +963,7 @@ def _take_mean(t: _Training, score_of: Callable[[torch.nn.Module], dict]) -> Non
 
 # %% ../nbs/27_train.ipynb #6b16aadd
 def _stage_lines(t: _Training) -> list[str]:
-    "What the stage trains on, before it begins."
+    "What a stage trains on, as lines to print before it begins."
     c, fold, state = t.stage, t.fold, t.state
     of_stages = f", stage {state.stage + 1} of {len(fold.plan)}" if len(fold.plan) > 1 else ""
     order = epoch_order(fold.training, seed=c.seed, epoch=state.epoch, **fold.sampling(c))
@@ -940,7 +972,7 @@ def _stage_lines(t: _Training) -> list[str]:
         rest.append(f"each batch in parts of {state.part} images, which fit into memory")
     return [f"fold {fold.number}{of_stages}: {first}", *("  " + line for line in rest)]
 
-
+# %% ../nbs/27_train.ipynb #07d1e72a
 def _held_out_loader(t: _Training) -> DataLoader:
     "The images that the fold is scored on, in batches of the smallest size of all stages."
     batches = epoch_batches(
@@ -1009,22 +1041,22 @@ def _news_of(t: _Training) -> _News:
     }
     return _News(path, facts)
 
-
+# %% ../nbs/27_train.ipynb #3ea2fd8c
 def _example_ids(t: _Training) -> list[str]:
-    "The images of examples.npz, which the first process writes."
+    "The images of examples.npz; none on all processes but the first."
     if not t.accelerator.is_main_process:
         return []
     fold = t.fold
     rows = fold.held_out[example_rows(fold.folder.truth_area()[fold.held_out])]
     return fold.folder.images.image_id.to_numpy()[rows].tolist()
 
-
+# %% ../nbs/27_train.ipynb #3f3d9083
 def _mean_line(t: _Training) -> str:
-    "What became of the mean of the best epochs."
+    "One line about the mean of the best epochs."
     mean, best = t.state.mean, t.state.best[0]
     assert mean is not None
     epochs = ", ".join(map(str, mean["epochs"]))
-    end = "which is kept" if mean["kept"] else f"the best of them {best['score']:.4f}"
+    end = "it is kept" if mean["kept"] else f"the best of them {best['score']:.4f}"
     return f"fold {t.fold.number}: the mean of epochs {epochs} scores {mean['score']:.4f}, {end}"
 
 # %% ../nbs/27_train.ipynb #ba5f238f
@@ -1035,13 +1067,14 @@ def train_fold(
     progress: bool = True,  # a bar on stderr, and lines about each stage or a fold that was finished before
     on_step: Callable[[int, int], object] | None = None,  # (epoch, step) after each step, from 0; may raise
 ) -> pd.DataFrame:
-    """Train one fold from where it stands to its end; returns its history, one row per epoch.
+    """Train one fold from its saved state to its end; returns its history, one row per epoch.
 
     Writes `fold_K/state.safetensors`, `history.csv`, `best/` (the epoch with the highest score on the fold, the first
-    of equals, or the mean of the best if that is better) and, at the end, `last/`; for those who watch,
-    `progress.json` and `examples.npz`. Stopped at any moment and called again, it ends with the weights and the
-    history (but for its seconds) of a run that was not stopped: bit for bit on one CPU at the same number of threads.
-    A finished fold is not trained again; what is missing of its folders is put back. Leaves torch's generator seeded.
+    of equals, or the mean of the best if that is better) and, at the end, `last/`; for readers `progress.json` and
+    `examples.npz`. Stopped at any moment and called again, it ends with the weights and the history (except its
+    seconds) of a run that was not stopped: bit for bit on one CPU with the same number of threads. A finished fold is
+    not trained again; what is missing of its folders is written again. The seed of torch's generator is changed.
+
     Raises `ValueError` where the state is damaged or belongs to another configuration, other data or other folds, and
     where the loss is no longer a finite number.
     """
@@ -1067,18 +1100,18 @@ def train_fold(
 
 # %% ../nbs/27_train.ipynb #c1fdb305
 def train_run(
-    run: str | Path,  # made where it does not exist, else gone on with
+    run: str | Path,  # made where it does not exist, else continued
     folder: StripFolder,
     config: TrainConfig,
     only: int | Sequence[int] | None = None,  # folds to train; None: all
     progress: bool = True,  # a bar for each fold
     on_step: Callable[[int, int], object] | None = None,  # as for `train_fold`
 ) -> pd.DataFrame:
-    """Train all folds, each from where it stands; returns the run's history, of the folds that have one.
+    """Train all folds, each from its saved state; returns the history of all folds that have one.
 
     The run folder then holds `config.json`, `folds.csv`, `history.csv` and a `fold_K/` each. It can be called again at
-    any time, and after a kill; see `start_run` and `train_fold` for what is checked and raised. Several processes
-    (`accelerate launch`) train one fold together; several runs on one machine want `only`.
+    any time, also after a kill; see `start_run` and `train_fold` for what is checked and raised. Several processes
+    (`accelerate launch`) train one fold together; to train folds of one run separately, use `only`.
     """
     with _accelerator(config).main_process_first():
         start_run(run, config, folder)

@@ -214,13 +214,13 @@ def test_levels_are_made_on_the_device_as_to_level_makes_them():
             _levels(torch.tensor([[[[0.5, bad]]]]))
 
 
-def test_many_hands_keep_what_one_keeps(trained, folder, tmp_path, monkeypatch):
+def test_many_threads_keep_what_one_keeps(trained, folder, tmp_path, monkeypatch):
     "As beside a GPU: images are read and kept by several threads, in any order."
     kept = []
     for n in (1, 6):
         run = tmp_path / f"run{n}"
         shutil.copytree(trained, run)
-        monkeypatch.setattr("steel_seg.predict._hands", lambda device, n=n: ThreadPoolExecutor(n))
+        monkeypatch.setattr("steel_seg.predict._io_threads", lambda device, n=n: ThreadPoolExecutor(n))
         store = predict_oof(run, folder, progress=False, batch_size=5)
         kept.append({i: store.read(i) for i in store.image_ids})
         counted = count_oof(run, folder, progress=False, batch_size=5)
@@ -255,7 +255,7 @@ def test_other_models_data_or_tta_are_refused(run, folder, tmp_path):
     predict_oof(run, folder, progress=False)
     predict_test(run, folder, progress=False)
     for predict in (predict_oof, predict_test):
-        with pytest.raises(ValueError, match=r"tta is 'hflip' there, 'flips' now. Remove .* to predict anew"):
+        with pytest.raises(ValueError, match=r"tta was 'hflip', is now 'flips'. Remove .* to predict again"):
             predict(run, folder, tta="flips", progress=False)
     shutil.rmtree(run / "fold_2")
     train_fold(run, folder, 2, progress=False)
@@ -265,7 +265,7 @@ def test_other_models_data_or_tta_are_refused(run, folder, tmp_path):
     other = tmp_path / "other"
     train_run(other, folder, replace(TINY, seed=3), progress=False)
     shutil.copytree(run / "oof", other / "oof")
-    with pytest.raises(ValueError, match="predicted with something else: fold_0 is .* Remove"):
+    with pytest.raises(ValueError, match="predicted with something else: fold_0 was .*, is now .* Remove"):
         predict_oof(other, folder, progress=False)
     strips = read_folder(make_folder(tmp_path / "strips", n_train=30, n_test=2, shape=(36, 70), seed=9))
     with pytest.raises(ValueError, match="was trained on other data"):
@@ -275,7 +275,7 @@ def test_other_models_data_or_tta_are_refused(run, folder, tmp_path):
 def test_unfinished_training_is_refused(run, folder):
     shutil.rmtree(run / "fold_1/last")
     for predict in (predict_oof, predict_test):
-        with pytest.raises(ValueError, match="fold_1 is not trained to its end: call train_run again"):
+        with pytest.raises(ValueError, match="fold_1 is not trained to its end: run `steel_seg train` again"):
             predict(run, folder, progress=False)
 
 

@@ -443,15 +443,13 @@ def test_damaged_state_stops_training(calm, folder, tmp_path):
 def test_other_plan_is_refused(calm, folder, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(calm, run)
-    with pytest.raises(
-        ValueError, match="epochs is 3 there, 4 now; hflip is 0.5 there, 0.0 now. Use another run folder"
-    ):
+    with pytest.raises(ValueError, match="epochs was 3, is now 4; hflip was 0.5, is now 0.0. Use another run folder"):
         start_run(run, replace(TINY, epochs=4, hflip=0), folder)
     start_run(run, replace(TINY, num_workers=1, save_every=0), folder)  # how, not what
     assert read_config(run)[0].num_workers == 1
     folds = make_folds(folder, 2, 99)
     write_folds(run / "folds.csv", folds)
-    with pytest.raises(ValueError, match="belongs to another training: train images is"):
+    with pytest.raises(ValueError, match="belongs to another training: train images was"):
         train_fold(run, folder, 0, progress=False)
     write_folds(run / "folds.csv", folds.assign(fold=folds.index % 3))
     with pytest.raises(ValueError, match="has 3 folds, the configuration 2"):
@@ -462,12 +460,12 @@ def test_other_plan_is_refused(calm, folder, tmp_path):
 
 def test_other_data_is_refused(calm, folder, tmp_path):
     other = read_folder(make_folder(tmp_path / "other", n_train=40, n_test=1, shape=(32, 64), seed=6))
-    with pytest.raises(ValueError, match="data is '.*' there, '.*' now"):
+    with pytest.raises(ValueError, match="data was '.*', is now '.*'"):
         train_run(calm, other, TINY, progress=False)
     shutil.copytree(folder.root, tmp_path / "same")
     changed = next((tmp_path / "same/train_images").iterdir())
     changed.write_bytes(changed.read_bytes() + b"\0")
-    with pytest.raises(ValueError, match="data is '.*' there, '.*' now"):
+    with pytest.raises(ValueError, match="data was '.*', is now '.*'"):
         train_fold(calm, read_folder(tmp_path / "same"), 0, progress=False)
 
 
@@ -625,5 +623,5 @@ def test_two_processes_train_one_fold(folder, processes, tmp_path):
     news = json.loads((run / "fold_0/progress.json").read_text())
     assert news["doing"] == "finished" and news["pid"] == ranks[0].pid
     assert history.loss.iloc[-1] < history.loss.iloc[0]
-    with pytest.raises(ValueError, match="processes is 2 there, 1 now"):
+    with pytest.raises(ValueError, match="processes was 2, is now 1"):
         train_fold(run, folder, 0, progress=False)
