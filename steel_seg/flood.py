@@ -12,23 +12,25 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
+# %% ../nbs/15_flood.ipynb #5cf77ca3
+@njit(nogil=True, cache=True)  # as a call it made the search in a sparse map twice as slow
+def _all_zero(words, w):
+    "Whether eight words from `w` on, 64 pixels, are all 0."
+    first_half = words[w] | words[w + 1] | words[w + 2] | words[w + 3]
+    second_half = words[w + 4] | words[w + 5] | words[w + 6] | words[w + 7]
+    return not first_half | second_half
+
 # %% ../nbs/15_flood.ipynb #4640bb8c
 @njit(nogil=True, cache=True)
 def _count(prob, words, truth, n_truth, area, hit):
-    """Fill area and hit (256,) of one map, given flat and, but for a rest, as words of eight pixels; `truth` is read
-    where there are `n_truth` > 0 pixels of it."""
-    levels = np.zeros((4, 512), np.int32)  # from 256 on: of truth
+    """Fill area and hit (256,) of one map.
+
+    `prob` is the flat map; `words` is the same memory, eight pixels per word, without the last pixels that fill no
+    group of 64. `truth` is read only where `n_truth`, its number of pixels, is not 0.
+    """
+    levels = np.zeros((4, 512), np.int32)  # four histograms; from 256 on: pixels of truth
     for w in range(0, len(words), 8):
-        if not (
-            words[w]
-            | words[w + 1]
-            | words[w + 2]
-            | words[w + 3]
-            | words[w + 4]
-            | words[w + 5]
-            | words[w + 6]
-            | words[w + 7]
-        ):
+        if _all_zero(words, w):
             continue
         for p in range(8 * w, 8 * w + 64, 4):
             for k in range(4):
@@ -41,9 +43,9 @@ def _count(prob, words, truth, n_truth, area, hit):
             a += levels[k, t] + levels[k, t + 256]
             h += levels[k, t + 256]
         area[t], hit[t] = a, h
-    area[0], hit[0] = len(prob), n_truth  # zeros were passed over
+    area[0], hit[0] = len(prob), n_truth  # zeros were skipped
 
-
+# %% ../nbs/15_flood.ipynb #70422cc7
 def map_counts(
     prob: np.ndarray,  # (H,W) uint8, levels of one class
     truth: np.ndarray | None,  # (H,W), nonzero is defect; None where the class is absent
@@ -76,13 +78,11 @@ def map_counts(
 class Room(NamedTuple):
     "Arrays that the kernels work in, for maps of one shape; made by `make_room`, used by one thread at a time."
 
-    map: (
-        np.ndarray
-    )  # (H+2,S) uint8, zero frame; S is a multiple of 64, so that as many pixels can be looked at together
+    map: np.ndarray  # (H+2,S) uint8, zero frame; S is a multiple of 64, so that 64 pixels can be tested together
     truth: np.ndarray  # (H+2,S) uint8
     seen: np.ndarray  # (H+2,S) uint8
-    wait: np.ndarray  # (H*W,) uint32, pixels that wait, level by level
-    pit: np.ndarray  # (H*W,) uint32, pixels that wait at the level that is flooded now
+    wait: np.ndarray  # (H*W,) uint32, waiting pixels, level by level
+    pit: np.ndarray  # (H*W,) uint32, waiting pixels of the level that is flooded now
     low: np.ndarray  # (H*W,) uint8, then as many of high, area, hit: the components found
     high: np.ndarray
     area: np.ndarray  # int32
@@ -102,7 +102,7 @@ def make_room(
     area, hit = np.zeros((2, h * w), np.int32)
     return Room(framed, truth, seen, wait, pit, low, high, area, hit, (h, w))
 
-
+# %% ../nbs/15_flood.ipynb #146c6337
 @njit(nogil=True, cache=True)
 def _frame(image, framed):
     "Copy (H,W) into the middle of its frame."
@@ -111,10 +111,10 @@ def _frame(image, framed):
         for c in range(w):
             framed[r + 1, c + 1] = image[r, c]
 
-
+# %% ../nbs/15_flood.ipynb #6ae6e019
 @njit(nogil=True, cache=True)
 def _places(area):
-    "Where the waiting pixels of each level begin: a level has room for as many as the map has pixels of it."
+    "Where the queue of each level begins in `Room.wait`: a level has as many places as the map has pixels of it."
     first = np.zeros(256, np.uint32)
     total = 0
     for t in range(256):
@@ -122,88 +122,94 @@ def _places(area):
         total += area[t] - (area[t + 1] if t < 255 else 0)
     return first
 
-
+# %% ../nbs/15_flood.ipynb #85c5a6df
 def _offsets(connectivity, stride):
-    """Steps to the neighbours in a flat frame. Unsigned, or numba would ask at each access whether an index is
-    negative; adding wraps round."""
+    """Steps to the neighbours in a flat frame of this stride.
+
+    They are unsigned, because numba tests each signed index for being negative; an addition wraps around.
+    """
     near = {4: (-stride, -1, 1, stride), 8: (-stride - 1, -stride, -stride + 1, -1, 1, stride - 1, stride, stride + 1)}
     return tuple(np.array(near[connectivity], np.int64).astype(np.uint64))
 
 # %% ../nbs/15_flood.ipynb #198db18b
 @njit(nogil=True, cache=True)
-def _nodes(room, has_truth, steps, first, smallest):
-    """List the components of the framed map at all levels into the room; returns how many. The map is 0 afterwards.
+def _highest_waiting(next_, first, here, lowest):
+    "The highest level from `here` down to `lowest` whose queue is not empty; 0 where all are empty."
+    level = here
+    while level >= lowest and next_[level] == first[level]:
+        level -= np.uint8(1)
+    return level if level >= lowest else np.uint8(0)
 
-    `here` is the level of the open component, `size` and `both` its pixels so far; those below it lie on a stack of
-    `depth`.
+# %% ../nbs/15_flood.ipynb #b1e1d5bd
+@njit(nogil=True, cache=True)
+def _climb(room, v, truth, start, steps, first, next_, stack, n, smallest):
+    """List all components of the hill that `start` stands on, from row `n` on; returns the next free row.
+
+    `here` is the level of the open component, `size` and `both` its pixels so far. The open components below it lie
+    on `stack`, its level, size and both in columns; `depth` of them.
     """
-    v, words, truth, wait = room.map.ravel(), room.map.ravel().view(np.uint64), room.truth.ravel(), room.wait
-    next_ = first.copy()
-    level, sizes, boths, depth = np.zeros(257, np.uint8), np.zeros(257, np.int32), np.zeros(257, np.int32), np.uint64(0)
-    n = np.uint64(0)
-    for w in range(0, len(words), 8):
-        if not (
-            words[w]
-            | words[w + 1]
-            | words[w + 2]
-            | words[w + 3]
-            | words[w + 4]
-            | words[w + 5]
-            | words[w + 6]
-            | words[w + 7]
-        ):
-            continue  # 0, or visited
-        for start in range(8 * w, 8 * w + 64):
-            at = np.uint64(start)
-            here = v[at]
-            if here == 0:
+    wait = room.wait
+    level, sizes, boths = stack
+    at, depth = start, np.uint64(0)
+    here = v[at]
+    v[at] = 0
+    lowest, size, both = here, np.int32(0), np.int32(0)
+    while True:
+        climbs = False
+        for step in steps:
+            near = at + step
+            up = v[near]
+            if up == 0:
                 continue
-            v[at] = 0
-            lowest, size, both = here, np.int32(0), np.int32(0)
-            while True:
-                climbs = False
-                for step in steps:
-                    near = at + step
-                    up = v[near]
-                    if up == 0:
-                        continue
-                    v[near] = 0
-                    if up > here:  # this pixel waits; its other neighbours are looked at when its turn comes
-                        wait[next_[here]] = at
-                        next_[here] += np.uint32(1)
-                        depth += np.uint64(1)
-                        level[depth], sizes[depth], boths[depth] = here, size, both
-                        at, here, size, both, climbs = near, up, np.int32(0), np.int32(0), True
-                        break
-                    wait[next_[up]] = near
-                    next_[up] += np.uint32(1)
-                    lowest = min(lowest, up)
-                if climbs:
-                    continue
-                size += 1
-                if has_truth:
-                    both += truth[at]
-                down = here
-                while down >= lowest and next_[down] == first[down]:
-                    down -= np.uint8(1)
-                if down < lowest:
-                    down = np.uint8(0)  # nothing waits: all that is open is complete
-                while here > down:
-                    below = level[depth] if depth else np.uint8(0)
-                    if size >= smallest:
-                        room.low[n], room.high[n], room.area[n], room.hit[n] = max(below, down) + 1, here, size, both
-                        n += np.uint64(1)
-                    if depth and below >= down:
-                        here = below
-                        size += sizes[depth]
-                        both += boths[depth]
-                        depth -= np.uint64(1)
-                    else:
-                        here = down
-                if down == 0:
-                    break
-                next_[down] -= np.uint32(1)
-                at = np.uint64(wait[next_[down]])
+            v[near] = 0
+            if up > here:  # this pixel waits; its other neighbours are visited when its turn comes
+                wait[next_[here]] = at
+                next_[here] += np.uint32(1)
+                depth += np.uint64(1)
+                level[depth], sizes[depth], boths[depth] = here, size, both
+                at, here, size, both, climbs = near, up, np.int32(0), np.int32(0), True
+                break
+            wait[next_[up]] = near
+            next_[up] += np.uint32(1)
+            lowest = min(lowest, up)
+        if climbs:
+            continue
+        size += 1
+        if len(truth):
+            both += truth[at]
+        down = _highest_waiting(next_, first, here, lowest)  # 0: no pixel waits, so all open components are complete
+        while here > down:
+            below = level[depth] if depth else np.uint8(0)
+            if size >= smallest:
+                room.low[n], room.high[n], room.area[n], room.hit[n] = max(below, down) + 1, here, size, both
+                n += np.uint64(1)
+            if depth and below >= down:
+                here = below
+                size += sizes[depth]
+                both += boths[depth]
+                depth -= np.uint64(1)
+            else:
+                here = down
+        if down == 0:
+            return n
+        next_[down] -= np.uint32(1)
+        at = np.uint64(wait[next_[down]])
+
+# %% ../nbs/15_flood.ipynb #13c0e459
+@njit(nogil=True, cache=True)
+def _nodes(room, has_truth, steps, first, smallest):
+    "List the components of the framed map at all levels into the room; returns how many. The map is 0 afterwards."
+    v, words = room.map.ravel(), room.map.ravel().view(np.uint64)
+    truth = room.truth.ravel() if has_truth else room.truth.ravel()[:0]
+    next_, n = first.copy(), np.uint64(0)
+    stack = np.zeros(257, np.uint8), np.zeros(257, np.int32), np.zeros(257, np.int32)
+    for w in range(0, len(words), 8):
+        if _all_zero(words, w):
+            continue  # 0, or visited
+        for pixel in range(8 * w, 8 * w + 64):
+            start = np.uint64(pixel)
+            if v[start]:
+                n = _climb(room, v, truth, start, steps, first, next_, stack, n, smallest)
     return n
 
 # %% ../nbs/15_flood.ipynb #530950fd
@@ -216,7 +222,7 @@ def _checked(prob, room):
         raise ValueError(f"a room for maps of {room.shape}, and a map of {prob.shape}")
     return prob, room or make_room(prob.shape)
 
-
+# %% ../nbs/15_flood.ipynb #8d7cd8e8
 def component_nodes(
     prob: np.ndarray,  # (H,W) uint8, levels of one class
     truth: np.ndarray | None = None,  # (H,W), nonzero is defect; None where the class is absent
@@ -250,14 +256,14 @@ def component_nodes(
 # %% ../nbs/15_flood.ipynb #6f2732da
 @njit(nogil=True, cache=True)
 def _fill(room, r0, r1, c0, c1, steps, first):
-    "Raise the pixels of holes in rows r0..r1 and columns c0..c1 of the framed map; around these it must be 0 or end."
+    "Raise the pixels of holes in rows r0..r1 and columns c0..c1 of the framed map, which is 0 outside them."
     v, seen, wait, pit, stride = room.map.ravel(), room.seen.ravel(), room.wait, room.pit, room.map.shape[1]
     next_ = first.copy()
     for r in range(r0 - 1, r1 + 2):
         for c in range(c0 - 1, c1 + 2):
             room.seen[r, c] = r < r0 or r > r1 or c < c0 or c > c1
     for r in range(r0, r1 + 1):
-        for c in range(c0, c1 + 1, 1 if r in (r0, r1) else max(1, c1 - c0)):  # round the edge, where water comes in
+        for c in range(c0, c1 + 1, 1 if r in (r0, r1) else max(1, c1 - c0)):  # along the edge, where the water comes in
             at = np.uint64(r * stride + c)
             seen[at] = 1
             wait[next_[v[at]]] = at
@@ -293,19 +299,19 @@ def _box(image):
     "First and last row and column, each 1-based as in the frame, of what is not 0; of nothing: 0, 0, 0, 0."
     h, w = image.shape
     r0 = r1 = 0
-    some = np.zeros(w, np.uint8)
+    column_or = np.zeros(w, np.uint8)
     for r in range(h):
-        here = np.uint8(0)
+        row_or = np.uint8(0)
         for c in range(w):
-            some[c] |= image[r, c]
-            here |= image[r, c]
-        if here:
+            column_or[c] |= image[r, c]
+            row_or |= image[r, c]
+        if row_or:
             if not r0:
                 r0 = r + 1
             r1 = r + 1
     c0 = c1 = 0
     for c in range(w):
-        if some[c]:
+        if column_or[c]:
             if not c0:
                 c0 = c + 1
             c1 = c + 1
@@ -327,13 +333,6 @@ def fill_levels(
     if r1 - r0 < 2 or c1 - c0 < 2:
         return prob.copy()  # a hole needs a row and a column on either side
     _frame(prob, room.map)
-    _fill(
-        room,
-        r0,
-        r1,
-        c0,
-        c1,
-        _offsets(4, room.map.shape[1]),
-        _places(map_counts(prob, None)[0] if area is None else area),
-    )
+    first = _places(map_counts(prob, None)[0] if area is None else area)
+    _fill(room, r0, r1, c0, c1, _offsets(4, room.map.shape[1]), first)
     return room.map[1:-1, 1 : prob.shape[1] + 1].copy()

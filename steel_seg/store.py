@@ -161,13 +161,10 @@ def _layout(image_ids, n_classes, shape, floor):
     return _Layout(ids, (len(ids), n_classes, height, width), floor)
 
 # %% ../nbs/14_store.ipynb #25659f81
-def _check_new(path):
-    if path.exists():
-        raise ValueError(f"{path} exists: continue it with ProbStore.open(path, mode='a'), or remove it first")
-
-
 def _write_layout(path, layout, meta):
     "The group, the empty array and the folder for logs, in one step; raises where another process was faster."
+    if path.exists():
+        raise ValueError(f"{path} exists: continue it with ProbStore.open(path, mode='a'), or remove it first")
     made = path.with_name(f".{path.name}.{secrets.token_hex(4)}.new")
     attributes = {"format": _FORMAT, "floor": layout.floor, "image_ids": list(layout.image_ids), "meta": meta}
     with whole(made) as temp:
@@ -215,19 +212,19 @@ def _check_mode(mode):
     if mode not in ("r", "a"):
         raise ValueError(f"mode {mode!r}: give 'r' to read or 'a' to continue writing")
 
-
+# %% ../nbs/14_store.ipynb #e71b8650
 def _row_of(store, image_id):
     "The row of an image in the array; raises `ValueError` where the store has none."
     if image_id not in store._row:
         raise ValueError(f"{store.path}: holds no image {image_id!r}; its ids look like {store.image_ids[0]!r}")
     return store._row[image_id]
 
-
+# %% ../nbs/14_store.ipynb #a9c0af1e
 def _store_text(store):
     count = f"{store.finished().sum()} of {store.shape[0]} images finished"
     return f"ProbStore({store.path.name!r}: {count}, shape {store.shape}, floor {store.floor})"
 
-
+# %% ../nbs/14_store.ipynb #47a1c8d2
 def _fingerprint(store):
     "SHA-256 of the ids, shape and floor of a store, and of the log lines of every finished image."
     store._chunks.refresh()
@@ -249,7 +246,7 @@ def _write_levels(store, image_id, levels):
         raise ValueError(f"{store.path}: {image_id!r} is finished already, and what is finished stays")
     store._chunks.put(row, store._zstd.encode(np.ascontiguousarray(levels * (levels >= store.floor))))
 
-
+# %% ../nbs/14_store.ipynb #0ee4e5c2
 def _finished_chunk(store, image_id):
     "The bytes of a chunk; raises `ValueError` where the image is not finished, or its bytes are not what was written."
     row, chunks = _row_of(store, image_id), store._chunks
@@ -268,8 +265,8 @@ def _finished_chunk(store, image_id):
 class ProbStore:
     """Probabilities of N images as uint8 levels on disk, with a record of which images are finished.
 
-    Make one with `ProbStore.create`, open one with `ProbStore.open`. Attributes: `path`, `mode`, `image_ids` (tuple of
-    str, in the order of the array), `shape` (N,C,H,W), `floor`, `meta` (dict). It may be read while others write it.
+    Attributes: `path`, `mode`, `image_ids` (tuple of str, in the order of the array), `shape` (N,C,H,W), `floor`,
+    `meta` (dict). It may be read while others write it.
     """
 
     def __init__(self, path: Path, mode: str, layout: _Layout, meta: dict):
@@ -290,9 +287,7 @@ class ProbStore:
         meta: dict[str, Any] | None = None,  # values that JSON can hold: which model, which data
     ) -> "ProbStore":  # open for writing
         "A new store, complete or not there at all. Raises `ValueError` where `path` exists or an argument is wrong."
-        layout = _layout(image_ids, n_classes, shape, floor)
-        _check_new(Path(path))
-        stored_meta = json.loads(to_json(meta or {}))
+        layout, stored_meta = _layout(image_ids, n_classes, shape, floor), json.loads(to_json(meta or {}))
         _write_layout(Path(path), layout, stored_meta)
         return cls(Path(path), "a", layout, stored_meta)
 
