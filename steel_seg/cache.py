@@ -52,7 +52,7 @@ class _Head(NamedTuple):
     sha256: str  # of the pixels
     start: int  # of the first pixel in the file
 
-
+# %% ../nbs/17_cache.ipynb #58aa4b9b
 def _parse_head(text):
     "The header's ids, (H,W) and hash; raises `ValueError`, `KeyError` or `TypeError` where it is another one."
     header = json.loads(text)
@@ -64,7 +64,7 @@ def _parse_head(text):
         raise ValueError("sizes that do not fit")
     return ids, (h, w), metadata["sha256"]
 
-
+# %% ../nbs/17_cache.ipynb #20a603f3
 def _read_head(path):
     "The `_Head` of a cache file; raises `ValueError` that says what is wrong with the file."
     path = Path(path)
@@ -86,10 +86,9 @@ def _read_head(path):
 class ImageCache:
     """Decoded images of a folder, mapped into memory: `cache[i]` is row `i` of `folder.images`, (H,W) uint8, read-only.
 
-    Has `path`, `image_ids`, `shape` (H,W) and `sha256` of the pixels. Raises `ValueError` that names the file and
-    says what
-    to do, where it is absent or damaged, and `IndexError` for a row outside 0..len-1. `open_cache` opens the one of
-    a folder.
+    Has `path`, `image_ids`, `shape` (H,W) and `sha256` of the pixels. Raises `ValueError` that names the file and says
+    what to do, where it is absent or damaged, and `IndexError` for a row outside 0..len-1. `open_cache` opens the one
+    of a folder.
     """
 
     def __init__(
@@ -147,7 +146,7 @@ def _key(folder):
         digest.update(f"\0{i}\0{path.stat().st_size}".encode())
     return digest.hexdigest()
 
-
+# %% ../nbs/17_cache.ipynb #c9dbf53b
 def _decoded(folder: StripFolder) -> Iterator[np.ndarray]:
     "The images in order, decoded by threads; at most 64 are waiting."
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -159,7 +158,7 @@ def _decoded(folder: StripFolder) -> Iterator[np.ndarray]:
         while waiting:
             yield waiting.popleft().result()
 
-
+# %% ../nbs/17_cache.ipynb #d81764cc
 def _need_room(path, size):
     "Raise `ValueError` where the disk has not `size` bytes left; a tenth of a GB stays free."
     free = shutil.disk_usage(path.parent).free
