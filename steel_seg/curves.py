@@ -86,7 +86,7 @@ def _count_levels(start, low, high, channel, n_classes, after):
             for t in range(low[k], high[k] + 1):
                 after[t + 1] += 1
 
-
+# %% ../nbs/16_curves.ipynb #70b50518
 @njit(nogil=True, cache=True)
 def _list_levels(start, low, high, channel, n_classes, at, row, image):
     "Put every component into the lists of its levels, each from its place `at` on."
@@ -98,7 +98,7 @@ def _list_levels(start, low, high, channel, n_classes, at, row, image):
 
 # %% ../nbs/16_curves.ipynb #811e0061
 def _level_lists(components, channel, n_classes):
-    "`LevelLists` of one class, counted first and filled then."
+    "`LevelLists` of one class, counted first, then filled."
     start, low, high = components.start, components.low, components.high
     first = np.zeros(257, np.int64)
     _count_levels(start, low, high, channel, n_classes, first)
@@ -303,7 +303,7 @@ def _counts_at(
 @njit(nogil=True, cache=True)
 def _last_level(area):
     "The last level with a pixel of each of (N,256) counts, which never rise: by bisection."
-    found = np.zeros(len(area), np.int64)
+    levels = np.zeros(len(area), np.int64)
     for i in range(len(area)):
         first, last = 0, 255
         while first < last:
@@ -312,8 +312,8 @@ def _last_level(area):
                 first = middle
             else:
                 last = middle - 1
-        found[i] = first
-    return found
+        levels[i] = first
+    return levels
 
 # %% ../nbs/16_curves.ipynb #c4c27228
 _NODES = "low", "high", "area", "hit"
@@ -400,8 +400,8 @@ def _from_arrays(arrays):
 def _unpacked(data):
     """The array in the bytes of an npy file.
 
-    numpy's own reader unpacks 256 kB at a time and asks for the interpreter each time, so that other threads hold it
-    up; this way a whole array is unpacked beside them.
+    numpy's own reader unpacks 256 kB at a time and needs Python's global lock each time, so it waits for other threads.
+    Here a whole array is unpacked while they run.
     """
     header = io.BytesIO(data)
     version = np.lib.format.read_magic(header)
@@ -472,7 +472,7 @@ def _components(nodes, connectivity, smallest):
     start = np.concatenate([[0], np.cumsum([len(n[0]) for n in nodes], dtype=np.int64)])
     return Components(connectivity, smallest, start, *(np.concatenate(x) for x in zip(*nodes)))
 
-
+# %% ../nbs/16_curves.ipynb #7707af33
 def _curves_of_images(image_ids, images, floor, shape, connectivity, smallest):
     "`Curves` of images counted by `_one_image`."
     truth = np.stack([truth for truth, _ in images])
@@ -500,7 +500,7 @@ class _Parts:
             write_json(about_path, about)
         if read_json(about_path) != json.loads(to_json(about)):
             raise ValueError(
-                f"{self.path} holds parts of other predictions, labels or settings: remove it to count anew"
+                f"{self.path} holds parts of other predictions, labels or settings: remove it to count again"
             )
 
     def read(self) -> list[Curves]:
@@ -524,7 +524,7 @@ class _Options(NamedTuple):
     smallest: int
     fill_holes: bool
 
-
+# %% ../nbs/16_curves.ipynb #041fe331
 def _check_image(image_id, levels, masks, shape):
     "A ValueError for arrays of another kind than (C,H,W)."
     if levels.dtype != np.uint8 or levels.shape != shape:
@@ -532,7 +532,7 @@ def _check_image(image_id, levels, masks, shape):
     if masks is not None and masks.shape != shape:
         raise ValueError(f"{image_id}: masks must be {shape}, not {masks.shape}")
 
-
+# %% ../nbs/16_curves.ipynb #b91901ce
 def _options(connectivity, smallest, fill_holes):
     "`_Options`, checked."
     if connectivity not in (None, 4, 8):

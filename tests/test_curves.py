@@ -168,7 +168,7 @@ def test_parts_of_two_counters_are_joined_once_each(tmp_path):
         dict(fill_holes=False),
         dict(floor=14),
     ):
-        with pytest.raises(ValueError, match="remove it to count anew"):
+        with pytest.raises(ValueError, match="remove it to count again"):
             CurveCounter(
                 ids,
                 3,
@@ -323,7 +323,7 @@ def test_a_store_that_changed_is_counted_anew(tmp_path):
     )
     other = stored(tmp_path / "b", levels[::-1])
     assert store.fingerprint() == ProbStore.open(tmp_path / "a").fingerprint() != other.fingerprint()
-    with pytest.raises(ValueError, match="remove it to count anew"):
+    with pytest.raises(ValueError, match="remove it to count again"):
         curves_of(other, folder_for(other, masks), parts=tmp_path / "parts")
 
 
