@@ -37,7 +37,7 @@ def class_colours(
     "Legend entries of n classes: name to RGB, by ClassId as people know them."
     return {f"class {k + 1}": tuple(PALETTE[k % len(PALETTE)].tolist()) for k in range(n_classes)}
 
-
+# %% ../nbs/13_viz.ipynb #b72ad9cf
 def _rgb(image):
     "A copy of an image as (H,W,3) uint8."
     image = np.asarray(image)
@@ -45,7 +45,7 @@ def _rgb(image):
         raise ValueError(f"an image must be uint8, (H,W) or (H,W,3); got {image.dtype} {image.shape}")
     return np.repeat(image[..., None], 3, 2) if image.ndim == 2 else image.copy()
 
-
+# %% ../nbs/13_viz.ipynb #24722b12
 def _paint(rgb, mask, colour, alpha, contour):
     "Tint the pixels of one mask in place; its outline lies inside it."
     if not mask.any():
@@ -55,7 +55,7 @@ def _paint(rgb, mask, colour, alpha, contour):
     if contour:
         rgb[_outline(mask)] = colour
 
-
+# %% ../nbs/13_viz.ipynb #4e957a5f
 def _outline(mask):
     "The outermost pixels of a bool mask: two of them on a strip 256 high."
     core = cv2.erode(
@@ -67,7 +67,7 @@ def _outline(mask):
     )
     return mask & (core == 0)
 
-
+# %% ../nbs/13_viz.ipynb #f37ab0ec
 def _check_alpha(alpha):
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha {alpha} is not between 0 and 1")
@@ -145,7 +145,7 @@ def layer_png(
     image.save(data, "png", compress_level=1, transparency=colours[:, 3].tobytes())
     return data.getvalue()
 
-
+# %% ../nbs/13_viz.ipynb #0e274a56
 def _layer(masks, colours, alpha, contour):
     "Bool masks, each over those before it, as a layer: two entries of the palette each, its inside and its outline."
     _check_alpha(alpha)
@@ -192,7 +192,7 @@ def compare_layer(
     index = (2 * part - 1) * (part > 0) + (_edge(part) if contour else 0)
     return layer_png(index, [(*colour, a) for colour in COMPARE.values() for a in (round(255 * alpha), 255)])
 
-
+# %% ../nbs/13_viz.ipynb #1636e5b6
 def _edge(part):
     "The outermost pixels of every part of a map whose 0 is no part, as `_outline` has them of one mask."
     k = np.ones((2 * max(1, round(part.shape[0] / 128)) + 1,) * 2, np.uint8)
@@ -218,7 +218,7 @@ def _figure(width, height, **kwargs):
     plt.close(fig)
     return fig
 
-
+# %% ../nbs/13_viz.ipynb #acd77d21
 def legend(
     ax: Axes,
     colours: Mapping[str, Sequence[int]]
@@ -331,7 +331,7 @@ def _fold_style(fold, n):
     "A fold's colour, the same whether it is drawn alone or beside others; points where there are few epochs."
     return {"color": PALETTE[[6, 3, 2, 0, 4, 1, 5][int(fold) % 7]] / 255, "marker": "." if n < 40 else None}
 
-
+# %% ../nbs/13_viz.ipynb #8c933d58
 def _over_epochs(ax, title):
     "Dress an Axes whose x is the epoch."
     ax.set_title(title, fontsize=10, loc="left")
@@ -343,12 +343,12 @@ def _over_epochs(ax, title):
     ax.grid(alpha=0.3)
     ax.spines[["top", "right"]].set_visible(False)
 
-
+# %% ../nbs/13_viz.ipynb #cb2a75de
 def _stages(h):
     "A fold's history in parts: what was trained with one loss and one plan of rates."
     return [part for _, part in h.groupby("stage")] if "stage" in h else [h]
 
-
+# %% ../nbs/13_viz.ipynb #76566939
 def _mark_stages(axes, history):
     "An upright line between the stages of each fold; whether there is one."
     between = {part.epoch.iloc[0] - 0.5 for _, h in history.groupby("fold") for part in _stages(h)[1:]}
