@@ -694,7 +694,7 @@ def _torn_skin(rng: np.random.Generator, depth: np.ndarray, s: float) -> np.ndar
     skin = (edge > 0) & (depth > 0)
     return skin if skin.any() else depth > 0.5 * depth.max()
 
-
+# %% ../nbs/10_synth.ipynb #c53826bb
 def _torn_height(rng: np.random.Generator, shape: tuple[int, int], s: float) -> np.ndarray:
     "Relief of a torn area: features of four sizes."
     return (
@@ -704,7 +704,7 @@ def _torn_height(rng: np.random.Generator, shape: tuple[int, int], s: float) -> 
         + 0.1 * _field(rng, shape, 2.5 * s, 2 * s)
     )
 
-
+# %% ../nbs/10_synth.ipynb #66582308
 def _flake(rng: np.random.Generator, shape: tuple[int, int], s: float) -> np.ndarray:
     "Where bare metal shows: above 0."
     return (
