@@ -51,14 +51,14 @@ def _saved_curves(path):
     except ValueError:
         return None
 
-
+# %% ../nbs/39_open_run.ipynb #4093bee4
 def _newest_input(store, folder):
     "When the labels or the store changed last, in nanoseconds; a log of the store gets a line with every image."
     logs = store.path.glob("probs/finished/*.log")
     paths = folder.root / "train.csv", store.path / "zarr.json", *logs
     return max(path.stat().st_mtime_ns for path in paths)
 
-
+# %% ../nbs/39_open_run.ipynb #260af10b
 def _up_to_date(curves, path, store, folder):
     "Whether curves that were saved in a file are those of this store and these labels."
     if _newest_input(store, folder) > path.stat().st_mtime_ns:
@@ -73,7 +73,7 @@ def run_curves(
     store: ProbStore,  # finished
     folder: StripFolder,  # holds its images and their labels
     steps: bool = False,  # also for rules that fill holes or drop components: some ten times the work
-    kept: Curves | None = None,  # curves.npz, if it was read already
+    saved: Curves | None = None,  # curves.npz, if it was read already
     progress: bool | Callable[[int, int], None] | None = None,  # as for `curves_of`; None: a bar from 200 images on
 ) -> Curves:
     """The curves of a store: from `curves.npz` beside it if they are up to date, else counted.
@@ -81,7 +81,7 @@ def run_curves(
     What was counted is saved there, if the folder can be written to.
     """
     path = store.path.parent / "curves.npz"
-    curves = kept or _saved_curves(path)
+    curves = saved or _saved_curves(path)
     if curves is not None and steps and curves.lacks(fill_holes=True, min_component=2):
         curves = None
     if curves is not None and _up_to_date(curves, path, store, folder):
@@ -108,7 +108,7 @@ def _folder_of(run, folder):
         raise ValueError(f"{run}: a run does not record the path of its data; give the data folder as well")
     return run / "data"
 
-
+# %% ../nbs/39_open_run.ipynb #7cff8d05
 def _check_data(run, folder):
     config = read_json(run / "config.json") if (run / "config.json").is_file() else {}
     if config.get("data", folder.sha256) != folder.sha256:
@@ -117,7 +117,7 @@ def _check_data(run, folder):
             "(train.csv, or the names or sizes of the images, differ)"
         )
 
-
+# %% ../nbs/39_open_run.ipynb #3d84d662
 def _folds_of(run, folder, image_ids):
     "(N,) the fold of each image; None if the run has no folds.csv."
     if not (run / "folds.csv").is_file():
@@ -125,7 +125,7 @@ def _folds_of(run, folder, image_ids):
     folds = read_folds(run / "folds.csv", folder.images.image_id)
     return folds.set_index("image_id").fold[image_ids].to_numpy()
 
-
+# %% ../nbs/39_open_run.ipynb #3fef457c
 def open_run(
     run: str | Path | OpenRun,  # a run folder that holds oof/; an open run is returned as it is
     folder: str | Path | StripFolder | None = None,  # the data folder; None: data/ in the run folder
@@ -147,7 +147,7 @@ def open_run(
     _check_data(run, folder)
     image_ids = list(store.image_ids)
     fold = _folds_of(run, folder, image_ids)
-    curves = run_curves(store, folder, kept=saved.result())
+    curves = run_curves(store, folder, saved=saved.result())
     class_levels = None if scores is None else read_class_levels(scores, image_ids, folder.n_classes)
     return OpenRun(folder, store, curves, fold, class_levels)
 
@@ -162,7 +162,7 @@ def _check_rules(rules, n_classes, floor):
         if rule.thresh < floor:
             raise ValueError(f"threshold {rule.thresh} lies below the store's floor {floor}, where it keeps no levels")
 
-
+# %% ../nbs/39_open_run.ipynb #1ef7d08d
 def _default_rules(opened: OpenRun) -> Sequence[Rule]:
     "The rules of rule.json beside the store; without it, a threshold of .5 and no minimum area."
     path = opened.store.path.parent / "rule.json"
@@ -170,7 +170,7 @@ def _default_rules(opened: OpenRun) -> Sequence[Rule]:
         return read_rules(path)[0]
     return (Rule(thresh=max(128, opened.store.floor)),) * opened.store.shape[1]
 
-
+# %% ../nbs/39_open_run.ipynb #a223fa16
 def run_rules(
     opened: OpenRun,
     rules: Sequence[Rule] | None = None,  # one per class; None: rule.json beside the store, or else level 128
@@ -201,7 +201,7 @@ def masks_of(
     class_levels = None if opened.class_levels is None else opened.class_levels[opened.store.image_ids.index(image_id)]
     return apply_rules(opened.store.read(image_id), rules, class_levels)
 
-
+# %% ../nbs/39_open_run.ipynb #fadd06bc
 def pair_dice(
     opened: OpenRun,
     rules: Sequence[Rule],  # C of them
@@ -227,7 +227,7 @@ def _made_up_levels(rng, masks):
     patches = np.array([cv2.GaussianBlur(m, (0, 0), 3 * spread) for m in noise])
     return to_level(1 / (1 + np.exp(-(10 * soft - 6.5 + 2.2 * patches / patches.std()))))
 
-
+# %% ../nbs/39_open_run.ipynb #5170936b
 def make_up_run(
     run: str | Path,  # a folder that holds no store yet
     folder: StripFolder,

@@ -439,7 +439,7 @@ class CountOffer(Box):
 
     def _count(self):
         opened = self._opened
-        return run_curves(opened.store, opened.folder, steps=True, kept=opened.curves, progress=self._show_progress)
+        return run_curves(opened.store, opened.folder, steps=True, saved=opened.curves, progress=self._show_progress)
 
     def _show_progress(self, done, total):
         self._bar.value = done
