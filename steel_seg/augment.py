@@ -9,7 +9,6 @@ __all__ = ['BLACK', 'window_of', 'TrainTransform', 'train_transform', 'item_seed
 import hashlib
 import os
 import random
-import re
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -17,6 +16,8 @@ from typing import Any
 
 import cv2
 import numpy as np
+
+from .data import parse_shape
 
 # otherwise importing albumentations asks a registry for a newer version, which takes 2 s without a network
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
@@ -31,11 +32,10 @@ def window_of(
     "The size of a crop. Raises `ValueError` where it is no size."
     if crop is None:
         return None
-    if isinstance(crop, str):
-        match = re.fullmatch(r"(\d+)x(\d+)", crop.lower())
-        size = (int(match[1]), int(match[2])) if match else ()
-    else:
-        size = tuple(crop)
+    try:
+        size = parse_shape(crop) if isinstance(crop, str) else tuple(crop)
+    except ValueError:
+        size = ()
     if len(size) != 2 or not all(isinstance(n, (int, np.integer)) and n > 0 for n in size):
         raise ValueError(f"crop={crop!r} is no size: write height x width, such as 256x512")
     return size

@@ -30,16 +30,13 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _shape(text):
-    "'256x1600' to (256, 1600)."
+    "`parse_shape`, with its message as that of an option."
+    from steel_seg.data import parse_shape
+
     try:
-        h, w = (int(part) for part in text.lower().split("x"))
-        if h < 1 or w < 1:
-            raise ValueError
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not a shape; write height x width, for example 256x1600"
-        ) from None
-    return h, w
+        return parse_shape(text)
+    except ValueError as e:
+        raise argparse.ArgumentTypeError(str(e)) from None
 
 
 def _text_or_none(text):
@@ -50,7 +47,7 @@ def _text_or_none(text):
 _CHOOSERS = "pooled", "plateau", "best", "middle", "bagged"
 _GATES = "peak", "score", "sum", "core", "product", "area"
 
-
+# %% ../nbs/60_cli.ipynb #348e199a
 def _add_classes(parser):
     parser.add_argument("--classes", type=int, help="number of classes (default: inferred from the data)")
 
@@ -65,7 +62,7 @@ def _add_chain(parser):
 def _add_most(parser):
     parser.add_argument("--most", type=int, default=50, help="maximum number of faults to print (default: %(default)s)")
 
-
+# %% ../nbs/60_cli.ipynb #8418267a
 def _add_rule(parser):
     "What a rule does beside its threshold and minimum area."
     parser.add_argument("--fill-holes", action="store_true", help="fill the holes of every mask")
@@ -83,7 +80,7 @@ def _add_rule(parser):
         help="neighbours of a pixel in a component (default: %(default)s)",
     )
 
-
+# %% ../nbs/60_cli.ipynb #214bc3f2
 def _add_scores(parser):
     parser.add_argument(
         "--scores",
@@ -111,7 +108,7 @@ def _add_synth(parser):
         help="columns of train.csv and sample_submission.csv (default: %(default)s)",
     )
 
-
+# %% ../nbs/60_cli.ipynb #fb28fe25
 def _synth(args):
     from steel_seg.synth import make_folder
 
@@ -141,7 +138,7 @@ def _add_check_data(parser):
     )
     _add_most(parser)
 
-
+# %% ../nbs/60_cli.ipynb #046b93dd
 def _check_data(args):
     from steel_seg.data import check_folder
 
@@ -172,13 +169,13 @@ def _add_config(parser):
             **reading,
         )
 
-
+# %% ../nbs/60_cli.ipynb #14d31063
 def _add_train(parser):
     _add_chain(parser)
     parser.add_argument("--config", type=Path, help="a JSON file with fields of TrainConfig, as the options below")
     parser.add_argument("--fold", type=int, nargs="+", help="train only these folds (default: all)")
 
-
+# %% ../nbs/60_cli.ipynb #bc2dae62
 def _train(args):
     from steel_seg.config import TrainConfig
     from steel_seg.data import read_folder
@@ -211,7 +208,7 @@ def _add_predict(parser):
     )
     _add_rule(parser)
 
-
+# %% ../nbs/60_cli.ipynb #b03a6017
 def _existing(path):
     return path if path.exists() else None
 
@@ -231,7 +228,7 @@ def _counting(base_rule):
         "smallest": max(1, base_rule.min_component),
     }
 
-
+# %% ../nbs/60_cli.ipynb #e69eaaf7
 def _predict(args):
     from steel_seg.data import read_folder
     from steel_seg.predict import count_oof, predict_oof, predict_test
@@ -277,7 +274,7 @@ def _add_decide(parser):
         help="print the expected score of every gate; always done with --scores",
     )
 
-
+# %% ../nbs/60_cli.ipynb #5d16258e
 def _curves(run, folder, base_rule):
     "Counts of the out-of-fold predictions: of the store, or the saved counts if there is no store."
     from steel_seg.curves import curves_of, read_curves, write_curves
@@ -296,7 +293,7 @@ def _curves(run, folder, base_rule):
         )
     return curves
 
-
+# %% ../nbs/60_cli.ipynb #c09d9cc1
 def _class_levels(path, prefix, image_ids, n_classes):
     "Levels of a classifier from a csv; None if there is no csv."
     from steel_seg.gates import read_class_levels
@@ -315,13 +312,13 @@ def _gate_table(run, curves, fold, class_levels, rng, base_rule):
     write_text(run / "gates.csv", table.to_csv())
     return table
 
-
+# %% ../nbs/60_cli.ipynb #4daddca7
 def _classifier_facts(path, prefix):
     from steel_seg.files import sha256_file
 
     return {"classifier": {"file": path.name, "sha256": sha256_file(path), "prefix": prefix}}
 
-
+# %% ../nbs/60_cli.ipynb #75f2ea70
 def _decide(args):
     import numpy as np
 
@@ -360,7 +357,7 @@ def _add_submit(parser):
     )
     parser.add_argument("--out", type=Path, help="the file to write (default: submission.csv in the run folder)")
 
-
+# %% ../nbs/60_cli.ipynb #07aa7d26
 def _sample(args, store, folder, oof):
     "The sample to follow: the given one, that of the data folder, or one made for the images of the store."
     from steel_seg.submit import write_sample
@@ -372,7 +369,7 @@ def _sample(args, store, folder, oof):
         return write_sample(args.run / "sample_submission.csv", store.image_ids, folder.n_classes, folder.layout)
     return sample
 
-
+# %% ../nbs/60_cli.ipynb #91ef9cc1
 def _submit(args):
     from steel_seg.data import read_folder
     from steel_seg.post import apply_rules, gates_of_classifier, read_rules
@@ -417,7 +414,7 @@ def _size_near(*paths):
                 return read_image(images[0]).shape
     return None
 
-
+# %% ../nbs/60_cli.ipynb #7580f89f
 def _add_check(parser):
     parser.add_argument("submission", type=Path, help="the submission to check")
     parser.add_argument("--sample", type=Path, help="the sample_submission.csv it must match")
@@ -432,7 +429,7 @@ def _add_check(parser):
     )
     _add_most(parser)
 
-
+# %% ../nbs/60_cli.ipynb #2e14729f
 def _check(args):
     from steel_seg.submit import check_submission
 

@@ -104,7 +104,7 @@ class StageFields:
 class DeviceFields:
     "Precision, compilation and memory."
 
-    precision: str = "no"  # no (float32), bf16 or fp16; on a CPU always float32
+    precision: str = "no"  # no (float32), bf16 or fp16; a CPU trains fp16 as float32, and predicts in float32
     compile: str = "no"  # a torch.compile backend such as inductor, or no
     checkpointing: bool = False  # compute the encoder again in the backward pass: less memory, more time
     fit_batch: bool = False  # split each step into smaller parts if batch_size does not fit into memory
