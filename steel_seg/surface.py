@@ -23,7 +23,7 @@ def _add_gains(size, area, hit, truth, weight, against, first, last, least, sums
     """Add to sums (M,A,256) what each image gains by being kept, at the largest of the areas `least` that it reaches.
 
     M is 1, or 3 for d, d*d and d*against. A level's cells lie side by side, so the inner loop runs along memory in all
-    five arrays and compiles to vector instructions; it stops only where the finger `k` has to move.
+    five arrays and compiles to vector instructions; it stops only where the pointer `k` has to move.
     """
     for i in range(len(truth)):
         if weight[i] == 0 or size[i, first] < least[0]:
