@@ -63,10 +63,10 @@ def probability_layer(
     channel: int | None = None,  # None: the largest of all classes
     level: int = FLOOR,  # the lowest that is shown
 ) -> bytes:
-    "Probabilities of a class, or the largest of all, as a PNG to lie over the image."
+    "Probabilities of a class, or the largest of all classes, as a transparent PNG to lay over the image."
     return level_layer(levels.max(0, initial=0) if channel is None else levels[channel], level)
 
-
+# %% ../../nbs/45_browse.ipynb #29fe4ccb
 def image_layers(
     image: np.ndarray,  # (H,W) uint8
     truth: np.ndarray,  # (C,H,W)
@@ -100,7 +100,7 @@ def _class_fact(area: int, hit: int, true: int, is_predicted: bool) -> str:
         return f"missed, {true:,} px" + (f", {area:,} px predicted elsewhere" if area else "")
     return f"{true:,} px labelled, {area:,} px predicted, Dice {dice(area, hit, true):.3f}"
 
-
+# %% ../../nbs/45_browse.ipynb #3ba2dfe6
 def image_facts(
     image_id: str,
     truth: np.ndarray,  # (C,H,W)
@@ -123,8 +123,8 @@ _WHOLE = "fold", "labelled", "predicted", "false_alarms", "missed", "duplicate" 
 
 
 def in_words(
-    value: Any,  # of a cell of the table
-    name: str = "",  # of its column
+    value: Any,  # a cell of the table
+    name: str = "",  # its column
 ) -> str:
     "A number or text as a caption shows it."
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.number)):
@@ -135,7 +135,7 @@ def in_words(
         return f"{value:.5f}"
     return f"{value:,.0f}" if name in _WHOLE or isinstance(value, (int, np.integer)) else f"{value:,.3f}"
 
-
+# %% ../../nbs/45_browse.ipynb #0bb0a336
 def caption(
     table: pd.DataFrame,  # from `image_table`
     image_id: str,
@@ -152,7 +152,7 @@ def note(
     table: pd.DataFrame,  # from `image_table`
     image_id: str,
 ) -> str:
-    "What the table has about an image beyond its areas and Dice, as plain text."
+    "Fold, suspicion, disagreement and copies of an image, as plain text."
     row: Any = table.loc[image_id]
     parts = [f"fold {int(row.fold)}"] if row.fold >= 0 else []
     for name in ("suspicion", "disagreement"):
