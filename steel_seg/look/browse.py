@@ -188,15 +188,16 @@ def _check_channel(
 
 # %% ../../nbs/45_browse.ipynb #5239c4fa
 def _now() -> str:
+    "The time in UTC, to the second."
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _new_flag(image_id: str, channel: int | None, reason: str, values: Sequence[float]) -> Flag:
-    "A flag of now, with the suspicion and the Dice of the image."
+    "A new flag with the present time; `values` are the suspicion and the Dice of the image."
     doubt, score = map(float, values)
     return Flag(image_id, "" if channel is None else str(class_id(channel)), reason, doubt, score, _now())
 
-
+# %% ../../nbs/45_browse.ipynb #5401c06c
 def _save_flags(path: Path, flags: Sequence[Flag]) -> str:
     "Save the list; returns what went wrong, or nothing."
     try:
@@ -205,9 +206,9 @@ def _save_flags(path: Path, flags: Sequence[Flag]) -> str:
         return f"not saved: {path.name} cannot be written ({e.strerror})"
     return ""
 
-
+# %% ../../nbs/45_browse.ipynb #3a604b0f
 def _flag_html(current: Flag | None, n: int, path: Path | None, problem: str) -> str:
-    "What is written beside the buttons: the flag of the image, and how many there are."
+    "The text beside the buttons: the flag of the image, and the number of flags."
     parts = []
     if current:
         parts.append(f"flagged: {current.reason}" + (f" (class {current.class_id})" if current.class_id else ""))
@@ -217,7 +218,7 @@ def _flag_html(current: Flag | None, n: int, path: Path | None, problem: str) ->
 
 # %% ../../nbs/45_browse.ipynb #132ee3f0
 class _FlagPanel(VBox):
-    "The controls of a flag and its traits, with what these may be."
+    "The controls of a flag, and its traits with their checks."
 
     flags, reason, channel, image_id = Tuple(), Unicode(REASONS[0]), Int(None, allow_none=True), Unicode()
 
@@ -306,7 +307,7 @@ class FlagBox(_FlagPanel):
         self.message.value = _flag_html(current, len(self.flags), self.path, problem)
 
 # %% ../../nbs/45_browse.ipynb #349af9cc
-RISING = "id", "fold", "classes", "dice", "duplicate"  # columns that are sorted from the lowest up at first
+RISING = "id", "fold", "classes", "dice", "duplicate"  # columns that are sorted from the lowest value up by default
 _SHOWN_AS = {
     "dice": "Dice",
     "labelled": "labelled area",
@@ -324,7 +325,7 @@ class _Menu(NamedTuple):
     width: int  # screen pixels
     is_shown: bool = True
 
-
+# %% ../../nbs/45_browse.ipynb #3ee4e9cb
 def _list_menus(table: pd.DataFrame, n_classes: int, has_run: bool) -> dict[str, _Menu]:
     "The menus of a list by the trait that they set."
     show = ["all", "clean", *class_colours(n_classes)]
@@ -339,8 +340,9 @@ def _list_menus(table: pd.DataFrame, n_classes: int, has_run: bool) -> dict[str,
         "rising": _Menu("Order", ["lowest first", "highest first"], [True, False], 175),
     }
 
-
+# %% ../../nbs/45_browse.ipynb #f965cb0e
 def _dropdown(menu: _Menu) -> Dropdown:
+    "The widget of a menu."
     layout = Layout(width=f"{menu.width}px", display=None if menu.is_shown else "none")
     return Dropdown(options=menu.options, description=menu.title, layout=layout)
 
