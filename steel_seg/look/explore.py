@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stderr
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import anywidget
 import cv2
@@ -46,10 +47,19 @@ from ..near_duplicates import label_difference, near_duplicates, read_reduced
 from ..viz import PALETTE, _figure, class_colours, gallery, layer_png, mask_layer, overlay
 
 # %% ../../nbs/46_explore.ipynb #7cf2b7f6
-_BLANK = 238  # the grey of what cannot be shown
+_BLANK = 238  # the grey level of an image that cannot be shown
 
 
-def _path_of(folder, image_id):
+def _small_labels(
+    masks: np.ndarray,  # (C,H,W)
+    size: tuple[int, int],  # width and height
+) -> np.ndarray:  # (C,height,width) bool
+    "Masks in a smaller size, without losing a pixel."
+    small = [cv2.resize(mask.astype(np.float32), size, interpolation=cv2.INTER_AREA) > 0 for mask in masks]
+    return np.stack(small)
+
+# %% ../../nbs/46_explore.ipynb #8ee38445
+def _path_of(folder: StripFolder, image_id: str) -> Path:
     "The file of a train image."
     return folder.images.path[folder.images.image_id == image_id].iat[0]
 
@@ -57,9 +67,9 @@ def _path_of(folder, image_id):
 def thumbnail(
     folder: StripFolder,
     image_id: str,  # a train image
-    width: int = 280,  # pixels, about
+    width: int = 280,  # pixels
 ) -> bytes:
-    "A small JPEG of an image with its labels, a plain grey one where the image cannot be read."
+    "A small JPEG of an image with its labels; plain grey where the image cannot be read."
     h, w = folder.shape
     size = width, max(1, round(width * h / w))
     divisor = next((k for k in (8, 4, 2) if w // k >= width), 1)
@@ -67,39 +77,36 @@ def thumbnail(
     if small is None:
         rgb = np.full((*size[::-1], 3), _BLANK, np.uint8)
     else:
-        labels = [
-            cv2.resize(mask.astype(np.float32), size, interpolation=cv2.INTER_AREA) > 0
-            for mask in folder.mask(image_id)
-        ]
-        rgb = overlay(cv2.resize(small, size, interpolation=cv2.INTER_AREA), np.stack(labels))
+        labels = _small_labels(folder.mask(image_id), size)
+        rgb = overlay(cv2.resize(small, size, interpolation=cv2.INTER_AREA), labels)
     return cv2.imencode(".jpg", rgb[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes()
 
 # %% ../../nbs/46_explore.ipynb #e327049d
-def _area_text(areas):
+def _area_text(areas: Sequence[int] | np.ndarray) -> str:
     "Labelled pixels of each class in words."
     return ", ".join(f"{name}: {a:,} px" for name, a in zip(class_colours(len(areas)), areas) if a) or "clean"
 
 
-def _class_text(areas):
+def _class_text(areas: Sequence[int] | np.ndarray) -> str:
     'The classes of an image, such as "1+3".'
     return "+".join(str(class_id(int(c))) for c in np.flatnonzero(areas)) or "clean"
 
-
-def _short(text, most=22):
-    "A long id less its middle."
+# %% ../../nbs/46_explore.ipynb #8b019baf
+def _short(text: str, most: int = 22) -> str:
+    "A long id without its middle."
     return text if len(text) <= most else f"{text[: most // 2]}…{text[-(most // 2 - 1) :]}"
 
 
-def _count_text(n, noun):
+def _count_text(n: int, noun: str) -> str:
     "A number with its noun: 1 image, 2 images."
     return f"{n:,} {noun if n == 1 else noun + 's'}"
 
 # %% ../../nbs/46_explore.ipynb #79191146
 class Table(anywidget.AnyWidget):
-    """Rows of plain text under a head; one of them can be chosen.
+    """Rows of plain text below column names; one row can be chosen.
 
-    Traits: `chosen`, the position of a row, set by a click or the arrow keys too, -1 for none; `hears`, the keys that
-    `on_key` is told of.
+    Traits: `chosen`, the position of a row (-1: none), which a click or the arrow keys set as well; `hears`, the keys
+    that `on_key` passes on.
     """
 
     _esm = _TOOLS + static_text("table.js")
@@ -119,9 +126,9 @@ class Table(anywidget.AnyWidget):
     def show(
         self,
         columns: Iterable[object],
-        rows: Iterable[Iterable[object]],  # as many values each; they are shown as text
+        rows: Iterable[Iterable[object]],  # a value per column, shown as text
     ) -> None:
-        "Change what is in the table; nothing is chosen then."
+        "Replace the content of the table; no row is chosen then."
         with self.hold_sync():
             self.chosen = -1
             self.columns = tuple(map(str, columns))
@@ -132,43 +139,64 @@ class Table(anywidget.AnyWidget):
         self,
         f: Callable[[str], object],  # called with the key, one of `hears`
     ) -> None:
-        "Hear keys that are pressed on the table."
+        "Call `f` with each key of `hears` that is pressed on the table."
         _on_key(self, f)
 
 # %% ../../nbs/46_explore.ipynb #e7fb63de
-def _walk(list_of_rows, position, step):
-    "The position some rows on, held inside the table; -1, for none, where it is empty."
-    return min(max(position + step, 0), len(list_of_rows.rows) - 1)
+def _walk(table: Table, position: int, step: int) -> int:
+    "The position `step` rows later, limited to the table; -1 (none) in an empty table."
+    return min(max(position + step, 0), len(table.rows) - 1)
 
 
-def _listen_for_steps(widgets, go):
-    "Let n and p on any of these go one on or one back."
+def _listen_for_steps(widgets: Iterable[Table | Gallery | StripView], go: Callable[[int], object]) -> None:
+    "Call `go` with 1 for the key n and with -1 for p, pressed on any of the widgets."
     for widget in widgets:
         widget.on_key(lambda key: go(1 if key == "n" else -1))
 
 # %% ../../nbs/46_explore.ipynb #6527338f
-def _image_layers(folder, image_id, known, names, other, differ_colour):
-    "What there is to see of an image: its layers, as for `StripView.show`, and a line of text."
-    if not image_id:
-        return {}, ""
-    masks = folder.mask(image_id) if known else np.zeros((folder.n_classes, *folder.shape), np.uint8)
-    text = _area_text(masks.sum((1, 2), dtype=np.int64)) if known else "a test image: no labels"
+def _read_labelled(
+    folder: StripFolder,
+    image_id: str,
+    has_labels: bool,  # False for a test image
+) -> tuple[np.ndarray, np.ndarray, str]:  # image (H,W), masks (C,H,W), text
+    "An image, its masks, and its areas in words; a plain grey image and the error where it cannot be read."
+    masks = np.zeros((folder.n_classes, *folder.shape), np.uint8)
+    text = "a test image: no labels"
+    if has_labels:
+        masks = folder.mask(image_id)
+        text = _area_text(masks.sum((1, 2), dtype=np.int64))
     try:
-        image = folder.image(image_id)
+        return folder.image(image_id), masks, text
     except ValueError as e:
-        image, text = np.full(folder.shape, _BLANK, np.uint8), f"{text} · {e}"
-    layers = {"image": image, "labels": mask_layer(masks)}
-    if "differ" in names:
-        other_id, *shift = other
-        differ = np.zeros(folder.shape, bool)
-        if other_id:
-            differ = label_difference(masks, folder.mask(other_id), *shift)
-        layers["differ"] = layer_png(differ.view(np.uint8), [(*differ_colour, 215)])
-    return layers, f"{image_id} · {text}"
+        return np.full(folder.shape, _BLANK, np.uint8), masks, f"{text} · {e}"
+
+# %% ../../nbs/46_explore.ipynb #6b9c4643
+class _Twin(NamedTuple):
+    "Another image of the same picture."
+
+    image_id: str = ""  # "": none
+    right: int = 0  # pixels that the second image of the pair lies further right, as for `label_difference`
+    down: int = 0
 
 
-def _label_colours(folder, beside):
-    "The colours of the classes, and beside a twin of where labels differ."
+def _differ_layer(
+    folder: StripFolder,
+    masks: np.ndarray,  # (C,H,W) of the image
+    twin: _Twin,
+    colour: Sequence[int],  # RGB
+) -> bytes:
+    "The pixels whose labels differ from those of the twin, as a layer."
+    differ = np.zeros(folder.shape, bool)
+    if twin.image_id:
+        differ = label_difference(masks, folder.mask(twin.image_id), twin.right, twin.down)
+    return layer_png(differ.view(np.uint8), [(*colour, 215)])
+
+# %% ../../nbs/46_explore.ipynb #7e205059
+def _label_colours(
+    folder: StripFolder,
+    beside: bool,  # whether a twin is shown
+) -> dict:  # name to RGB
+    "The colours of the classes, and beside a twin the colour of labels that differ."
     colours = class_colours(folder.n_classes)
     if not beside:
         return colours
@@ -176,9 +204,9 @@ def _label_colours(folder, beside):
 
 # %% ../../nbs/46_explore.ipynb #b3fc8cdb
 class Labelled(VBox):
-    """A train or test image with its labels, and, if `look` is told of another one, where their labels differ.
+    """A train or test image with its labels, and, beside a twin given to `look`, where their labels differ.
 
-    Traits: `image_id`, "" for none. Raises `ValueError` for an id that is not known.
+    Traits: `image_id`, "" for none. Raises `ValueError` for an id that the folder does not have.
     """
 
     image_id = Unicode()
@@ -186,9 +214,9 @@ class Labelled(VBox):
     def __init__(
         self,
         folder: StripFolder,
-        beside: bool = False,  # whether there will be a second one beside it
+        beside: bool = False,  # whether a second view stands beside it
     ):
-        self.folder, self.other = folder, ("", 0, 0)
+        self.folder, self.other = folder, _Twin()
         self._known, self._test = frozenset(folder.images.image_id), frozenset(folder.test.image_id)
         self.colours = _label_colours(folder, beside)
         names = ["image", "labels", "differ"][: 3 if beside else 2]
@@ -210,18 +238,22 @@ class Labelled(VBox):
         return image_id in self._known | self._test
 
     def look(self, image_id: str, other: str = "", right: int = 0, down: int = 0) -> None:
-        "Go to an image, and compare its labels with another train image's, shifted as for `label_difference`."
-        self.other = other, right, down
+        "Go to an image, and compare its labels with those of another train image, shifted as for `label_difference`."
+        self.other = _Twin(other, right, down)
         if image_id == self.image_id:
             self._draw()
         else:
             self.image_id = image_id
 
     def layers(self) -> tuple[dict, str]:  # layers, as for `StripView.show`; a line of text
-        "What there is to see."
-        known = self.image_id in self._known
-        differ_colour = self.colours.get("labels differ")
-        return _image_layers(self.folder, self.image_id, known, self.view.names, self.other, differ_colour)
+        "The layers of the image, and its id with a line of text."
+        if not self.image_id:
+            return {}, ""
+        image, masks, text = _read_labelled(self.folder, self.image_id, self.image_id in self._known)
+        layers = {"image": image, "labels": mask_layer(masks)}
+        if "differ" in self.view.names:
+            layers["differ"] = _differ_layer(self.folder, masks, self.other, self.colours["labels differ"])
+        return layers, f"{self.image_id} · {text}"
 
     def _draw(self):
         layers, text = self.layers()
