@@ -266,8 +266,8 @@ class Labelled(VBox):
         return self.view.flat() if self.image_id else np.full((*self.folder.shape, 3), _BLANK, np.uint8)
 
 # %% ../../nbs/46_explore.ipynb #1761fb70
-def _picture(fig):
-    "A figure as a JPEG to be shown."
+def _picture(fig: Figure) -> Picture:
+    "A figure as a JPEG."
     data = io.BytesIO()
     style = {"dpi": 100, "bbox_inches": "tight", "pad_inches": 0.05, "facecolor": "white"}
     with warnings.catch_warnings():
@@ -276,15 +276,15 @@ def _picture(fig):
     return Picture(data.getvalue(), format="jpeg")
 
 
-def _unpacked(jpeg):
-    "A packed picture as (H,W,3) RGB."
+def _unpacked(jpeg: bytes) -> np.ndarray:
+    "A JPEG as (H,W,3) RGB."
     picture = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)
     assert picture is not None  # `thumbnail` packed it
     return picture[..., ::-1]
 
-
+# %% ../../nbs/46_explore.ipynb #e9ab9c26
 class _ImagePanel(VBox):
-    "What a page of images is made of: menus, a gallery, a way through the list, and one image large."
+    "The controls of a page of images: menus, a gallery, a picker, and a large view."
 
     def __init__(self, folder):
         super().__init__()
@@ -303,7 +303,7 @@ class _ImagePanel(VBox):
         self.children = [controls, self.gallery, self.picker, self.large]
 
     def captions(self, image_ids: Sequence[str], areas: Sequence[np.ndarray]) -> list[str]:
-        "A line for each thumbnail; with eight in a row there is less room."
+        "A line for each thumbnail, shorter where eight stand in a row."
         if self.columns == 4:
             return [f"{_short(i)} · {_area_text(a)}" for i, a in zip(image_ids, areas)]
         return [f"{_short(i, 16)} · {_class_text(a)}" for i, a in zip(image_ids, areas)]
@@ -378,7 +378,7 @@ class ImagePages(_ImagePanel):
         return self.still([self._thumbnail(i) for i in ids], captions)
 
 # %% ../../nbs/46_explore.ipynb #e5c188f9
-def _connect_pages(pages: ImagePages):
+def _connect_pages(pages: ImagePages) -> None:
     "Buttons, clicks on thumbnails and keys move through the list."
     go = pages.picker.go
     pages.back.on_click(lambda _: go((pages._page - 1) * pages.size))
@@ -386,23 +386,30 @@ def _connect_pages(pages: ImagePages):
     pages.gallery.observe(lambda change: change.new >= 0 and go(pages._page * pages.size + change.new), "chosen")
     _listen_for_steps((pages.gallery, pages.large.view), lambda step: go(pages.picker.at + step))
 
+# %% ../../nbs/46_explore.ipynb #ad6a668a
+def _no_image_text(show: str) -> str:
+    "Why a page is empty."
+    return "no image is clean" if show == "clean" else f"no image has {show}"
 
-def _turn_page(pages: ImagePages):
-    "To the page that the image is on; an image from outside the list leaves the page as it is."
-    position, last = pages.picker.at, max(0, math.ceil(len(pages.ids) / pages.size) - 1)
+
+def _show_page(pages: ImagePages, page: int) -> None:
+    "Draw the thumbnails of a page, and say which page it is."
+    pages._page = page
+    ids, captions = pages.page()
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        pages.gallery.show(list(pool.map(pages._thumbnail, ids)), captions)
+    last = max(0, math.ceil(len(pages.ids) / pages.size) - 1)
+    pages.where.value = f"page {page + 1} of {last + 1}" if ids else _no_image_text(pages.show)
+    pages.back.disabled, pages.on.disabled = page <= 0, page >= last
+
+# %% ../../nbs/46_explore.ipynb #12b99cf9
+def _turn_page(pages: ImagePages) -> None:
+    "Turn to the page of the image; an image that is not in the list keeps the page."
+    position = pages.picker.at
     page = position // pages.size if position >= 0 else max(0, pages._page)
     if page != pages._page:
-        pages._page = page
-        ids, captions = pages.page()
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            pages.gallery.show(list(pool.map(pages._thumbnail, ids)), captions)
-        pages.where.value = f"page {page + 1} of {last + 1}" if ids else _no_image_text(pages.show)
-        pages.back.disabled, pages.on.disabled = page <= 0, page >= last
+        _show_page(pages, page)
     pages.gallery.chosen = position - page * pages.size if position >= 0 else -1
-
-
-def _no_image_text(show):
-    return "no image is clean" if show == "clean" else f"no image has {show}"
 
 # %% ../../nbs/46_explore.ipynb #3090f463
 class _Work(Box):
