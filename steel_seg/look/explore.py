@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stderr
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import anywidget
 import cv2
@@ -412,73 +412,89 @@ def _turn_page(pages: ImagePages) -> None:
     pages.gallery.chosen = position - page * pages.size if position >= 0 else -1
 
 # %% ../../nbs/46_explore.ipynb #3090f463
-class _Work(Box):
-    "A button for work that takes a while, and the line of its progress bar."
+class _Bars(io.StringIO):
+    "A stream for tqdm to write to; its last line is shown."
 
-    def __init__(self, text, work):  # called when the button is pressed
+    def __init__(self, line: HTML):
+        super().__init__()
+        self.line = line
+
+    def write(self, text: str) -> int:
+        if text.strip():
+            self.line.value = line_html(text.strip())
+        return len(text)
+
+# %% ../../nbs/46_explore.ipynb #19832e60
+class _Work(Box):
+    "A button that starts slow work, and the line of its progress bar."
+
+    def __init__(self, text: str, work: Callable[[], object]):  # called when the button is pressed
         self.button = Button(description=text, icon="search", layout=Layout(width="auto"))
         self.line = HTML(layout=Layout(flex="1 1 300px"))
         row = Layout(flex_flow="row wrap", align_items="center", flex="1 1 500px")
         super().__init__([self.button, self.line], layout=row)
         self.button.on_click(lambda _: self.run(work))
 
-    def run(self, work):
+    def run(self, work: Callable[[], object]) -> None:
         self.button.disabled = True
         try:
             with redirect_stderr(_Bars(self.line)):
-                work()  # tqdm writes there, and nobody would see it
+                work()  # tqdm writes to it, and a widget does not show it
         finally:
             self.button.disabled, self.line.value = False, ""
-
-
-class _Bars(io.StringIO):
-    "Where tqdm writes; its last line is shown."
-
-    def __init__(self, line):
-        super().__init__()
-        self.line = line
-
-    def write(self, text):
-        if text.strip():
-            self.line.value = line_html(text.strip())
-        return len(text)
 
 # %% ../../nbs/46_explore.ipynb #389f76c7
 _SEVERITIES = "all", "error", "warning"
 
 
-def _faults_of(table, severity):
-    "The faults of a severity, errors first. Raises `ValueError` for another severity."
+def _faults_of(table: pd.DataFrame, severity: str) -> pd.DataFrame:
+    "The faults of a severity, errors first. Raises `ValueError` for an unknown severity."
     if severity not in _SEVERITIES:
         raise ValueError(f"severity {severity!r}: give 'all', 'error' or 'warning'")
     chosen = table if severity == "all" else table[table.severity == severity]
     return chosen.sort_values("severity", kind="stable", ignore_index=True)
 
-
-def _fault_line(fault):
+# %% ../../nbs/46_explore.ipynb #83184109
+def _fault_line(fault: Any) -> str:  # fault: a row of the table
     "A fault in one line of text."
     row = f" row {fault.row}" if fault.row else ""
     image = f" ({fault.image_id})" if fault.image_id else ""
     return f"{fault.severity}: {fault.file}{row}{image}: {fault.problem}"
 
 
-def _fault_row(fault):
+def _fault_row(fault: Any) -> tuple:
     "A fault as the texts of a table's row."
     file, image_id = _short(fault.file, 60), _short(fault.image_id, 40)
     return (fault.severity, file, fault.row or "", image_id, fault.class_id, fault.problem)
 
-
-def _text_picture(lines):
-    "Lines of text as one picture, the first of them bold."
+# %% ../../nbs/46_explore.ipynb #6fc3b68f
+def _text_picture(lines: Sequence[str]) -> Picture:
+    "Lines of text as one picture, the first in bold."
     fig = _figure(11.3, 0.3 + 0.22 * len(lines))
     for k, text in enumerate(lines):
         y = 1 - (k + 0.8) * 0.22 / fig.get_figheight()
         fig.text(0.01, y, _short(text, 170).replace("$", r"\$"), fontsize=9, weight="bold" if k == 0 else None)
     return _picture(fig)
 
+# %% ../../nbs/46_explore.ipynb #3cc4e31f
+def _faults_text(
+    table: pd.DataFrame,  # all faults
+    complete: bool,  # whether every image was decoded
+    n_chosen: int,  # faults of the severity chosen
+    most: int,  # rows that the table shows
+) -> str:
+    "How many faults there are, and which files were read for it."
+    n = {severity: int((table.severity == severity).sum()) for severity in ("error", "warning")}
+    counts = " and ".join(_count_text(k, severity) for severity, k in n.items())
+    files_read = "train.csv and the images' headers were read, their pixels not yet"
+    if complete:
+        files_read = "every image was decoded"
+    cut = f"; the first {most} of {n_chosen:,} are listed" if n_chosen > most else ""
+    return f"{counts} ({files_read}){cut}"
 
+# %% ../../nbs/46_explore.ipynb #6a3b7b28
 class _FaultPanel(VBox):
-    "What a list of faults is made of: a menu, a button, a line of text, the table, and the image of the fault chosen."
+    "The controls of a list of faults: a menu, a button, a text, the table, and the image of the chosen fault."
 
     def __init__(self, folder: StripFolder | None, read_images: Callable[[], object], go: Callable[[int], object]):
         super().__init__()
@@ -493,10 +509,10 @@ class _FaultPanel(VBox):
 
 # %% ../../nbs/46_explore.ipynb #b7614808
 class FaultList(_FaultPanel):
-    """What `check_folder` finds wrong with a folder, and the images it is about.
+    """The faults that `check_folder` finds in a folder, and their images.
 
     Traits: `severity`, "all", "error" or "warning", and `fault`, a row of `shown`, -1 for none. `table` holds all
-    faults; `read_images()` adds those that only show when every image is decoded. A folder that cannot be used has its
+    faults; `read_images()` adds those that are found by decoding every image. A folder that cannot be used has its
     faults listed too, without pictures.
     """
 
@@ -515,25 +531,25 @@ class FaultList(_FaultPanel):
         link((self, "severity"), (self.menu, "value"))
         link((self, "fault"), (self.rows, "chosen"))
         self.observe(lambda change: self._list(), "severity")
-        self.observe(lambda change: self._look(), "fault")
+        self.observe(lambda change: _show_fault(self), "fault")
         self._list()
 
     @validate("severity", "fault")
     def _fits(self, proposal):
         name, value = proposal.trait.name, proposal.value
         if name == "severity":
-            _faults_of(self.table, value)  # which refuses what does not fit
+            _faults_of(self.table, value)  # raises for an unknown severity
         elif not -1 <= value < (n_listed := min(len(self.shown), self.most)):
             raise ValueError(f"fault {value}: {n_listed} are listed, from 0")
         return value
 
     @property
     def shown(self) -> pd.DataFrame:
-        "The faults of the severity chosen, errors first."
+        "The faults of the chosen severity, errors first."
         return _faults_of(self.table, self.severity)
 
     def go(self, step: int) -> None:
-        "Some rows on."
+        "Move by `step` rows."
         self.fault = _walk(self.rows, self.fault, step)
 
     def read_images(self) -> None:
@@ -541,56 +557,45 @@ class FaultList(_FaultPanel):
         _add_faults(self)
 
     def says(self) -> str:
-        "How many faults there are, and what was looked at."
-        return _faults_text(self)
+        "How many faults there are, and which files were read for it."
+        return _faults_text(self.table, self.complete, len(self.shown), self.most)
 
     def _list(self):
         _list_faults(self)
 
-    def _look(self):
-        if self.large:
-            image_id = self.shown.image_id[self.fault] if self.fault >= 0 else ""
-            self.large.look(image_id if self.large.knows(image_id) else "")
-
     def picture(self) -> Picture:
-        "The first faults, or the one chosen with its image, as one picture."
+        "The first faults, or the chosen one with its image, as one picture."
         return _faults_picture(self)
 
 # %% ../../nbs/46_explore.ipynb #966c58cd
-def _add_faults(faults: FaultList):
-    "Decode every image, and add what is wrong with them."
+def _add_faults(faults: FaultList) -> None:
+    "Decode every image, and add the faults found."
     decoded = check_folder(faults.root, faults.folder.n_classes if faults.folder else None)
     # Where the number of classes is given, a class that sample_submission.csv lacks is no fault: the first list has it.
     both = pd.concat([decoded, faults.table]).drop_duplicates()
     faults.table, faults.complete = fault_table(both.itertuples(index=False, name=None)), True
     faults._list()
 
-
-def _faults_text(faults: FaultList) -> str:
-    "How many faults there are, and what was looked at."
-    n = {severity: int((faults.table.severity == severity).sum()) for severity in ("error", "warning")}
-    counts = " and ".join(_count_text(k, severity) for severity, k in n.items())
-    looked = "train.csv and the images' headers were read, their pixels not yet"
-    if faults.complete:
-        looked = "every image was decoded"
-    text = f"{counts} ({looked})"
-    if len(faults.shown) > faults.most:
-        text += f"; the first {faults.most} of {len(faults.shown):,} are listed"
-    return text
+# %% ../../nbs/46_explore.ipynb #d8f18c71
+def _show_fault(faults: FaultList) -> None:
+    "Show the image of the chosen fault."
+    if faults.large:
+        image_id = faults.shown.image_id[faults.fault] if faults.fault >= 0 else ""
+        faults.large.look(image_id if faults.large.knows(image_id) else "")
 
 
-def _list_faults(faults: FaultList):
+def _list_faults(faults: FaultList) -> None:
     "Fill the table; no fault is chosen then."
     faults.fault = -1
     faults.text.value = line_html(faults.says())
     columns = ["severity", "file", "row", "image", "class", "problem"]
     faults.rows.show(columns, [_fault_row(f) for f in faults.shown.head(faults.most).itertuples()])
     faults.rows.layout.display = None if len(faults.shown) else "none"
-    faults._look()
+    _show_fault(faults)
 
-
+# %% ../../nbs/46_explore.ipynb #51ec6484
 def _faults_picture(faults: FaultList) -> Picture:
-    "The first faults, or the one chosen with its image, as one picture."
+    "The first faults, or the chosen one with its image, as one picture."
     if faults.large and faults.large.image_id:
         _, text = faults.large.layers()
         lines = [faults.says(), _fault_line(faults.shown.iloc[faults.fault])]
