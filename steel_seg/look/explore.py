@@ -202,6 +202,23 @@ def _label_colours(
         return colours
     return {**colours, "labels differ": tuple(PALETTE[max(4, len(colours)) % len(PALETTE)].tolist())}
 
+# %% ../../nbs/46_explore.ipynb #067383c6
+def _image_layers(
+    folder: StripFolder,
+    image_id: str,  # "": none
+    has_labels: bool,  # False for a test image
+    twin: _Twin,
+    differ_colour: Sequence[int] | None,  # RGB; None: no layer for a twin
+) -> tuple[dict, str]:  # layers, as for `StripView.show`; a line of text
+    "The layers of an image, and its id with a line of text."
+    if not image_id:
+        return {}, ""
+    image, masks, text = _read_labelled(folder, image_id, has_labels)
+    layers = {"image": image, "labels": mask_layer(masks)}
+    if differ_colour is not None:
+        layers["differ"] = _differ_layer(folder, masks, twin, differ_colour)
+    return layers, f"{image_id} · {text}"
+
 # %% ../../nbs/46_explore.ipynb #b3fc8cdb
 class Labelled(VBox):
     """A train or test image with its labels, and, beside a twin given to `look`, where their labels differ.
@@ -247,13 +264,8 @@ class Labelled(VBox):
 
     def layers(self) -> tuple[dict, str]:  # layers, as for `StripView.show`; a line of text
         "The layers of the image, and its id with a line of text."
-        if not self.image_id:
-            return {}, ""
-        image, masks, text = _read_labelled(self.folder, self.image_id, self.image_id in self._known)
-        layers = {"image": image, "labels": mask_layer(masks)}
-        if "differ" in self.view.names:
-            layers["differ"] = _differ_layer(self.folder, masks, self.other, self.colours["labels differ"])
-        return layers, f"{self.image_id} · {text}"
+        differ_colour = self.colours.get("labels differ")
+        return _image_layers(self.folder, self.image_id, self.image_id in self._known, self.other, differ_colour)
 
     def _draw(self):
         layers, text = self.layers()
@@ -341,14 +353,14 @@ class ImagePages(_ImagePanel):
         link((self, "image_id"), (self.large, "image_id"))
         _connect_pages(self)
         self.observe(self._choose, ["show", "sort"])
-        self.observe(self._turn, "image_id")
+        self.observe(lambda change: _turn_page(self), "image_id")
         self._choose()
 
     @validate("show", "sort", "image_id")
     def _fits(self, proposal):
         name, value = proposal.trait.name, proposal.value
         if name != "image_id":
-            pick_images(self._truth, **{"show": "all", name: value})  # which refuses what does not fit
+            pick_images(self._truth, **{"show": "all", name: value})  # raises for an unknown choice
         elif value and value not in self._row:
             raise ValueError(f"{self.folder.root}: no train image {value!r}")
         return value
@@ -358,7 +370,7 @@ class ImagePages(_ImagePanel):
         self.picker.ids, self._page = self.ids, -1
         goal = self.ids[0] if self.ids else ""
         if goal == self.image_id:
-            self._turn()
+            _turn_page(self)
         else:
             self.image_id = goal
 
@@ -366,9 +378,6 @@ class ImagePages(_ImagePanel):
         "Ids and captions of the page."
         ids = self.ids[self._page * self.size : (self._page + 1) * self.size]
         return ids, self.captions(ids, [self._truth[self._row[i]] for i in ids])
-
-    def _turn(self, change=None):
-        _turn_page(self)
 
     def picture(self) -> Picture:
         "The page as one image."
@@ -451,7 +460,7 @@ def _faults_of(table: pd.DataFrame, severity: str) -> pd.DataFrame:
     "The faults of a severity, errors first. Raises `ValueError` for an unknown severity."
     if severity not in _SEVERITIES:
         raise ValueError(f"severity {severity!r}: give 'all', 'error' or 'warning'")
-    chosen = table if severity == "all" else table[table.severity == severity]
+    chosen: Any = table if severity == "all" else table[table.severity == severity]
     return chosen.sort_values("severity", kind="stable", ignore_index=True)
 
 # %% ../../nbs/46_explore.ipynb #83184109
@@ -603,21 +612,25 @@ def _faults_picture(faults: FaultList) -> Picture:
     return _text_picture([faults.says(), *(_fault_line(f) for f in faults.shown.head(20).itertuples())])
 
 # %% ../../nbs/46_explore.ipynb #665a730f
-def _shift_text(pair):
-    "By how much the second image of a pair lies further, in words."
-    horizontal = f"{abs(pair.right)} px {'left' if pair.right < 0 else 'right'}" if pair.right else ""
-    vertical = f"{abs(pair.down)} px {'up' if pair.down < 0 else 'down'}" if pair.down else ""
+def _shift_text(right: int, down: int) -> str:
+    "By how much the second image of a pair lies further right and down, in words."
+    horizontal = f"{abs(right)} px {'left' if right < 0 else 'right'}" if right else ""
+    vertical = f"{abs(down)} px {'up' if down < 0 else 'down'}" if down else ""
     return ", ".join(text for text in (horizontal, vertical) if text)
 
 
-def _pair_row(pair):
-    "A pair as the texts of a table's row."
+def _pair_row(pair: Any) -> tuple:
+    "A pair of `near_duplicates` as the texts of a row of the table."
     first, second = _short(pair.first, 45), _short(pair.second, 45)
     alike = "same bytes" if pair.same_bytes else f"{pair.likeness:.3f}"
-    return (pair.group, first, second, alike, f"{pair.differ:,} px", _shift_text(pair))
+    return (pair.group, first, second, alike, f"{pair.differ:,} px", _shift_text(pair.right, pair.down))
 
-
-def _pairs_text(pairs, n_images, most):
+# %% ../../nbs/46_explore.ipynb #3bdf9377
+def _pairs_text(
+    pairs: pd.DataFrame | None,  # None: not searched yet
+    n_images: int,
+    most: int,  # rows that the table shows
+) -> str:
     "How many near-duplicates there are."
     if pairs is None:
         seconds = max(1, n_images * 2 // 1000)
@@ -629,9 +642,9 @@ def _pairs_text(pairs, n_images, most):
     text += f"; {int(pairs.same_bytes.sum()):,} the same bytes; labels differ in {int((pairs.differ > 0).sum()):,}"
     return text + (f"; the first {most} are listed" if len(pairs) > most else "")
 
-
+# %% ../../nbs/46_explore.ipynb #8acb2cef
 class _TwinPanel(VBox):
-    "What a list of twins is made of: a button, a line of text, the table, and both images, zoomed together."
+    "The controls of a list of twins: a button, a text, the table, and both images, zoomed together."
 
     def __init__(self, folder: StripFolder, look_for: Callable[[], object], go: Callable[[int], object]):
         super().__init__()
@@ -648,10 +661,10 @@ class _TwinPanel(VBox):
 
 # %% ../../nbs/46_explore.ipynb #e3c7ba4f
 class TwinList(_TwinPanel):
-    """Pairs of train images that are one picture, each pair with the pixels whose labels differ.
+    """Pairs of train images that show the same picture, each pair with the pixels whose labels differ.
 
-    Traits: `pair`, a row of `pairs`, -1 for none. `pairs` is the table of `near_duplicates` once `look_for()` was
-    called or its button pressed, before that None. Both pictures are zoomed together. Keys: n next, p previous.
+    Traits: `pair`, a row of `pairs`, -1 for none. `pairs` is the table of `near_duplicates`; it is None until
+    `look_for()` is called or its button pressed. Both pictures are zoomed together. Keys: n next, p previous.
     """
 
     pair = Int(-1)
@@ -677,11 +690,11 @@ class TwinList(_TwinPanel):
         return proposal.value
 
     def go(self, step: int) -> None:
-        "Some pairs on."
+        "Move by `step` pairs."
         self.pair = _walk(self.rows, self.pair, step)
 
     def look_for(self) -> None:
-        "Find them; they are kept. The first pair is shown."
+        "Search the pairs, once, and show the first."
         pairs = self.pairs
         if pairs is None:
             pairs = self.pairs = near_duplicates(self.folder, progress=len(self.folder) >= 200)
@@ -690,7 +703,7 @@ class TwinList(_TwinPanel):
             self.pair = 0
 
     def says(self) -> str:
-        "How many there are."
+        "How many pairs there are."
         return _pairs_text(self.pairs, len(self.folder), self.most)
 
     def _list(self):
@@ -704,7 +717,7 @@ class TwinList(_TwinPanel):
         return _pair_picture(self)
 
 # %% ../../nbs/46_explore.ipynb #22a479d3
-def _list_pairs(twins: TwinList):
+def _list_pairs(twins: TwinList) -> None:
     "Fill the table."
     twins.text.value = line_html(twins.says())
     columns = ["group", "first", "second", "likeness", "labels differ in", "second lies further"]
@@ -713,16 +726,16 @@ def _list_pairs(twins: TwinList):
     twins.rows.layout.display = None if len(twins.rows.rows) else "none"
     twins._look()
 
-
-def _show_pair(twins: TwinList):
-    "Show both images of the pair chosen, each with what differs from the other."
+# %% ../../nbs/46_explore.ipynb #5f0c7104
+def _show_pair(twins: TwinList) -> None:
+    "Show both images of the chosen pair, each with the pixels whose labels differ from the other."
     first, second, right, down = "", "", 0, 0
     if twins.pairs is not None and twins.pair >= 0:
         first, second, right, down = twins.pairs.loc[twins.pair, ["first", "second", "right", "down"]]
     twins.large[0].look(first, second, right, down)
     twins.large[1].look(second, first, -right, -down)
 
-
+# %% ../../nbs/46_explore.ipynb #9552081e
 def _pair_picture(twins: TwinList) -> Picture:
     "The pair as one image."
     if twins.pairs is None or twins.pair < 0:
@@ -746,22 +759,22 @@ def _places_figure(folder: StripFolder) -> Figure:
 _PLOTS = {"classes": plot_counts, "sizes": plot_areas, "places": _places_figure}
 _VIEWS = (*_PLOTS, "images", "faults", "near-duplicates")
 
-
+# %% ../../nbs/46_explore.ipynb #89d2aab9
 class _StillFigure(Image):
     "A figure that does not change."
 
-    def __init__(self, fig):
+    def __init__(self, fig: Figure):
         self.fig, data = fig, io.BytesIO()
         fig.savefig(data, format="png", dpi=100)
         layout = Layout(max_width="calc(100% - 4px)", height="auto")  # less its margins
         super().__init__(value=data.getvalue(), format="png", layout=layout)
 
-    def picture(self):
+    def picture(self) -> Picture:
         return _picture(self.fig)
 
 
 def _make_part(view: str, folder: StripFolder | None, root: Path) -> "FaultList | ImagePages | TwinList | _StillFigure":
-    "The widget of a view, new."
+    "A new widget of a view; a folder that cannot be read has only its faults."
     if view == "faults" or folder is None:
         return FaultList(folder or root)
     if view == "images":
@@ -772,7 +785,7 @@ def _make_part(view: str, folder: StripFolder | None, root: Path) -> "FaultList 
 
 # %% ../../nbs/46_explore.ipynb #e4ccc269
 def _folder_line(folder: StripFolder) -> str:
-    "What folder this is, in one line of plain text."
+    "The name and the contents of a folder, in one line of plain text."
     h, w = folder.shape
     n_test = len(folder.test)
     test = _count_text(n_test, "test image") if n_test else "no test images"
@@ -781,8 +794,8 @@ def _folder_line(folder: StripFolder) -> str:
     return f"{folder.root.name}: {_count_text(len(folder), 'train image')}, {test}, {size}, {content}"
 
 
-def _view_tabs(views):
-    "The buttons that switch between views; laid out by hand, or the word before them takes a line of its own."
+def _view_tabs(views: Sequence[str]) -> ToggleButtons:
+    "The buttons that switch between views, with the word before them on the same line."
     return ToggleButtons(
         options=[(view.capitalize(), view) for view in views],
         description="View",
@@ -790,9 +803,9 @@ def _view_tabs(views):
         layout=Layout(display="flex", align_items="center", grid_gap="8px"),
     )
 
-
+# %% ../../nbs/46_explore.ipynb #e0740c8b
 class _DataPanel(VBox):
-    "What the browser of a folder is made of: buttons for the views, a line of text, and the view itself."
+    "The parts of a browser of a folder: buttons for the views, a line of text, and the view itself."
 
     def __init__(self, folder: StripFolder | None, root: Path):
         super().__init__()
@@ -806,7 +819,7 @@ class _DataPanel(VBox):
         self.children = [self.tabs, self.text, self.body]
 
     def says(self) -> str:
-        "What folder this is, in one line of plain text."
+        "The name and the contents of the folder, in one line of plain text."
         return _folder_line(self.folder) if self.folder else str(self.root)
 
 # %% ../../nbs/46_explore.ipynb #d51d0dc9
@@ -827,10 +840,10 @@ class DataBrowser(_DataPanel):
     """What a data folder holds, in six views: classes, sizes and places of labels, images, faults, near-duplicates.
 
     Traits, to be read, set and observed: `view` ("classes", "sizes", "places", "images", "faults", "near-duplicates");
-    `show`, `sort` and `image_id` of the view of images (see `ImagePages`), `severity` of the faults. Views are made
-    when they are opened first, and kept; `part(view)` is the widget of one, such as a `FaultList` or a `TwinList`.
-    `picture()` is the view as one image. A folder that `read_folder` refuses opens with its faults alone; raises
-    `ValueError` where there is no folder, and for what does not fit.
+    `show`, `sort` and `image_id` of the view of images (see `ImagePages`), `severity` of the faults. A view is made
+    when it is first opened, and kept; `part(view)` is its widget, such as a `FaultList` or a `TwinList`. `picture()`
+    is the view as one image. A folder that `read_folder` refuses opens with its faults alone; raises `ValueError`
+    where there is no folder, and for an unknown view, image or choice.
     """
 
     view, show, sort, image_id, severity = Unicode("classes"), Unicode("all"), Unicode("id"), Unicode(), Unicode("all")
@@ -848,7 +861,7 @@ class DataBrowser(_DataPanel):
         if name == "view" and value not in self.views:
             known = ", ".join(map(repr, self.views))
             raise ValueError(f"view {value!r}: give {'one of ' if self.folder else ''}{known}")
-        if name != "view":  # the part refuses what does not fit
+        if name != "view":  # the part raises for a wrong value
             setattr(self.part("faults" if name == "severity" else "images"), name, value)
         return value
 
