@@ -161,7 +161,7 @@ class _Large(VBox):
     def __init__(
         self,
         max_width: int,  # pixels
-        hears: Sequence[str],  # keys
+        hears: tuple[str, ...],  # keys
         on_key: Callable[[str], object],  # called with the key
     ):
         self.text, self.place, self.max_width, self.hears, self.on_key = HTML(), VBox(), max_width, hears, on_key
