@@ -12,6 +12,7 @@ import io
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from textwrap import wrap
 from typing import Any, NamedTuple
@@ -63,10 +64,10 @@ def probability_layer(
     channel: int | None = None,  # None: the largest of all classes
     level: int = FLOOR,  # the lowest that is shown
 ) -> bytes:
-    "Probabilities of a class, or the largest of all, as a PNG to lie over the image."
+    "Probabilities of a class, or the largest of all classes, as a transparent PNG to lay over the image."
     return level_layer(levels.max(0, initial=0) if channel is None else levels[channel], level)
 
-
+# %% ../../nbs/45_browse.ipynb #29fe4ccb
 def image_layers(
     image: np.ndarray,  # (H,W) uint8
     truth: np.ndarray,  # (C,H,W)
@@ -100,7 +101,7 @@ def _class_fact(area: int, hit: int, true: int, is_predicted: bool) -> str:
         return f"missed, {true:,} px" + (f", {area:,} px predicted elsewhere" if area else "")
     return f"{true:,} px labelled, {area:,} px predicted, Dice {dice(area, hit, true):.3f}"
 
-
+# %% ../../nbs/45_browse.ipynb #3ba2dfe6
 def image_facts(
     image_id: str,
     truth: np.ndarray,  # (C,H,W)
@@ -123,8 +124,8 @@ _WHOLE = "fold", "labelled", "predicted", "false_alarms", "missed", "duplicate" 
 
 
 def in_words(
-    value: Any,  # of a cell of the table
-    name: str = "",  # of its column
+    value: Any,  # a cell of the table
+    name: str = "",  # its column
 ) -> str:
     "A number or text as a caption shows it."
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.number)):
@@ -135,7 +136,7 @@ def in_words(
         return f"{value:.5f}"
     return f"{value:,.0f}" if name in _WHOLE or isinstance(value, (int, np.integer)) else f"{value:,.3f}"
 
-
+# %% ../../nbs/45_browse.ipynb #0bb0a336
 def caption(
     table: pd.DataFrame,  # from `image_table`
     image_id: str,
@@ -152,7 +153,7 @@ def note(
     table: pd.DataFrame,  # from `image_table`
     image_id: str,
 ) -> str:
-    "What the table has about an image beyond its areas and Dice, as plain text."
+    "Fold, suspicion, disagreement and copies of an image, as plain text."
     row: Any = table.loc[image_id]
     parts = [f"fold {int(row.fold)}"] if row.fold >= 0 else []
     for name in ("suspicion", "disagreement"):
@@ -188,15 +189,16 @@ def _check_channel(
 
 # %% ../../nbs/45_browse.ipynb #5239c4fa
 def _now() -> str:
+    "The time in UTC, to the second."
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _new_flag(image_id: str, channel: int | None, reason: str, values: Sequence[float]) -> Flag:
-    "A flag of now, with the suspicion and the Dice of the image."
+    "A new flag with the present time; `values` are the suspicion and the Dice of the image."
     doubt, score = map(float, values)
     return Flag(image_id, "" if channel is None else str(class_id(channel)), reason, doubt, score, _now())
 
-
+# %% ../../nbs/45_browse.ipynb #5401c06c
 def _save_flags(path: Path, flags: Sequence[Flag]) -> str:
     "Save the list; returns what went wrong, or nothing."
     try:
@@ -205,9 +207,9 @@ def _save_flags(path: Path, flags: Sequence[Flag]) -> str:
         return f"not saved: {path.name} cannot be written ({e.strerror})"
     return ""
 
-
+# %% ../../nbs/45_browse.ipynb #3a604b0f
 def _flag_html(current: Flag | None, n: int, path: Path | None, problem: str) -> str:
-    "What is written beside the buttons: the flag of the image, and how many there are."
+    "The text beside the buttons: the flag of the image, and the number of flags."
     parts = []
     if current:
         parts.append(f"flagged: {current.reason}" + (f" (class {current.class_id})" if current.class_id else ""))
@@ -217,7 +219,7 @@ def _flag_html(current: Flag | None, n: int, path: Path | None, problem: str) ->
 
 # %% ../../nbs/45_browse.ipynb #132ee3f0
 class _FlagPanel(VBox):
-    "The controls of a flag and its traits, with what these may be."
+    "The controls of a flag, and its traits with their checks."
 
     flags, reason, channel, image_id = Tuple(), Unicode(REASONS[0]), Int(None, allow_none=True), Unicode()
 
@@ -306,7 +308,7 @@ class FlagBox(_FlagPanel):
         self.message.value = _flag_html(current, len(self.flags), self.path, problem)
 
 # %% ../../nbs/45_browse.ipynb #349af9cc
-RISING = "id", "fold", "classes", "dice", "duplicate"  # columns that are sorted from the lowest up at first
+RISING = "id", "fold", "classes", "dice", "duplicate"  # columns that are sorted from the lowest value up by default
 _SHOWN_AS = {
     "dice": "Dice",
     "labelled": "labelled area",
@@ -324,7 +326,7 @@ class _Menu(NamedTuple):
     width: int  # screen pixels
     is_shown: bool = True
 
-
+# %% ../../nbs/45_browse.ipynb #3ee4e9cb
 def _list_menus(table: pd.DataFrame, n_classes: int, has_run: bool) -> dict[str, _Menu]:
     "The menus of a list by the trait that they set."
     show = ["all", "clean", *class_colours(n_classes)]
@@ -339,14 +341,15 @@ def _list_menus(table: pd.DataFrame, n_classes: int, has_run: bool) -> dict[str,
         "rising": _Menu("Order", ["lowest first", "highest first"], [True, False], 175),
     }
 
-
+# %% ../../nbs/45_browse.ipynb #f965cb0e
 def _dropdown(menu: _Menu) -> Dropdown:
+    "The widget of a menu."
     layout = Layout(width=f"{menu.width}px", display=None if menu.is_shown else "none")
     return Dropdown(options=menu.options, description=menu.title, layout=layout)
 
 # %% ../../nbs/45_browse.ipynb #8b06de8a
 class _ListPanel(Box):
-    "The menus of a list, the table that they choose from, and what their traits may be."
+    "The menus of a list, the table that they choose from, and traits with their checks."
 
     show, only, sort = Unicode("all"), Unicode("all"), Unicode("id")
     fold, rising, rules = Int(None, allow_none=True), Bool(True), Tuple()
@@ -397,7 +400,7 @@ class ImageList(_ListPanel):
     """Menus that choose images and their order.
 
     Traits: `show`, `fold` (None: all), `only`, `sort`, `rising`, `rules`, `flagged` (ids) choose; `ids` is the result,
-    and `made` counts how often it was made. `table` has all that is known about every image.
+    and `made` counts how often it was computed. `table` has all values of every image.
     """
 
     flagged, ids, made = Tuple(), Tuple(), Int(0)
@@ -443,11 +446,11 @@ _DIFFERENCE = {
     "difference: hit": COMPARE["hit"],
     "missed": COMPARE["missed"],
     "false": COMPARE["false"],
-}  # some classes have the same colours
+}
 
 
 class ImageParts(NamedTuple):
-    "What is to be seen of one image: arrays, or None where there is none."
+    "The arrays of one image; None where there is none."
 
     image: np.ndarray  # (H,W) uint8
     truth: np.ndarray  # (C,H,W)
@@ -455,12 +458,12 @@ class ImageParts(NamedTuple):
     pred: np.ndarray | None = None  # (C,H,W)
     other: np.ndarray | None = None  # (C,H,W), what another run predicts
 
-
+# %% ../../nbs/45_browse.ipynb #d487e433
 def _painted(
     parts: ImageParts,
     only: int | None,  # the class of which the difference is; None: all
 ) -> dict:  # name to (H,W,3) uint8
-    "An image as a view shows it at first: with labels, prediction and difference painted on."
+    "Copies of an image with labels, prediction and difference painted on, as a view shows them at first."
     painted = {"labels": overlay(parts.image, parts.truth)}
     if parts.pred is None:
         return painted
@@ -479,7 +482,7 @@ def _image_parts(
     rules: Sequence[Rule],  # of the run
     other: OpenRun | None,  # another run, by its own rules
 ) -> ImageParts:
-    "All that is to be seen of an image; `ValueError` where it cannot be read."
+    "Read the image, its labels, levels and predictions; `ValueError` where it cannot be read."
     levels = pred = pred_of_other = None
     image, truth = folder.image(image_id), folder.mask(image_id)
     if run is not None and image_id in run.store.image_ids:
@@ -553,7 +556,7 @@ class LargeView(_LargePanel):
         super().__init__(folder, opened, other, width)
 
     def look(self) -> ImageParts:
-        "All that is to be seen of the image; `ValueError` where it cannot be read."
+        "Read the image and its layers; `ValueError` where it cannot be read."
         return _image_parts(self.image_id, self.folder, self.opened, self.rules, self.other)
 
     def draw(self) -> None:
@@ -579,22 +582,24 @@ class LargeView(_LargePanel):
         return " · ".join([*lines, self.note] if self.note else lines)
 
     def pictures(self) -> dict:  # name to (H,W,3) uint8
-        "The image as the view shows it at first, painted: for where there is no view; {} where it cannot be read."
+        "The image as the view shows it at first, painted, for documents without widgets; {} where it cannot be read."
         try:
             return _painted(self.look(), self.only) if self.image_id else {}
         except ValueError:
             return {}
 
 # %% ../../nbs/45_browse.ipynb #520b1fdf
+@cache
 def _font() -> ImageFont.FreeTypeFont:
+    "The font of titles, read once."
     return ImageFont.truetype(f"{get_data_path()}/fonts/ttf/DejaVuSans.ttf", 12)
 
 
 def _picture_row(
     images: Sequence[PILImage.Image],
-    titles: Sequence[str],  # of as many
+    titles: Sequence[str],  # one per picture
     each: int,  # width of a picture
-    width: int,  # of the row
+    width: int,  # width of the row
     font: ImageFont.FreeTypeFont,
 ) -> PILImage.Image:
     "Titled pictures side by side; a title that is too long is cut."
@@ -607,7 +612,7 @@ def _picture_row(
         row.paste(image, (k * (each + 8), 18))
     return row
 
-
+# %% ../../nbs/45_browse.ipynb #2717efd7
 def _legend_row(colours: dict, width: int, font: ImageFont.FreeTypeFont) -> PILImage.Image:
     "Colour patches with their names."
     row, left = PILImage.new("RGB", (width, 22), "white"), 0
@@ -619,43 +624,60 @@ def _legend_row(colours: dict, width: int, font: ImageFont.FreeTypeFont) -> PILI
     return row
 
 # %% ../../nbs/45_browse.ipynb #36ad571a
+def _thumb_rows(thumbs: Sequence[bytes], captions: Sequence[str], across: int, width: int) -> list[PILImage.Image]:
+    "Rows of so many thumbnails."
+    rows = []
+    for start in range(0, len(thumbs), across):
+        images = [PILImage.open(io.BytesIO(t)).convert("RGB") for t in thumbs[start : start + across]]
+        rows.append(_picture_row(images, captions[start : start + across], width // across - 8, width, _font()))
+    return rows
+
+
+def _layer_rows(layers: dict, stacked: bool, width: int) -> list[PILImage.Image]:
+    "The layers of an image, one below another or side by side."
+    images, titles = [PILImage.fromarray(layer) for layer in layers.values()], list(layers)
+    if stacked:
+        return [_picture_row([image], [title], width, width, _font()) for image, title in zip(images, titles)]
+    if not images:
+        return []
+    return [_picture_row(images, titles, min(400, width // len(images) - 8), width, _font())]
+
+
+def _join_rows(rows: Sequence[PILImage.Image], width: int) -> PILImage.Image:
+    "Rows of a page, one below another."
+    page, top = PILImage.new("RGB", (width, sum(row.height for row in rows)), "white"), 0
+    for row in rows:
+        page.paste(row, (0, top))
+        top += row.height
+    return page
+
+# %% ../../nbs/45_browse.ipynb #20ce33dd
 def page_picture(
     thumbs: Sequence[bytes],  # JPEGs
-    captions: Sequence[str],  # of as many
+    captions: Sequence[str],  # one per thumbnail
     layers: dict,  # name to (H,W,3) uint8, all of one shape
     text: str,  # about the image, plain
     colours: dict,  # a legend: name to RGB
     width: int = 1000,  # pixels
 ) -> Picture:
     "Thumbnails above one image large, with text and legend, as one JPEG."
-    font, rows = _font(), []
-    shape = next(iter(layers.values())).shape if layers else (1, 6)
-    stacked = shape[1] > 1.5 * shape[0]
-    across = 5 if stacked else 10
-    for start in range(0, len(thumbs), across):
-        images = [PILImage.open(io.BytesIO(t)).convert("RGB") for t in thumbs[start : start + across]]
-        rows.append(_picture_row(images, captions[start : start + across], width // across - 8, width, font))
+    height_of_layer, width_of_layer = next(iter(layers.values())).shape[:2] if layers else (1, 6)
+    stacked = width_of_layer > 1.5 * height_of_layer
+    rows = _thumb_rows(thumbs, captions, 5 if stacked else 10, width)
     rows.append(PILImage.new("RGB", (width, 4), "white"))
     for line in wrap(text, 140)[:5]:
-        rows.append(_picture_row([PILImage.new("RGB", (width, 1), "white")], [line], width, width, font))
-    images, titles = [PILImage.fromarray(layer) for layer in layers.values()], list(layers)
-    if stacked:
-        rows += [_picture_row([image], [title], width, width, font) for image, title in zip(images, titles)]
-    elif images:
-        rows.append(_picture_row(images, titles, min(400, width // len(images) - 8), width, font))
-    rows.append(_legend_row(colours, width, font))
-    page, top, data = PILImage.new("RGB", (width, sum(row.height for row in rows)), "white"), 0, io.BytesIO()
-    for row in rows:
-        page.paste(row, (0, top))
-        top += row.height
-    page.save(data, "jpeg", quality=75)
+        rows.append(_picture_row([PILImage.new("RGB", (width, 1), "white")], [line], width, width, _font()))
+    rows += _layer_rows(layers, stacked, width)
+    rows.append(_legend_row(colours, width, _font()))
+    data = io.BytesIO()
+    _join_rows(rows, width).save(data, "jpeg", quality=75)
     return Picture(data.getvalue(), format="jpeg")
 
 # %% ../../nbs/45_browse.ipynb #b50bb334
 def open_data(
     data: str | Path | OpenRun | StripFolder,  # a run or a data folder
-    folder: str | Path | StripFolder | None = None,  # of a run, as for `open_run`
-    scores: str | Path | None = None,  # likewise
+    folder: str | Path | StripFolder | None = None,  # the data of a run, as for `open_run`
+    scores: str | Path | None = None,  # as for `open_run`
 ) -> tuple[StripFolder, OpenRun | None]:
     "Open a run with its data, or a data folder alone. Raises `ValueError` where there is neither."
     if isinstance(data, OpenRun) or (not isinstance(data, StripFolder) and (Path(data) / "oof").is_dir()):
@@ -673,7 +695,7 @@ _KEY_HELP = (
 
 # %% ../../nbs/45_browse.ipynb #5338005a
 class _BrowserPanel(VBox):
-    "The parts of a browser in their places, and what they ask of one another."
+    "The parts of a browser, their layout, and the functions that they call on each other."
 
     def __init__(
         self,
@@ -701,7 +723,7 @@ class _BrowserPanel(VBox):
         super().__init__([self.list, sides, HTML(_KEY_HELP)])
 
     def look(self, image_id: str) -> tuple[ThumbKey, str, bool]:  # key, caption, marked
-        "What the page shows of an image."
+        "What the page of thumbnails shows of an image."
         key = self.thumbs.key(image_id, str(self.paint.value), self.list.channel, self.list.rules)
         text = caption(self.list.table, image_id, self.list.sort, self.list.show)
         return key, text, image_id in self.box.of
@@ -714,19 +736,19 @@ class _BrowserPanel(VBox):
             self.picker.go(self.picker.at + (1 if key in KEYS[:2] else -1))
 
     def values(self, image_id: str, channel: int | None) -> tuple:
-        "What a flag writes down, suspicion and Dice: of a class, or (None) of the whole image."
+        "Suspicion and Dice that a flag keeps: those of a class, or (None) of the whole image."
         names = [name if channel is None else f"{name} {class_id(channel)}" for name in ("suspicion", "dice")]
         return tuple(self.list.table.at[image_id, n] if n in self.list.table else np.nan for n in names)
 
 # %% ../../nbs/45_browse.ipynb #c9014002
 class BrowserParts(_BrowserPanel):
-    """The parts of a `Browser` in their places.
+    """The parts of a `Browser` in their layout.
 
     `list` with its menus, `paint`, `pages`, `picker`, `large`, and `box` of flags.
     """
 
     def check(self, name: str, value: Any) -> Any:
-        "The value of a trait of the part that has it, or a `ValueError` that says what is possible."
+        "The value of a trait, checked by the part that has it, or a `ValueError` that says what is possible."
         if name == "image_id" and value and value not in self.list.table.index:
             raise ValueError(f"no image {value!r} in {self.list.folder.root}")
         if name == "paint" and value not in self.paint.options:
@@ -749,7 +771,7 @@ class BrowserParts(_BrowserPanel):
 
 # %% ../../nbs/45_browse.ipynb #1a23685f
 class _Paced:
-    "Calls a function at once; but while calls come quickly only sometimes, and once more after the last."
+    "Calls a function immediately; while calls come quickly only a few of them, and once more after the last."
 
     def __init__(self, f: Callable[[], Any]):
         self.f, self._last, self._later = f, 0.0, Later(self._call, 0.1)
@@ -772,9 +794,20 @@ class _Paced:
         self.f()
         self._last = time.monotonic()
 
+# %% ../../nbs/45_browse.ipynb #ecc459e0
+def _image_to_show(why: str | None, current: str, old_ids: Sequence[str], ids: Sequence[str]) -> str:
+    'The image that a new list shows, by the trait that changed it; "" where the list is empty.'
+    if not ids:
+        return ""
+    if why in ("rules", "flagged") and current in ids:
+        return current
+    if why == "flagged" and current in old_ids:  # its flag was taken off: the next one takes its place
+        return ids[min(old_ids.index(current), len(ids) - 1)]
+    return ids[0]
+
 # %% ../../nbs/45_browse.ipynb #43866fa9
 class _BrowserState(VBox):
-    "The traits of a browser, linked with its parts, and what can be asked of it."
+    "The traits of a browser, linked with its parts, and its queries."
 
     show, only, sort, paint = Unicode("all"), Unicode("all"), Unicode("id"), Unicode("labels")
     fold, rising, rules = Int(None, allow_none=True), Bool(True), Tuple()
@@ -799,7 +832,7 @@ class _BrowserState(VBox):
 
     @property
     def table(self) -> pd.DataFrame:
-        "All that is known about every image, from `image_table`."
+        "The table of `image_table`: all values of every image."
         return self.parts.list.table
 
     @property
@@ -815,7 +848,7 @@ class _BrowserState(VBox):
         return write_queue(path, self.flags)
 
     def press(self, key: str) -> None:
-        "What a key does, one of `KEYS`: next image, previous image, flag or take the flag off."
+        "Do what a key of `KEYS` does: next image, previous image, flag or take the flag off."
         self.parts.press(key)
 
     def _flagged(self, change: Bunch | None = None) -> None:
@@ -833,8 +866,8 @@ class Browser(_BrowserState):
     Traits, to be read, set and observed: `show`, `fold` (None: all), `only`, `sort` ("id" or a column of `table`),
     `rising` and `paint` as in the menus; `ids`, the images that fit, in order; `image_id` ("" where none is chosen);
     `rules` (a `Rule` per class; none without a run); `channel` (None: any) and `level`, which probabilities are shown;
-    `flags`, the images to be labelled again. `queue` is the list of flags, `save` writes it, `table` has all that is
-    known about every image, `picture()` is the view as one image. Keys on thumbnails and view: n or right, p or left,
+    `flags`, the images to be labelled again. `queue` is the list of flags, `save` writes it, `table` has all values
+    of every image, `picture()` is the view as one image. Keys on thumbnails and view: n or right, p or left,
     f. Raises `ValueError` for what does not fit.
     """
 
@@ -880,18 +913,7 @@ def _link_parts(browser: _BrowserState, parts: BrowserParts) -> None:
     for part in (parts.picker, parts.pages, parts.box):
         link((browser, "image_id"), (part, "image_id"))
 
-
-def _image_to_show(why: str | None, current: str, old_ids: Sequence[str], ids: Sequence[str]) -> str:
-    "The image that a new list shows, by the trait that changed it; `` where the list is empty."
-    if not ids:
-        return ""
-    if why in ("rules", "flagged") and current in ids:
-        return current
-    if why == "flagged" and current in old_ids:  # its flag was taken off: the next one takes its place
-        return ids[min(old_ids.index(current), len(ids) - 1)]
-    return ids[0]
-
-
+# %% ../../nbs/45_browse.ipynb #4f73e3aa
 def _show_list(browser: _BrowserState) -> None:
     "Show the new list from its first image; new rules and flags keep the image."
     parts, ids, current = browser.parts, browser.parts.list.ids, browser.image_id

@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stderr
 from functools import lru_cache
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import anywidget
 import cv2
@@ -46,10 +47,19 @@ from ..near_duplicates import label_difference, near_duplicates, read_reduced
 from ..viz import PALETTE, _figure, class_colours, gallery, layer_png, mask_layer, overlay
 
 # %% ../../nbs/46_explore.ipynb #7cf2b7f6
-_BLANK = 238  # the grey of what cannot be shown
+_BLANK = 238  # the grey level of an image that cannot be shown
 
 
-def _path_of(folder, image_id):
+def _small_labels(
+    masks: np.ndarray,  # (C,H,W)
+    size: tuple[int, int],  # width and height
+) -> np.ndarray:  # (C,height,width) bool
+    "Masks in a smaller size, without losing a pixel."
+    small = [cv2.resize(mask.astype(np.float32), size, interpolation=cv2.INTER_AREA) > 0 for mask in masks]
+    return np.stack(small)
+
+# %% ../../nbs/46_explore.ipynb #8ee38445
+def _path_of(folder: StripFolder, image_id: str) -> Path:
     "The file of a train image."
     return folder.images.path[folder.images.image_id == image_id].iat[0]
 
@@ -57,9 +67,9 @@ def _path_of(folder, image_id):
 def thumbnail(
     folder: StripFolder,
     image_id: str,  # a train image
-    width: int = 280,  # pixels, about
+    width: int = 280,  # pixels
 ) -> bytes:
-    "A small JPEG of an image with its labels, a plain grey one where the image cannot be read."
+    "A small JPEG of an image with its labels; plain grey where the image cannot be read."
     h, w = folder.shape
     size = width, max(1, round(width * h / w))
     divisor = next((k for k in (8, 4, 2) if w // k >= width), 1)
@@ -67,39 +77,36 @@ def thumbnail(
     if small is None:
         rgb = np.full((*size[::-1], 3), _BLANK, np.uint8)
     else:
-        labels = [
-            cv2.resize(mask.astype(np.float32), size, interpolation=cv2.INTER_AREA) > 0
-            for mask in folder.mask(image_id)
-        ]
-        rgb = overlay(cv2.resize(small, size, interpolation=cv2.INTER_AREA), np.stack(labels))
+        labels = _small_labels(folder.mask(image_id), size)
+        rgb = overlay(cv2.resize(small, size, interpolation=cv2.INTER_AREA), labels)
     return cv2.imencode(".jpg", rgb[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes()
 
 # %% ../../nbs/46_explore.ipynb #e327049d
-def _area_text(areas):
+def _area_text(areas: Sequence[int] | np.ndarray) -> str:
     "Labelled pixels of each class in words."
     return ", ".join(f"{name}: {a:,} px" for name, a in zip(class_colours(len(areas)), areas) if a) or "clean"
 
 
-def _class_text(areas):
+def _class_text(areas: Sequence[int] | np.ndarray) -> str:
     'The classes of an image, such as "1+3".'
     return "+".join(str(class_id(int(c))) for c in np.flatnonzero(areas)) or "clean"
 
-
-def _short(text, most=22):
-    "A long id less its middle."
+# %% ../../nbs/46_explore.ipynb #8b019baf
+def _short(text: str, most: int = 22) -> str:
+    "A long id without its middle."
     return text if len(text) <= most else f"{text[: most // 2]}…{text[-(most // 2 - 1) :]}"
 
 
-def _count_text(n, noun):
+def _count_text(n: int, noun: str) -> str:
     "A number with its noun: 1 image, 2 images."
     return f"{n:,} {noun if n == 1 else noun + 's'}"
 
 # %% ../../nbs/46_explore.ipynb #79191146
 class Table(anywidget.AnyWidget):
-    """Rows of plain text under a head; one of them can be chosen.
+    """Rows of plain text below column names; one row can be chosen.
 
-    Traits: `chosen`, the position of a row, set by a click or the arrow keys too, -1 for none; `hears`, the keys that
-    `on_key` is told of.
+    Traits: `chosen`, the position of a row (-1: none), which a click or the arrow keys set as well; `hears`, the keys
+    that `on_key` passes on.
     """
 
     _esm = _TOOLS + static_text("table.js")
@@ -119,9 +126,9 @@ class Table(anywidget.AnyWidget):
     def show(
         self,
         columns: Iterable[object],
-        rows: Iterable[Iterable[object]],  # as many values each; they are shown as text
+        rows: Iterable[Iterable[object]],  # a value per column, shown as text
     ) -> None:
-        "Change what is in the table; nothing is chosen then."
+        "Replace the content of the table; no row is chosen then."
         with self.hold_sync():
             self.chosen = -1
             self.columns = tuple(map(str, columns))
@@ -132,53 +139,91 @@ class Table(anywidget.AnyWidget):
         self,
         f: Callable[[str], object],  # called with the key, one of `hears`
     ) -> None:
-        "Hear keys that are pressed on the table."
+        "Call `f` with each key of `hears` that is pressed on the table."
         _on_key(self, f)
 
 # %% ../../nbs/46_explore.ipynb #e7fb63de
-def _walk(list_of_rows, position, step):
-    "The position some rows on, held inside the table; -1, for none, where it is empty."
-    return min(max(position + step, 0), len(list_of_rows.rows) - 1)
+def _walk(table: Table, position: int, step: int) -> int:
+    "The position `step` rows later, limited to the table; -1 (none) in an empty table."
+    return min(max(position + step, 0), len(table.rows) - 1)
 
 
-def _listen_for_steps(widgets, go):
-    "Let n and p on any of these go one on or one back."
+def _listen_for_steps(widgets: Iterable[Table | Gallery | StripView], go: Callable[[int], object]) -> None:
+    "Call `go` with 1 for the key n and with -1 for p, pressed on any of the widgets."
     for widget in widgets:
         widget.on_key(lambda key: go(1 if key == "n" else -1))
 
 # %% ../../nbs/46_explore.ipynb #6527338f
-def _image_layers(folder, image_id, known, names, other, differ_colour):
-    "What there is to see of an image: its layers, as for `StripView.show`, and a line of text."
-    if not image_id:
-        return {}, ""
-    masks = folder.mask(image_id) if known else np.zeros((folder.n_classes, *folder.shape), np.uint8)
-    text = _area_text(masks.sum((1, 2), dtype=np.int64)) if known else "a test image: no labels"
+def _read_labelled(
+    folder: StripFolder,
+    image_id: str,
+    has_labels: bool,  # False for a test image
+) -> tuple[np.ndarray, np.ndarray, str]:  # image (H,W), masks (C,H,W), text
+    "An image, its masks, and its areas in words; a plain grey image and the error where it cannot be read."
+    masks = np.zeros((folder.n_classes, *folder.shape), np.uint8)
+    text = "a test image: no labels"
+    if has_labels:
+        masks = folder.mask(image_id)
+        text = _area_text(masks.sum((1, 2), dtype=np.int64))
     try:
-        image = folder.image(image_id)
+        return folder.image(image_id), masks, text
     except ValueError as e:
-        image, text = np.full(folder.shape, _BLANK, np.uint8), f"{text} · {e}"
-    layers = {"image": image, "labels": mask_layer(masks)}
-    if "differ" in names:
-        other_id, *shift = other
-        differ = np.zeros(folder.shape, bool)
-        if other_id:
-            differ = label_difference(masks, folder.mask(other_id), *shift)
-        layers["differ"] = layer_png(differ.view(np.uint8), [(*differ_colour, 215)])
-    return layers, f"{image_id} · {text}"
+        return np.full(folder.shape, _BLANK, np.uint8), masks, f"{text} · {e}"
+
+# %% ../../nbs/46_explore.ipynb #6b9c4643
+class _Twin(NamedTuple):
+    "Another image of the same picture."
+
+    image_id: str = ""  # "": none
+    right: int = 0  # pixels that the second image of the pair lies further right, as for `label_difference`
+    down: int = 0
 
 
-def _label_colours(folder, beside):
-    "The colours of the classes, and beside a twin of where labels differ."
+def _differ_layer(
+    folder: StripFolder,
+    masks: np.ndarray,  # (C,H,W) of the image
+    twin: _Twin,
+    colour: Sequence[int],  # RGB
+) -> bytes:
+    "The pixels whose labels differ from those of the twin, as a layer."
+    differ = np.zeros(folder.shape, bool)
+    if twin.image_id:
+        differ = label_difference(masks, folder.mask(twin.image_id), twin.right, twin.down)
+    return layer_png(differ.view(np.uint8), [(*colour, 215)])
+
+# %% ../../nbs/46_explore.ipynb #7e205059
+def _label_colours(
+    folder: StripFolder,
+    beside: bool,  # whether a twin is shown
+) -> dict:  # name to RGB
+    "The colours of the classes, and beside a twin the colour of labels that differ."
     colours = class_colours(folder.n_classes)
     if not beside:
         return colours
     return {**colours, "labels differ": tuple(PALETTE[max(4, len(colours)) % len(PALETTE)].tolist())}
 
+# %% ../../nbs/46_explore.ipynb #067383c6
+def _image_layers(
+    folder: StripFolder,
+    image_id: str,  # "": none
+    has_labels: bool,  # False for a test image
+    twin: _Twin,
+    differ_colour: Sequence[int] | None,  # RGB; None: no layer for a twin
+) -> tuple[dict, str]:  # layers, as for `StripView.show`; a line of text
+    "The layers of an image, and its id with a line of text."
+    if not image_id:
+        return {}, ""
+    image, masks, text = _read_labelled(folder, image_id, has_labels)
+    layers = {"image": image, "labels": mask_layer(masks)}
+    if differ_colour is not None:
+        layers["differ"] = _differ_layer(folder, masks, twin, differ_colour)
+    return layers, f"{image_id} · {text}"
+
 # %% ../../nbs/46_explore.ipynb #b3fc8cdb
 class Labelled(VBox):
-    """A train or test image with its labels, and, if `look` is told of another one, where their labels differ.
+    """A train or test image with its labels, and, beside a twin given to `look`, where their labels differ.
 
-    Traits: `image_id`, "" for none. Raises `ValueError` for an id that is not known.
+    Traits: `image_id`, "" for none. Raises `ValueError` for an id that the folder does not have.
     """
 
     image_id = Unicode()
@@ -186,9 +231,9 @@ class Labelled(VBox):
     def __init__(
         self,
         folder: StripFolder,
-        beside: bool = False,  # whether there will be a second one beside it
+        beside: bool = False,  # whether a second view stands beside it
     ):
-        self.folder, self.other = folder, ("", 0, 0)
+        self.folder, self.other = folder, _Twin()
         self._known, self._test = frozenset(folder.images.image_id), frozenset(folder.test.image_id)
         self.colours = _label_colours(folder, beside)
         names = ["image", "labels", "differ"][: 3 if beside else 2]
@@ -210,18 +255,17 @@ class Labelled(VBox):
         return image_id in self._known | self._test
 
     def look(self, image_id: str, other: str = "", right: int = 0, down: int = 0) -> None:
-        "Go to an image, and compare its labels with another train image's, shifted as for `label_difference`."
-        self.other = other, right, down
+        "Go to an image, and compare its labels with those of another train image, shifted as for `label_difference`."
+        self.other = _Twin(other, right, down)
         if image_id == self.image_id:
             self._draw()
         else:
             self.image_id = image_id
 
     def layers(self) -> tuple[dict, str]:  # layers, as for `StripView.show`; a line of text
-        "What there is to see."
-        known = self.image_id in self._known
+        "The layers of the image, and its id with a line of text."
         differ_colour = self.colours.get("labels differ")
-        return _image_layers(self.folder, self.image_id, known, self.view.names, self.other, differ_colour)
+        return _image_layers(self.folder, self.image_id, self.image_id in self._known, self.other, differ_colour)
 
     def _draw(self):
         layers, text = self.layers()
@@ -234,8 +278,8 @@ class Labelled(VBox):
         return self.view.flat() if self.image_id else np.full((*self.folder.shape, 3), _BLANK, np.uint8)
 
 # %% ../../nbs/46_explore.ipynb #1761fb70
-def _picture(fig):
-    "A figure as a JPEG to be shown."
+def _picture(fig: Figure) -> Picture:
+    "A figure as a JPEG."
     data = io.BytesIO()
     style = {"dpi": 100, "bbox_inches": "tight", "pad_inches": 0.05, "facecolor": "white"}
     with warnings.catch_warnings():
@@ -244,15 +288,15 @@ def _picture(fig):
     return Picture(data.getvalue(), format="jpeg")
 
 
-def _unpacked(jpeg):
-    "A packed picture as (H,W,3) RGB."
+def _unpacked(jpeg: bytes) -> np.ndarray:
+    "A JPEG as (H,W,3) RGB."
     picture = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)
     assert picture is not None  # `thumbnail` packed it
     return picture[..., ::-1]
 
-
+# %% ../../nbs/46_explore.ipynb #e9ab9c26
 class _ImagePanel(VBox):
-    "What a page of images is made of: menus, a gallery, a way through the list, and one image large."
+    "The controls of a page of images: menus, a gallery, a picker, and a large view."
 
     def __init__(self, folder):
         super().__init__()
@@ -271,7 +315,7 @@ class _ImagePanel(VBox):
         self.children = [controls, self.gallery, self.picker, self.large]
 
     def captions(self, image_ids: Sequence[str], areas: Sequence[np.ndarray]) -> list[str]:
-        "A line for each thumbnail; with eight in a row there is less room."
+        "A line for each thumbnail, shorter where eight stand in a row."
         if self.columns == 4:
             return [f"{_short(i)} · {_area_text(a)}" for i, a in zip(image_ids, areas)]
         return [f"{_short(i, 16)} · {_class_text(a)}" for i, a in zip(image_ids, areas)]
@@ -309,14 +353,14 @@ class ImagePages(_ImagePanel):
         link((self, "image_id"), (self.large, "image_id"))
         _connect_pages(self)
         self.observe(self._choose, ["show", "sort"])
-        self.observe(self._turn, "image_id")
+        self.observe(lambda change: _turn_page(self), "image_id")
         self._choose()
 
     @validate("show", "sort", "image_id")
     def _fits(self, proposal):
         name, value = proposal.trait.name, proposal.value
         if name != "image_id":
-            pick_images(self._truth, **{"show": "all", name: value})  # which refuses what does not fit
+            pick_images(self._truth, **{"show": "all", name: value})  # raises for an unknown choice
         elif value and value not in self._row:
             raise ValueError(f"{self.folder.root}: no train image {value!r}")
         return value
@@ -326,7 +370,7 @@ class ImagePages(_ImagePanel):
         self.picker.ids, self._page = self.ids, -1
         goal = self.ids[0] if self.ids else ""
         if goal == self.image_id:
-            self._turn()
+            _turn_page(self)
         else:
             self.image_id = goal
 
@@ -334,9 +378,6 @@ class ImagePages(_ImagePanel):
         "Ids and captions of the page."
         ids = self.ids[self._page * self.size : (self._page + 1) * self.size]
         return ids, self.captions(ids, [self._truth[self._row[i]] for i in ids])
-
-    def _turn(self, change=None):
-        _turn_page(self)
 
     def picture(self) -> Picture:
         "The page as one image."
@@ -346,7 +387,7 @@ class ImagePages(_ImagePanel):
         return self.still([self._thumbnail(i) for i in ids], captions)
 
 # %% ../../nbs/46_explore.ipynb #e5c188f9
-def _connect_pages(pages: ImagePages):
+def _connect_pages(pages: ImagePages) -> None:
     "Buttons, clicks on thumbnails and keys move through the list."
     go = pages.picker.go
     pages.back.on_click(lambda _: go((pages._page - 1) * pages.size))
@@ -354,92 +395,115 @@ def _connect_pages(pages: ImagePages):
     pages.gallery.observe(lambda change: change.new >= 0 and go(pages._page * pages.size + change.new), "chosen")
     _listen_for_steps((pages.gallery, pages.large.view), lambda step: go(pages.picker.at + step))
 
-
-def _turn_page(pages: ImagePages):
-    "To the page that the image is on; an image from outside the list leaves the page as it is."
-    position, last = pages.picker.at, max(0, math.ceil(len(pages.ids) / pages.size) - 1)
-    page = position // pages.size if position >= 0 else max(0, pages._page)
-    if page != pages._page:
-        pages._page = page
-        ids, captions = pages.page()
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            pages.gallery.show(list(pool.map(pages._thumbnail, ids)), captions)
-        pages.where.value = f"page {page + 1} of {last + 1}" if ids else _no_image_text(pages.show)
-        pages.back.disabled, pages.on.disabled = page <= 0, page >= last
-    pages.gallery.chosen = position - page * pages.size if position >= 0 else -1
-
-
-def _no_image_text(show):
+# %% ../../nbs/46_explore.ipynb #ad6a668a
+def _no_image_text(show: str) -> str:
+    "Why a page is empty."
     return "no image is clean" if show == "clean" else f"no image has {show}"
 
-# %% ../../nbs/46_explore.ipynb #3090f463
-class _Work(Box):
-    "A button for work that takes a while, and the line of its progress bar."
 
-    def __init__(self, text, work):  # called when the button is pressed
+def _show_page(pages: ImagePages, page: int) -> None:
+    "Draw the thumbnails of a page, and say which page it is."
+    pages._page = page
+    ids, captions = pages.page()
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        pages.gallery.show(list(pool.map(pages._thumbnail, ids)), captions)
+    last = max(0, math.ceil(len(pages.ids) / pages.size) - 1)
+    pages.where.value = f"page {page + 1} of {last + 1}" if ids else _no_image_text(pages.show)
+    pages.back.disabled, pages.on.disabled = page <= 0, page >= last
+
+# %% ../../nbs/46_explore.ipynb #12b99cf9
+def _turn_page(pages: ImagePages) -> None:
+    "Turn to the page of the image; an image that is not in the list keeps the page."
+    position = pages.picker.at
+    page = position // pages.size if position >= 0 else max(0, pages._page)
+    if page != pages._page:
+        _show_page(pages, page)
+    pages.gallery.chosen = position - page * pages.size if position >= 0 else -1
+
+# %% ../../nbs/46_explore.ipynb #3090f463
+class _Bars(io.StringIO):
+    "A stream for tqdm to write to; its last line is shown."
+
+    def __init__(self, line: HTML):
+        super().__init__()
+        self.line = line
+
+    def write(self, text: str) -> int:
+        if text.strip():
+            self.line.value = line_html(text.strip())
+        return len(text)
+
+# %% ../../nbs/46_explore.ipynb #19832e60
+class _Work(Box):
+    "A button that starts slow work, and the line of its progress bar."
+
+    def __init__(self, text: str, work: Callable[[], object]):  # called when the button is pressed
         self.button = Button(description=text, icon="search", layout=Layout(width="auto"))
         self.line = HTML(layout=Layout(flex="1 1 300px"))
         row = Layout(flex_flow="row wrap", align_items="center", flex="1 1 500px")
         super().__init__([self.button, self.line], layout=row)
         self.button.on_click(lambda _: self.run(work))
 
-    def run(self, work):
+    def run(self, work: Callable[[], object]) -> None:
         self.button.disabled = True
         try:
             with redirect_stderr(_Bars(self.line)):
-                work()  # tqdm writes there, and nobody would see it
+                work()  # tqdm writes to it, and a widget does not show it
         finally:
             self.button.disabled, self.line.value = False, ""
-
-
-class _Bars(io.StringIO):
-    "Where tqdm writes; its last line is shown."
-
-    def __init__(self, line):
-        super().__init__()
-        self.line = line
-
-    def write(self, text):
-        if text.strip():
-            self.line.value = line_html(text.strip())
-        return len(text)
 
 # %% ../../nbs/46_explore.ipynb #389f76c7
 _SEVERITIES = "all", "error", "warning"
 
 
-def _faults_of(table, severity):
-    "The faults of a severity, errors first. Raises `ValueError` for another severity."
+def _faults_of(table: pd.DataFrame, severity: str) -> pd.DataFrame:
+    "The faults of a severity, errors first. Raises `ValueError` for an unknown severity."
     if severity not in _SEVERITIES:
         raise ValueError(f"severity {severity!r}: give 'all', 'error' or 'warning'")
-    chosen = table if severity == "all" else table[table.severity == severity]
+    chosen: Any = table if severity == "all" else table[table.severity == severity]
     return chosen.sort_values("severity", kind="stable", ignore_index=True)
 
-
-def _fault_line(fault):
+# %% ../../nbs/46_explore.ipynb #83184109
+def _fault_line(fault: Any) -> str:  # fault: a row of the table
     "A fault in one line of text."
     row = f" row {fault.row}" if fault.row else ""
     image = f" ({fault.image_id})" if fault.image_id else ""
     return f"{fault.severity}: {fault.file}{row}{image}: {fault.problem}"
 
 
-def _fault_row(fault):
+def _fault_row(fault: Any) -> tuple:
     "A fault as the texts of a table's row."
     file, image_id = _short(fault.file, 60), _short(fault.image_id, 40)
     return (fault.severity, file, fault.row or "", image_id, fault.class_id, fault.problem)
 
-
-def _text_picture(lines):
-    "Lines of text as one picture, the first of them bold."
+# %% ../../nbs/46_explore.ipynb #6fc3b68f
+def _text_picture(lines: Sequence[str]) -> Picture:
+    "Lines of text as one picture, the first in bold."
     fig = _figure(11.3, 0.3 + 0.22 * len(lines))
     for k, text in enumerate(lines):
         y = 1 - (k + 0.8) * 0.22 / fig.get_figheight()
         fig.text(0.01, y, _short(text, 170).replace("$", r"\$"), fontsize=9, weight="bold" if k == 0 else None)
     return _picture(fig)
 
+# %% ../../nbs/46_explore.ipynb #3cc4e31f
+def _faults_text(
+    table: pd.DataFrame,  # all faults
+    complete: bool,  # whether every image was decoded
+    n_chosen: int,  # faults of the severity chosen
+    most: int,  # rows that the table shows
+) -> str:
+    "How many faults there are, and which files were read for it."
+    n = {severity: int((table.severity == severity).sum()) for severity in ("error", "warning")}
+    counts = " and ".join(_count_text(k, severity) for severity, k in n.items())
+    files_read = "train.csv and the images' headers were read, their pixels not yet"
+    if complete:
+        files_read = "every image was decoded"
+    cut = f"; the first {most} of {n_chosen:,} are listed" if n_chosen > most else ""
+    return f"{counts} ({files_read}){cut}"
 
+# %% ../../nbs/46_explore.ipynb #6a3b7b28
 class _FaultPanel(VBox):
-    "What a list of faults is made of: a menu, a button, a line of text, the table, and the image of the fault chosen."
+    "The controls of a list of faults: a menu, a button, a text, the table, and the image of the chosen fault."
 
     def __init__(self, folder: StripFolder | None, read_images: Callable[[], object], go: Callable[[int], object]):
         super().__init__()
@@ -454,10 +518,10 @@ class _FaultPanel(VBox):
 
 # %% ../../nbs/46_explore.ipynb #b7614808
 class FaultList(_FaultPanel):
-    """What `check_folder` finds wrong with a folder, and the images it is about.
+    """The faults that `check_folder` finds in a folder, and their images.
 
     Traits: `severity`, "all", "error" or "warning", and `fault`, a row of `shown`, -1 for none. `table` holds all
-    faults; `read_images()` adds those that only show when every image is decoded. A folder that cannot be used has its
+    faults; `read_images()` adds those that are found by decoding every image. A folder that cannot be used has its
     faults listed too, without pictures.
     """
 
@@ -476,25 +540,25 @@ class FaultList(_FaultPanel):
         link((self, "severity"), (self.menu, "value"))
         link((self, "fault"), (self.rows, "chosen"))
         self.observe(lambda change: self._list(), "severity")
-        self.observe(lambda change: self._look(), "fault")
+        self.observe(lambda change: _show_fault(self), "fault")
         self._list()
 
     @validate("severity", "fault")
     def _fits(self, proposal):
         name, value = proposal.trait.name, proposal.value
         if name == "severity":
-            _faults_of(self.table, value)  # which refuses what does not fit
+            _faults_of(self.table, value)  # raises for an unknown severity
         elif not -1 <= value < (n_listed := min(len(self.shown), self.most)):
             raise ValueError(f"fault {value}: {n_listed} are listed, from 0")
         return value
 
     @property
     def shown(self) -> pd.DataFrame:
-        "The faults of the severity chosen, errors first."
+        "The faults of the chosen severity, errors first."
         return _faults_of(self.table, self.severity)
 
     def go(self, step: int) -> None:
-        "Some rows on."
+        "Move by `step` rows."
         self.fault = _walk(self.rows, self.fault, step)
 
     def read_images(self) -> None:
@@ -502,56 +566,45 @@ class FaultList(_FaultPanel):
         _add_faults(self)
 
     def says(self) -> str:
-        "How many faults there are, and what was looked at."
-        return _faults_text(self)
+        "How many faults there are, and which files were read for it."
+        return _faults_text(self.table, self.complete, len(self.shown), self.most)
 
     def _list(self):
         _list_faults(self)
 
-    def _look(self):
-        if self.large:
-            image_id = self.shown.image_id[self.fault] if self.fault >= 0 else ""
-            self.large.look(image_id if self.large.knows(image_id) else "")
-
     def picture(self) -> Picture:
-        "The first faults, or the one chosen with its image, as one picture."
+        "The first faults, or the chosen one with its image, as one picture."
         return _faults_picture(self)
 
 # %% ../../nbs/46_explore.ipynb #966c58cd
-def _add_faults(faults: FaultList):
-    "Decode every image, and add what is wrong with them."
+def _add_faults(faults: FaultList) -> None:
+    "Decode every image, and add the faults found."
     decoded = check_folder(faults.root, faults.folder.n_classes if faults.folder else None)
     # Where the number of classes is given, a class that sample_submission.csv lacks is no fault: the first list has it.
     both = pd.concat([decoded, faults.table]).drop_duplicates()
     faults.table, faults.complete = fault_table(both.itertuples(index=False, name=None)), True
     faults._list()
 
-
-def _faults_text(faults: FaultList) -> str:
-    "How many faults there are, and what was looked at."
-    n = {severity: int((faults.table.severity == severity).sum()) for severity in ("error", "warning")}
-    counts = " and ".join(_count_text(k, severity) for severity, k in n.items())
-    looked = "train.csv and the images' headers were read, their pixels not yet"
-    if faults.complete:
-        looked = "every image was decoded"
-    text = f"{counts} ({looked})"
-    if len(faults.shown) > faults.most:
-        text += f"; the first {faults.most} of {len(faults.shown):,} are listed"
-    return text
+# %% ../../nbs/46_explore.ipynb #d8f18c71
+def _show_fault(faults: FaultList) -> None:
+    "Show the image of the chosen fault."
+    if faults.large:
+        image_id = faults.shown.image_id[faults.fault] if faults.fault >= 0 else ""
+        faults.large.look(image_id if faults.large.knows(image_id) else "")
 
 
-def _list_faults(faults: FaultList):
+def _list_faults(faults: FaultList) -> None:
     "Fill the table; no fault is chosen then."
     faults.fault = -1
     faults.text.value = line_html(faults.says())
     columns = ["severity", "file", "row", "image", "class", "problem"]
     faults.rows.show(columns, [_fault_row(f) for f in faults.shown.head(faults.most).itertuples()])
     faults.rows.layout.display = None if len(faults.shown) else "none"
-    faults._look()
+    _show_fault(faults)
 
-
+# %% ../../nbs/46_explore.ipynb #51ec6484
 def _faults_picture(faults: FaultList) -> Picture:
-    "The first faults, or the one chosen with its image, as one picture."
+    "The first faults, or the chosen one with its image, as one picture."
     if faults.large and faults.large.image_id:
         _, text = faults.large.layers()
         lines = [faults.says(), _fault_line(faults.shown.iloc[faults.fault])]
@@ -559,21 +612,25 @@ def _faults_picture(faults: FaultList) -> Picture:
     return _text_picture([faults.says(), *(_fault_line(f) for f in faults.shown.head(20).itertuples())])
 
 # %% ../../nbs/46_explore.ipynb #665a730f
-def _shift_text(pair):
-    "By how much the second image of a pair lies further, in words."
-    horizontal = f"{abs(pair.right)} px {'left' if pair.right < 0 else 'right'}" if pair.right else ""
-    vertical = f"{abs(pair.down)} px {'up' if pair.down < 0 else 'down'}" if pair.down else ""
+def _shift_text(right: int, down: int) -> str:
+    "By how much the second image of a pair lies further right and down, in words."
+    horizontal = f"{abs(right)} px {'left' if right < 0 else 'right'}" if right else ""
+    vertical = f"{abs(down)} px {'up' if down < 0 else 'down'}" if down else ""
     return ", ".join(text for text in (horizontal, vertical) if text)
 
 
-def _pair_row(pair):
-    "A pair as the texts of a table's row."
+def _pair_row(pair: Any) -> tuple:
+    "A pair of `near_duplicates` as the texts of a row of the table."
     first, second = _short(pair.first, 45), _short(pair.second, 45)
     alike = "same bytes" if pair.same_bytes else f"{pair.likeness:.3f}"
-    return (pair.group, first, second, alike, f"{pair.differ:,} px", _shift_text(pair))
+    return (pair.group, first, second, alike, f"{pair.differ:,} px", _shift_text(pair.right, pair.down))
 
-
-def _pairs_text(pairs, n_images, most):
+# %% ../../nbs/46_explore.ipynb #3bdf9377
+def _pairs_text(
+    pairs: pd.DataFrame | None,  # None: not searched yet
+    n_images: int,
+    most: int,  # rows that the table shows
+) -> str:
     "How many near-duplicates there are."
     if pairs is None:
         seconds = max(1, n_images * 2 // 1000)
@@ -585,9 +642,9 @@ def _pairs_text(pairs, n_images, most):
     text += f"; {int(pairs.same_bytes.sum()):,} the same bytes; labels differ in {int((pairs.differ > 0).sum()):,}"
     return text + (f"; the first {most} are listed" if len(pairs) > most else "")
 
-
+# %% ../../nbs/46_explore.ipynb #8acb2cef
 class _TwinPanel(VBox):
-    "What a list of twins is made of: a button, a line of text, the table, and both images, zoomed together."
+    "The controls of a list of twins: a button, a text, the table, and both images, zoomed together."
 
     def __init__(self, folder: StripFolder, look_for: Callable[[], object], go: Callable[[int], object]):
         super().__init__()
@@ -604,10 +661,10 @@ class _TwinPanel(VBox):
 
 # %% ../../nbs/46_explore.ipynb #e3c7ba4f
 class TwinList(_TwinPanel):
-    """Pairs of train images that are one picture, each pair with the pixels whose labels differ.
+    """Pairs of train images that show the same picture, each pair with the pixels whose labels differ.
 
-    Traits: `pair`, a row of `pairs`, -1 for none. `pairs` is the table of `near_duplicates` once `look_for()` was
-    called or its button pressed, before that None. Both pictures are zoomed together. Keys: n next, p previous.
+    Traits: `pair`, a row of `pairs`, -1 for none. `pairs` is the table of `near_duplicates`; it is None until
+    `look_for()` is called or its button pressed. Both pictures are zoomed together. Keys: n next, p previous.
     """
 
     pair = Int(-1)
@@ -633,11 +690,11 @@ class TwinList(_TwinPanel):
         return proposal.value
 
     def go(self, step: int) -> None:
-        "Some pairs on."
+        "Move by `step` pairs."
         self.pair = _walk(self.rows, self.pair, step)
 
     def look_for(self) -> None:
-        "Find them; they are kept. The first pair is shown."
+        "Search the pairs, once, and show the first."
         pairs = self.pairs
         if pairs is None:
             pairs = self.pairs = near_duplicates(self.folder, progress=len(self.folder) >= 200)
@@ -646,7 +703,7 @@ class TwinList(_TwinPanel):
             self.pair = 0
 
     def says(self) -> str:
-        "How many there are."
+        "How many pairs there are."
         return _pairs_text(self.pairs, len(self.folder), self.most)
 
     def _list(self):
@@ -660,7 +717,7 @@ class TwinList(_TwinPanel):
         return _pair_picture(self)
 
 # %% ../../nbs/46_explore.ipynb #22a479d3
-def _list_pairs(twins: TwinList):
+def _list_pairs(twins: TwinList) -> None:
     "Fill the table."
     twins.text.value = line_html(twins.says())
     columns = ["group", "first", "second", "likeness", "labels differ in", "second lies further"]
@@ -669,16 +726,16 @@ def _list_pairs(twins: TwinList):
     twins.rows.layout.display = None if len(twins.rows.rows) else "none"
     twins._look()
 
-
-def _show_pair(twins: TwinList):
-    "Show both images of the pair chosen, each with what differs from the other."
+# %% ../../nbs/46_explore.ipynb #5f0c7104
+def _show_pair(twins: TwinList) -> None:
+    "Show both images of the chosen pair, each with the pixels whose labels differ from the other."
     first, second, right, down = "", "", 0, 0
     if twins.pairs is not None and twins.pair >= 0:
         first, second, right, down = twins.pairs.loc[twins.pair, ["first", "second", "right", "down"]]
     twins.large[0].look(first, second, right, down)
     twins.large[1].look(second, first, -right, -down)
 
-
+# %% ../../nbs/46_explore.ipynb #9552081e
 def _pair_picture(twins: TwinList) -> Picture:
     "The pair as one image."
     if twins.pairs is None or twins.pair < 0:
@@ -702,22 +759,22 @@ def _places_figure(folder: StripFolder) -> Figure:
 _PLOTS = {"classes": plot_counts, "sizes": plot_areas, "places": _places_figure}
 _VIEWS = (*_PLOTS, "images", "faults", "near-duplicates")
 
-
+# %% ../../nbs/46_explore.ipynb #89d2aab9
 class _StillFigure(Image):
     "A figure that does not change."
 
-    def __init__(self, fig):
+    def __init__(self, fig: Figure):
         self.fig, data = fig, io.BytesIO()
         fig.savefig(data, format="png", dpi=100)
         layout = Layout(max_width="calc(100% - 4px)", height="auto")  # less its margins
         super().__init__(value=data.getvalue(), format="png", layout=layout)
 
-    def picture(self):
+    def picture(self) -> Picture:
         return _picture(self.fig)
 
 
 def _make_part(view: str, folder: StripFolder | None, root: Path) -> "FaultList | ImagePages | TwinList | _StillFigure":
-    "The widget of a view, new."
+    "A new widget of a view; a folder that cannot be read has only its faults."
     if view == "faults" or folder is None:
         return FaultList(folder or root)
     if view == "images":
@@ -728,7 +785,7 @@ def _make_part(view: str, folder: StripFolder | None, root: Path) -> "FaultList 
 
 # %% ../../nbs/46_explore.ipynb #e4ccc269
 def _folder_line(folder: StripFolder) -> str:
-    "What folder this is, in one line of plain text."
+    "The name and the contents of a folder, in one line of plain text."
     h, w = folder.shape
     n_test = len(folder.test)
     test = _count_text(n_test, "test image") if n_test else "no test images"
@@ -737,8 +794,8 @@ def _folder_line(folder: StripFolder) -> str:
     return f"{folder.root.name}: {_count_text(len(folder), 'train image')}, {test}, {size}, {content}"
 
 
-def _view_tabs(views):
-    "The buttons that switch between views; laid out by hand, or the word before them takes a line of its own."
+def _view_tabs(views: Sequence[str]) -> ToggleButtons:
+    "The buttons that switch between views, with the word before them on the same line."
     return ToggleButtons(
         options=[(view.capitalize(), view) for view in views],
         description="View",
@@ -746,9 +803,9 @@ def _view_tabs(views):
         layout=Layout(display="flex", align_items="center", grid_gap="8px"),
     )
 
-
+# %% ../../nbs/46_explore.ipynb #e0740c8b
 class _DataPanel(VBox):
-    "What the browser of a folder is made of: buttons for the views, a line of text, and the view itself."
+    "The parts of a browser of a folder: buttons for the views, a line of text, and the view itself."
 
     def __init__(self, folder: StripFolder | None, root: Path):
         super().__init__()
@@ -762,7 +819,7 @@ class _DataPanel(VBox):
         self.children = [self.tabs, self.text, self.body]
 
     def says(self) -> str:
-        "What folder this is, in one line of plain text."
+        "The name and the contents of the folder, in one line of plain text."
         return _folder_line(self.folder) if self.folder else str(self.root)
 
 # %% ../../nbs/46_explore.ipynb #d51d0dc9
@@ -783,10 +840,10 @@ class DataBrowser(_DataPanel):
     """What a data folder holds, in six views: classes, sizes and places of labels, images, faults, near-duplicates.
 
     Traits, to be read, set and observed: `view` ("classes", "sizes", "places", "images", "faults", "near-duplicates");
-    `show`, `sort` and `image_id` of the view of images (see `ImagePages`), `severity` of the faults. Views are made
-    when they are opened first, and kept; `part(view)` is the widget of one, such as a `FaultList` or a `TwinList`.
-    `picture()` is the view as one image. A folder that `read_folder` refuses opens with its faults alone; raises
-    `ValueError` where there is no folder, and for what does not fit.
+    `show`, `sort` and `image_id` of the view of images (see `ImagePages`), `severity` of the faults. A view is made
+    when it is first opened, and kept; `part(view)` is its widget, such as a `FaultList` or a `TwinList`. `picture()`
+    is the view as one image. A folder that `read_folder` refuses opens with its faults alone; raises `ValueError`
+    where there is no folder, and for an unknown view, image or choice.
     """
 
     view, show, sort, image_id, severity = Unicode("classes"), Unicode("all"), Unicode("id"), Unicode(), Unicode("all")
@@ -804,7 +861,7 @@ class DataBrowser(_DataPanel):
         if name == "view" and value not in self.views:
             known = ", ".join(map(repr, self.views))
             raise ValueError(f"view {value!r}: give {'one of ' if self.folder else ''}{known}")
-        if name != "view":  # the part refuses what does not fit
+        if name != "view":  # the part raises for a wrong value
             setattr(self.part("faults" if name == "severity" else "images"), name, value)
         return value
 

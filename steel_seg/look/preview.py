@@ -35,29 +35,16 @@ from steel_seg.look.parts import (
 from ..viz import class_colours, mask_layer, overlay
 
 # %% ../../nbs/47_preview.ipynb #da888c2b
-def _stages(config):
-    "The configuration of each stage and the first epoch of each, where no stage ends early."
+def _stages(config: Any) -> tuple[Sequence, list[int]]:
+    "The configuration of each stage and its first epoch, if no stage ends early."
     plan = config.plan() if hasattr(config, "plan") else (config,)
     return plan, [0, *accumulate(c.epochs for c in plan[:-1])]
 
+# %% ../../nbs/47_preview.ipynb #18fa95fd
+def _settings(config: Any) -> dict:
+    "The settings of `train_transform` that a configuration has. Raises `ValueError` where required ones are missing."
+    from steel_seg.augment import TrainTransform  # not above: albumentations loads torch where it is installed
 
-def transform_of(
-    config: Any = None,  # a `TrainConfig`, an object with the settings of `train_transform`, or a transform
-    epoch: int = 0,  # from 0; where stages change the augmentation it is that of the stage
-) -> Callable:  # what `steel_seg.augment.augment` takes
-    """The augmentation that a training with this configuration uses.
-
-    A transform is what `train_transform` makes, or an albumentations `Compose`. Raises `ValueError` for anything else.
-    """
-    # Not above: albumentations loads torch where it is installed.
-    from steel_seg.augment import TrainTransform, train_transform
-
-    if config is None:
-        return train_transform()
-    plan, starts = _stages(config)
-    config = plan[bisect_right(starts, epoch) - 1]
-    if isinstance(config, TrainTransform) or callable(config) and hasattr(config, "set_random_state"):
-        return config
     required = "hflip", "vflip", "brightness", "limit"
     missing = [name for name in required if not hasattr(config, name)]
     if missing:
@@ -65,22 +52,40 @@ def transform_of(
             f"a {type(config).__name__} is no augmentation: give a TrainConfig, something with {', '.join(required)} "
             f"(it lacks {', '.join(missing)}), or an albumentations Compose"
         )
-    names = [field.name for field in fields(TrainTransform)]
-    return train_transform(**{name: getattr(config, name) for name in names if hasattr(config, name)})
+    return {f.name: getattr(config, f.name) for f in fields(TrainTransform) if hasattr(config, f.name)}
+
+# %% ../../nbs/47_preview.ipynb #deb343cd
+def transform_of(
+    config: Any = None,  # a `TrainConfig`, an object with the settings of `train_transform`, or a transform
+    epoch: int = 0,  # from 0; it chooses the stage, where stages have different augmentations
+) -> Callable:  # what `steel_seg.augment.augment` takes
+    """The augmentation that a training with this configuration uses.
+
+    A transform is what `train_transform` makes, or an albumentations `Compose`. Raises `ValueError` for anything else.
+    """
+    from steel_seg.augment import TrainTransform, train_transform  # not above, as in `_settings`
+
+    if config is None:
+        return train_transform()
+    plan, starts = _stages(config)
+    config = plan[bisect_right(starts, epoch) - 1]
+    if isinstance(config, TrainTransform) or callable(config) and hasattr(config, "set_random_state"):
+        return config
+    return train_transform(**_settings(config))
 
 # %% ../../nbs/47_preview.ipynb #41c023c3
 def epoch_versions(
     folder: StripFolder,
-    transform: Callable | list[Callable],  # as from `transform_of`; a list has one for each epoch
+    transform: Callable | list[Callable],  # from `transform_of`; a list has one per epoch
     image_id: str,  # a train image
     seed: int,  # of the run
     epochs: Sequence[int],  # from 0
 ) -> list[tuple[np.ndarray, np.ndarray]]:  # image (H,W) uint8 and mask (C,H,W) uint8, for each epoch
-    """An image and its masks as they come out in these epochs.
+    """The versions of an image and its masks in these epochs.
 
     They are what `steel_seg.dataset.StripDataset` yields for that seed. Raises `ValueError` as `augment` does.
     """
-    from steel_seg.augment import augment, item_seed  # not above, as in `transform_of`
+    from steel_seg.augment import augment, item_seed  # not above, as in `_settings`
 
     image, mask = folder.image(image_id), folder.mask(image_id)
     index = folder.images.image_id.tolist().index(image_id)
@@ -94,11 +99,11 @@ _FLIPS = {
     "upside down": lambda a: a[::-1],
     "turned by 180°": lambda a: a[::-1, ::-1],
 }
-_PATCH = 48  # pixels: enough of a piece to find its place
+_PATCH = 48  # pixels of a piece that are searched; enough to find its place
 
 
-def _place_of(piece, image):
-    "Where in an image a smaller piece looks most like it, whatever the light: (y, x), or None where it is not smaller."
+def _place_of(piece: np.ndarray, image: np.ndarray) -> tuple[int, ...] | None:
+    "The (y, x) in an image where a piece fits best, under any light; None for a piece larger than the image."
     if any(n > m for n, m in zip(piece.shape, image.shape)):
         return None
     y, x = ((n - min(n, _PATCH)) // 2 for n in piece.shape)
@@ -108,9 +113,9 @@ def _place_of(piece, image):
     best = np.argmax(np.nan_to_num(fit, posinf=-2, neginf=-2))
     return tuple(int(n) for n in np.unravel_index(best, fit.shape))
 
-
-def _cropped(before, piece):
-    "The part of an image that looks like a piece, and where it is in words; None where there is none."
+# %% ../../nbs/47_preview.ipynb #e0e7ca29
+def _cropped(before: np.ndarray, piece: np.ndarray) -> tuple[np.ndarray, str] | None:
+    "The part of an image that a piece was cut from, and its place in words; None for a piece larger than the image."
     place = _place_of(piece, before)
     if place is None:
         return None
@@ -119,21 +124,21 @@ def _cropped(before, piece):
     return before[y : y + h, x : x + w], f"columns {x} to {x + w - 1}{rows}"
 
 # %% ../../nbs/47_preview.ipynb #051e33d5
-def _explained_by_light(before, after):
+def _explained_by_light(before: np.ndarray, after: np.ndarray) -> bool:
     "Whether each grey level of one image became one grey level of the other."
     levels = np.zeros(256, np.uint8)
-    levels[before] = after  # some pixel of each level, which the others must equal
+    levels[before] = after  # a pixel of each level; the other pixels of the level must equal it
     return np.array_equal(levels[before], after)
 
-
+# %% ../../nbs/47_preview.ipynb #0d7c5e76
 def what_happened(
     before: np.ndarray,  # (H,W) uint8
     after: np.ndarray,  # (H,W) uint8
 ) -> str:
-    """What turned one image into the other, in words; "changed" where crop, flips and light do not explain every pixel.
+    """What made one image from the other, in words; "changed" where crop, flips and light do not explain every pixel.
 
-    A change of light takes every grey level to one grey level; nothing is guessed. Of a picture that is its own mirror
-    image no flip can be told.
+    A change of light gives every grey level one new level; nothing is guessed. A flip of a picture that is its own
+    mirror image cannot be seen.
     """
     smaller = before.shape != after.shape
     for name, flip in _FLIPS.items():
@@ -151,14 +156,20 @@ def what_happened(
 
 # %% ../../nbs/47_preview.ipynb #33ea6cb5
 class _Large(VBox):
-    "A line of text and one picture in layers, of any shape: a pipeline may cut a piece out."
+    "A line of text and one picture in layers, of any shape."
 
-    def __init__(self, max_width, hears, on_key):  # pixels; keys, and what is called with them
+    def __init__(
+        self,
+        max_width: int,  # pixels
+        hears: tuple[str, ...],  # keys
+        on_key: Callable[[str], object],  # called with the key
+    ):
         self.text, self.place, self.max_width, self.hears, self.on_key = HTML(), VBox(), max_width, hears, on_key
         self.view: StripView | None = None
         super().__init__([self.text, self.place])
 
-    def show(self, text, image=None, mask=None):
+    def show(self, text: str, image: np.ndarray | None = None, mask: np.ndarray | None = None) -> None:
+        "Show a text, and an image with its masks if there is one."
         self.text.value, self.place.layout.display = line_html(text), "none" if image is None else None
         if image is None or mask is None:
             return
@@ -170,17 +181,17 @@ class _Large(VBox):
         self.view.show({"image": image, "labels": mask_layer(mask)})
 
 # %% ../../nbs/47_preview.ipynb #619dff38
-def _thumb(image, mask, width):
-    "A small JPEG of an image with its labels."
+def _thumb(image: np.ndarray, mask: np.ndarray, width: int) -> bytes:
+    "A JPEG of an image with its labels, at most so many pixels wide."
     h, w = image.shape
     rgb = overlay(image, mask)
     if w > width:
         rgb = cv2.resize(rgb, (width, max(1, round(h * width / w))), interpolation=cv2.INTER_AREA)
     return cv2.imencode(".jpg", rgb[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 88])[1].tobytes()
 
-
-def _onto(rgb, height, width):
-    "A picture on a light ground of this size, as large as it is or smaller, and never stretched."
+# %% ../../nbs/47_preview.ipynb #38c3c6cc
+def _onto(rgb: np.ndarray, height: int, width: int) -> np.ndarray:
+    "A picture in the corner of a light grey one of this size; it is shrunk to fit, and never enlarged or stretched."
     scale = min(1, height / len(rgb), width / rgb.shape[1])
     if scale < 1:
         rgb = cv2.resize(rgb, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
@@ -189,22 +200,25 @@ def _onto(rgb, height, width):
     return ground
 
 # %% ../../nbs/47_preview.ipynb #222f9608
-def _caption(before, truth, image, mask):
-    "What happened to an image, and whether its label went with it."
+def _caption(before: np.ndarray, truth: np.ndarray, image: np.ndarray, mask: np.ndarray) -> str:
+    "What happened to an image, and whether its labels were removed."
     removed = truth.any() and not mask.any() and image.shape == before.shape
     return what_happened(before, image) + (", label removed" if removed else "")
 
 
-def _captions(shown, epoch):
-    "A line for the image itself and for each version of it."
-    if not shown:
+def _captions(
+    versions: Sequence[tuple[np.ndarray, np.ndarray]],  # the image itself and its versions, each with its masks
+    epoch: int,  # the first
+) -> list[str]:
+    "A line for the image itself and for each of its versions."
+    if not versions:
         return []
-    original, *versions = shown
-    lines = [f"epoch {epoch + k}: {_caption(*original, *version)}" for k, version in enumerate(versions)]
+    original, *changed = versions
+    lines = [f"epoch {epoch + k}: {_caption(*original, *version)}" for k, version in enumerate(changed)]
     return ["the image itself", *lines]
 
-
-def _preview_still(preview):
+# %% ../../nbs/47_preview.ipynb #280bc169
+def _preview_still(preview: "AugmentPreview") -> Picture:
     "The image itself and the first epochs shown, as one image."
     if not preview.versions:
         blank = np.full(preview.folder.shape, 238, np.uint8)
@@ -221,7 +235,7 @@ _KEYS = ("n", "p", "r")
 class _PreviewPanel(VBox):
     "The controls and pictures of a preview; `AugmentPreview` says what they do."
 
-    def __init__(self, folder, on_key):
+    def __init__(self, folder: StripFolder, on_key: Callable[[str], object]):
         colours, auto = class_colours(folder.n_classes), Layout(width="auto")
         self.stacked = view_box(folder.shape, 1)[2]
         kinds = ["all", "clean", "two or more classes", *colours]
@@ -242,10 +256,10 @@ class _PreviewPanel(VBox):
         super().__init__([images, epochs, *views, HTML(legend_html(colours))])
 
 # %% ../../nbs/47_preview.ipynb #2a687e27
-def _check_setting(preview, name, value):
-    "Raises `ValueError` for a value that a trait of a preview cannot have."
+def _check_setting(preview: "AugmentPreview", name: str, value: Any) -> None:
+    "Raise `ValueError` for a value that a trait of a preview cannot have."
     if name == "show":
-        pick_images(preview.truth, value)  # it refuses what does not fit
+        pick_images(preview.truth, value)  # raises for an unknown choice
     if name == "image_id" and value and value not in preview.picker.known:
         raise ValueError(f"no train image {value!r} in {preview.folder.root}")
     if name == "epoch" and not 0 <= value <= preview.first.max:
@@ -253,9 +267,9 @@ def _check_setting(preview, name, value):
     if name == "chosen" and not 0 <= value <= preview.count:
         raise ValueError(f"chosen {value}: 0 is the image itself, 1 to {preview.count} are its epochs")
 
-
-def _status(preview):
-    "What is shown, in words."
+# %% ../../nbs/47_preview.ipynb #7668d344
+def _status(preview: "AugmentPreview") -> str:
+    "Seed and epochs that are shown, and the stages; or why there is no image."
     if not preview.image_id:
         text = f"no image is {preview.show}" if preview.show == "clean" else f"no image has {preview.show}"
     else:
@@ -264,9 +278,9 @@ def _status(preview):
         text += "; " + ", ".join(f"stage {k} from epoch {start}" for k, start in enumerate(preview.starts, 1))
     return text
 
-
-def _make_versions(preview):
-    "The image and what the epochs make of it, each with its masks; empty where no image is shown."
+# %% ../../nbs/47_preview.ipynb #4f4a567f
+def _make_versions(preview: "AugmentPreview") -> list:
+    "The image and its versions, each with its masks; empty where no image is shown."
     folder, image_id = preview.folder, preview.image_id
     if not image_id:
         return []
@@ -280,8 +294,8 @@ class AugmentPreview(_PreviewPanel):
     """An image as it is and as a training sees it in some epochs, with its labels; one of them large.
 
     Traits: `show` as for `steel_seg.look.explore.pick_images`, `image_id`, `epoch`, the first of those shown, and
-    `chosen`, which picture is large, 0 for the image itself. `versions` are the image and what the epochs make of it,
-    with masks. Keys on the pictures: n next, p previous, r other epochs.
+    `chosen`, which picture is large, 0 for the image itself. `versions` are the image and its version in each epoch,
+    with masks. Keys on the pictures: n next, p previous, r later epochs.
     """
 
     show, image_id, epoch, chosen = Unicode("all"), Unicode(), Int(0), Int(1)
@@ -297,7 +311,7 @@ class AugmentPreview(_PreviewPanel):
             raise ValueError(f"count {count}: 1 to 31 epochs at a time")
         self.folder = folder if isinstance(folder, StripFolder) else read_folder(folder)
         self.config, self.count, self.truth, self.versions = config, count, self.folder.truth_area(), []
-        self.transform_at(0)  # raises for what is no augmentation
+        self.transform_at(0)  # raises where the configuration is no augmentation
         self.starts = _stages(config)[1]
         self.seed = int(getattr(config, "seed", 0) or 0) if seed is None else seed
         super().__init__(self.folder, self._key)
@@ -310,7 +324,7 @@ class AugmentPreview(_PreviewPanel):
         "The augmentation of an epoch."
         return transform_of(self.config, epoch)
 
-    def _key(self, key):
+    def _key(self, key: str) -> None:
         if key == "r":
             self.epoch = min(self.epoch + self.count, self.first.max)
         else:
@@ -333,17 +347,17 @@ class AugmentPreview(_PreviewPanel):
         return with_picture(super()._repr_mimebundle_(**kwargs) or {}, self.picture())
 
 # %% ../../nbs/47_preview.ipynb #8842387c
-def _on_show(preview):
-    "Other images are asked for."
+def _on_show(preview: AugmentPreview) -> None:
+    "Choose the images of another class; the present image stays if it is among them."
     rows, all_ids = pick_images(preview.truth, preview.show), preview.folder.images.image_id.tolist()
     preview.picker.ids = ids = tuple(all_ids[i] for i in rows)
     if preview.image_id not in ids:
         preview.image_id = ids[0] if ids else ""
     _draw(preview)
 
-
-def _draw(preview):
-    "Make the versions and draw all of them."
+# %% ../../nbs/47_preview.ipynb #75dd2900
+def _draw(preview: AugmentPreview) -> None:
+    "Make the versions of the image and draw all of them."
     text = _status(preview)
     try:
         preview.versions = _make_versions(preview)
@@ -356,8 +370,8 @@ def _draw(preview):
     _draw_large(preview)
 
 
-def _draw_large(preview):
-    "Draw the chosen one, large."
+def _draw_large(preview: AugmentPreview) -> None:
+    "Draw the chosen version in the large view."
     k, versions = preview.chosen, preview.versions
     preview.gallery.chosen = k if versions else -1
     if versions:
@@ -365,9 +379,9 @@ def _draw_large(preview):
     else:
         preview.large.show(preview.image_id)
 
-
-def _connect(preview):
-    "Controls to traits, traits to what they draw."
+# %% ../../nbs/47_preview.ipynb #6873ab93
+def _connect(preview: AugmentPreview) -> None:
+    "Link the controls with the traits, and draw when a trait changes."
     controls = {"show": preview.menu, "image_id": preview.picker, "epoch": preview.first}
     for trait, control in controls.items():
         link((preview, trait), (control, "image_id" if trait == "image_id" else "value"))

@@ -28,12 +28,12 @@ from ..viz import COMPARE, PALETTE
 def thumb_size(
     shape: Sequence[int],  # (H,W) of the image
 ) -> tuple[int, int]:  # (H,W) of the thumbnail
-    "A strip becomes at most 224 pixels wide and 160 high, a squarer image at most 160; never larger than it is."
+    "A strip becomes at most 224 pixels wide and 160 high, a squarer image at most 160; no image is enlarged."
     h, w = shape
     scale = min(224 / w, 160 / h, 1) if w > 1.5 * h else min(160 / max(h, w), 1)
     return max(1, round(h * scale)), max(1, round(w * scale))
 
-
+# %% ../../nbs/44_thumbs.ipynb #f869d714
 _READ_SMALLER = {
     8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
     4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
@@ -59,7 +59,7 @@ def _shrink(mask: np.ndarray, size: Sequence[int]) -> np.ndarray:
     "A mask in a smaller size: True where at least 1/255 of a pixel is in the mask, which holds up to 3000 x 3000."
     return cv2.resize(mask.view(np.uint8) * 255, (size[1], size[0]), interpolation=cv2.INTER_AREA) > 0
 
-
+# %% ../../nbs/44_thumbs.ipynb #4e907cb1
 def _compare(truth: np.ndarray, pred: np.ndarray, channels: Iterable[int]) -> list[np.ndarray]:
     "(H,W) masks of the pixels that are hit, missed and false in any of the classes."
     hit, missed, false = (np.zeros(truth.shape[1:], bool) for _ in range(3))
@@ -70,9 +70,9 @@ def _compare(truth: np.ndarray, pred: np.ndarray, channels: Iterable[int]) -> li
             false |= pred[c] & ~truth[c]
     return [hit, missed, false]
 
-
+# %% ../../nbs/44_thumbs.ipynb #1b5419d9
 def _paint(rgb: np.ndarray, masks: Iterable[tuple[np.ndarray, Any]]) -> None:
-    "Paint masks of the full size on a small picture, in place, each in its colour."
+    "Paint masks on a smaller picture, in place, each in its colour."
     for mask, colour in masks:
         if mask.any():
             small = _shrink(mask, rgb.shape[:2])
@@ -80,12 +80,12 @@ def _paint(rgb: np.ndarray, masks: Iterable[tuple[np.ndarray, Any]]) -> None:
 
 
 def _jpeg(rgb: np.ndarray) -> bytes:
-    "A thumbnail as a file; what is higher than wide is padded to a square."
+    "A thumbnail as a JPEG; a picture higher than wide is padded to a square."
     h, w = rgb.shape[:2]
     if h > w:
         rgb = np.pad(rgb, ((0, 0), (0, h - w), (0, 0)), constant_values=236)
     data = io.BytesIO()
-    Image.fromarray(rgb).save(data, "jpeg", quality=80, subsampling=0)  # or thin masks lose their colour
+    Image.fromarray(rgb).save(data, "jpeg", quality=80, subsampling=0)  # otherwise thin masks lose their colour
     return data.getvalue()
 
 # %% ../../nbs/44_thumbs.ipynb #a163049d
@@ -129,7 +129,7 @@ class Thumbs:
         self,
         folder: StripFolder,
         opened: OpenRun | None = None,
-        most: int = 4000,  # how many are kept: some 30 MB
+        most: int = 4000,  # thumbnails kept: about 30 MB
     ):
         self.folder, self.opened, self.most = folder, opened, most
         self.size = thumb_size(folder.shape)
@@ -144,7 +144,7 @@ class Thumbs:
         channel: int | None = None,  # of one class; None: all
         rules: Sequence[Rule] = (),
     ) -> ThumbKey:  # for `kept` and `draw`
-        "What a thumbnail shows; of an image without a prediction the labels, or the image alone."
+        "What a thumbnail shows; for an image without a prediction the labels, or the image alone."
         if paint in ("prediction", "difference") and image_id not in self._predicted:
             paint = "labels" if paint == "difference" else "image"
         needs_rules = paint in ("prediction", "difference")
@@ -155,7 +155,7 @@ class Thumbs:
         return self._kept.get(key)
 
     def draw(self, key: ThumbKey) -> bytes:
-        "A JPEG; of an image that cannot be read, a grey one."
+        "A JPEG; grey for an image that cannot be read."
         if key in self._kept:
             return self._kept[key]
         rgb = self._steel(key.image_id).copy()
@@ -178,16 +178,17 @@ KEYS = "n", "ArrowRight", "p", "ArrowLeft", "f"
 
 
 def _draw_in_thread(thumbs: Thumbs, key: ThumbKey) -> asyncio.Future:
+    "Draw a thumbnail in another thread; the future ends when it is kept."
     return asyncio.wrap_future(_DRAWERS.submit(thumbs.draw, key))
 
 
 async def _fill(
     thumbs: Thumbs,
     keys: Sequence[ThumbKey],
-    gallery: Gallery,  # shows them as they come
+    gallery: Gallery,  # shows the thumbnails that are ready
     is_current: Callable[[], bool],  # False once another page is shown
 ) -> None:
-    "Draw what is missing and show it, four times a second, as long as the page is the current one."
+    "Draw the missing thumbnails and show them, four times a second, as long as the page is the current one."
     waiting: Any = [_draw_in_thread(thumbs, key) for key in keys if not thumbs.kept(key)]
     while is_current():  # at least once: all may have been drawn meanwhile, for the still picture
         gallery.paint([thumbs.kept(key) or b"" for key in keys])
@@ -201,7 +202,7 @@ async def _fill(
 
 # %% ../../nbs/44_thumbs.ipynb #96f2b1cb
 class _PagesPanel(VBox):
-    "The page of thumbnails with its buttons: a list of images, some of them on each page."
+    "A page of thumbnails with its buttons, for a list of images that fills many pages."
 
     ids, image_id = Tuple(), Unicode()
     per_page = 50
@@ -228,7 +229,7 @@ class _PagesPanel(VBox):
         return max(0, len(self.ids) - 1) // self.per_page
 
     def turn(self, page: int) -> None:
-        "Go to the first image of a page, from 0; outside the list, of the first or the last page."
+        "Go to the first image of a page, from 0; a page outside the list is the first or the last one."
         if self.ids:
             self.image_id = self.ids[self.per_page * min(max(page, 0), self.last_page)]
 
@@ -237,7 +238,7 @@ class _PagesPanel(VBox):
             self.image_id = self.page_ids[change.new]
 
     def show_place(self) -> None:
-        "Say which page it is, and whether there are others before and after it."
+        "Show the number of the page; disable the buttons at the first and the last page."
         self.back.disabled, self.on.disabled = self.page <= 0, self.page >= self.last_page
         self.message.value = f"Page {self.page + 1} of {self.last_page + 1}" if self.ids else ""
 
@@ -263,7 +264,7 @@ class Pages(_PagesPanel):
         self.observe(lambda change: self._choose(), "image_id")
 
     def _choose(self) -> None:
-        "Mark the chosen one; turn the page where it is on another."
+        "Mark the chosen image; turn to its page where it is on another."
         if self.waits:
             return  # for `refresh`
         if self.image_id in self.page_ids:
@@ -274,7 +275,7 @@ class Pages(_PagesPanel):
             self.gallery.chosen = -1
 
     def refresh(self) -> None:
-        "Show the page of the chosen image again, or the first: the list, its captions or what is painted have changed."
+        "Show the page of the chosen image again, or the first, after a change of the list, captions or painted masks."
         self.page = self.ids.index(self.image_id) // self.per_page if self.image_id in self.ids else 0
         self._turn += 1
         keys, captions, marks = zip(*map(self.look, self.page_ids)) if self.page_ids else ((), (), ())
@@ -288,7 +289,7 @@ class Pages(_PagesPanel):
         self.gallery.show(pictures, captions, marks)
         self._choose()
         if loop and not all(pictures):
-            self.drawn = loop.create_task(self._draw(keys, self._turn))  # kept here, or it might be collected
+            self.drawn = loop.create_task(self._draw(keys, self._turn))  # a task that nothing refers to may be deleted
 
     def mark(self) -> None:
         "Show again which images are marked."
@@ -297,6 +298,6 @@ class Pages(_PagesPanel):
     async def _draw(self, keys: Sequence[ThumbKey], turn: int) -> None:
         await _fill(self.thumbs, keys, self.gallery, lambda: turn == self._turn)
         start = (self.page + 1) * self.per_page
-        for i in self.ids[start : start + self.per_page]:  # most likely the next page
+        for i in self.ids[start : start + self.per_page]:  # the page that is most likely next
             if turn == self._turn:
                 await _draw_in_thread(self.thumbs, self.look(i)[0])
