@@ -9,7 +9,7 @@ __all__ = ['number_texts', 'curve_pictures', 'example_layers', 'example_thumb', 
 import asyncio
 import html
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -159,7 +159,7 @@ def example_thumb(
 
 # %% ../../nbs/48_monitor.ipynb #2500891a
 class _ExampleParts(VBox):
-    "Thumbnails of all examples, and one of them large, in layers: the parts in their places."
+    "The layout: thumbnails of all examples, and one of them large, in layers."
 
     show, least = Unicode("all"), Int(26)
 
@@ -188,7 +188,7 @@ class _ExampleParts(VBox):
 
 # %% ../../nbs/48_monitor.ipynb #9fbb3247
 class _Example(NamedTuple):
-    "An example of a run, on its strip where that is at hand."
+    "An example of a run, with image and labels where they are known."
 
     source: Examples
     levels: np.ndarray  # (C,H,W)
@@ -207,17 +207,22 @@ class _Example(NamedTuple):
         score = dice(*(count[0] for count in counts)).mean()
         return f"fold {self.source.fold}, Dice {score:.3f}: {image_id}"
 
-
+# %% ../../nbs/48_monitor.ipynb #b0cc34f2
 def _examples_html(epochs: Sequence[int]) -> str:
     "The line above the examples of these epochs."
     if not epochs:
-        text = " none yet; they come with the first epoch's end, where a training writes them."
+        text = " none yet; they are written at the end of the first epoch, if the training writes examples."
     else:
         text = (
             f" images that the fold's net does not train on, after epoch {', '.join(map(str, epochs))}. "
             "A click shows one large; arrow keys step."
         )
     return f"<b>Examples</b>:{html.escape(text)}"
+
+
+def _example_thumbs(examples: Mapping[str, _Example], width: int) -> list[bytes]:
+    "A PNG for each example."
+    return [to_png(example_thumb(x.levels, x.image, x.truth, width)) for x in examples.values()]
 
 # %% ../../nbs/48_monitor.ipynb #53e96585
 class _ExamplePanel(_ExampleParts):
@@ -236,9 +241,9 @@ class _ExamplePanel(_ExampleParts):
         self.observe(lambda change: self._later(), ["show", "least"])
 
     def fill(self, examples: Sequence[Examples], strip_of: Callable[[str], tuple]) -> None:
-        "Show these examples, each on its strip (image, truth), each or None; the chosen one stays chosen."
+        "Show these examples; `strip_of` gives image and labels of an id, or None for both. The choice is kept."
         self.all = {i: _Example(e, e.levels[n], *strip_of(i)) for e in examples for n, i in enumerate(e.image_ids)}
-        thumbs = [to_png(example_thumb(x.levels, x.image, x.truth, self.thumb_width)) for x in self.all.values()]
+        thumbs = _example_thumbs(self.all, self.thumb_width)
         self.page.show(thumbs, [x.caption(i) for i, x in self.all.items()])
         self.body.layout.display = None if self.all else "none"
         self.head.value = _examples_html(sorted({e.epoch for e in examples}) if self.all else [])
@@ -289,22 +294,30 @@ def _still_example(panel: _ExamplePanel) -> dict:  # title to (H,W,3) uint8
     layers = panel._layers()
     base = layers.pop("image")
     pictures = [_over(base, png) for png in (None, *layers.values())]
-    space = max(4, base.shape[1] // 40)
-    return {title: np.concatenate([np.pad(x, ((0, 0), (0, space), (0, 0)), constant_values=255) for x in pictures], 1)}
+    gap = max(4, base.shape[1] // 40)
+    return {title: np.concatenate([np.pad(x, ((0, 0), (0, gap), (0, 0)), constant_values=255) for x in pictures], 1)}
 
 # %% ../../nbs/48_monitor.ipynb #6794181d
-def _stamps(run, name):
-    "The times and sizes of the files of that name in a run: what is the same has not changed."
-    found = []
+def _stamps(run: Path, name: str) -> list[tuple]:
+    "The times and sizes of the files of that name in a run. Equal stamps mean unchanged files."
+    stamps = []
     for path in sorted((*run.glob(f"fold_*/{name}"), run / name)):
         try:
-            s = path.stat()
+            status = path.stat()
         except OSError:
             continue
-        found.append((path, s.st_mtime_ns, s.st_size, s.st_ino))
-    return found
+        stamps.append((path, status.st_mtime_ns, status.st_size, status.st_ino))
+    return stamps
 
 # %% ../../nbs/48_monitor.ipynb #94b7566b
+def _check_places(run: Path, folder: str | Path | StripFolder | None) -> None:
+    "Raise `ValueError` where the run is a file, or the data folder does not exist."
+    if run.exists() and not run.is_dir():
+        raise ValueError(f"{run} is a file: give the folder of a run")
+    if folder is not None and not isinstance(folder, StripFolder) and not Path(folder).is_dir():
+        raise ValueError(f"{folder}: no such data folder")
+
+# %% ../../nbs/48_monitor.ipynb #fe668d46
 class _Files:
     "A run's files and its data at the last look: what has not changed is not read again."
 
@@ -312,12 +325,9 @@ class _Files:
         self.run, self.progress, self.given = Path(run), Progress(Path(run)), folder
         self.folder = folder if isinstance(folder, StripFolder) else None
         self.wrong, self.sought, self.stamps, self._strips, self._examples = "", False, {}, {}, {}
-        if self.run.exists() and not self.run.is_dir():
-            raise ValueError(f"{run} is a file: give the folder of a run")
-        if folder is not None and not isinstance(folder, StripFolder) and not Path(folder).is_dir():
-            raise ValueError(f"{folder}: no such data folder")
+        _check_places(self.run, folder)
 
-    def look(self):
+    def look(self) -> None:
         "Read what has changed."
         stamps = {name: _stamps(self.run, name) for name in ("config.json", "history.csv", "examples.npz")}
         same = all(stamps[name] == self.stamps.get(name) for name in ("config.json", "history.csv"))
@@ -326,8 +336,8 @@ class _Files:
             self.sought = True
             _find_data(self)
 
-    def strip(self, image_id):
-        "An image and its labels, read once; None and None where they are not at hand."
+    def strip(self, image_id: str) -> tuple:  # (H,W) and (C,H,W), or None and None
+        "An image and its labels, read once; None and None without a data folder that has them."
         if self.folder is None:
             return None, None
         if image_id not in self._strips:
@@ -337,20 +347,17 @@ class _Files:
                 self._strips[image_id] = None, None  # no image of this folder
         return self._strips[image_id]
 
-    def examples(self, fold):
+    def examples(self, fold: int) -> Examples | None:
         "The examples of a fold, or None."
-        key = (
-            [s for s in self.stamps["examples.npz"] if s[0].parent.name == f"fold_{fold}"],
-            self.progress.n_classes,
-            self.progress.shape,
-        )
+        stamps = [stamp for stamp in self.stamps["examples.npz"] if stamp[0].parent.name == f"fold_{fold}"]
+        key = stamps, self.progress.n_classes, self.progress.shape
         if self._examples.get(fold, (None,))[0] != key:
             self._examples[fold] = key, read_examples(self.run, fold, *key[1:])
         return self._examples[fold][1]
 
-
+# %% ../../nbs/48_monitor.ipynb #ad03d61e
 def _find_data(files: _Files) -> None:
-    "Open the data folder as soon as the run says what it trains on."
+    "Open the data folder once config.json of the run gives the data; `wrong` is the reason where it does not fit."
     place = files.given if files.given is not None else files.run / "data"
     if not isinstance(place, StripFolder) and Path(place).is_dir():
         try:
@@ -365,42 +372,43 @@ def _find_data(files: _Files) -> None:
         files.folder = None
 
 # %% ../../nbs/48_monitor.ipynb #c23e1ac5
+_CURVE_TITLES = {
+    "run": "",
+    "parts": "scores of each class, and of pairs with and without a defect (dotted: nothing predicted)",
+}
+
+
+def _curve_image() -> Image:
+    "A place for a picture, hidden until there is one."
+    layout = Layout(width="1150px", max_width="calc(100% - 4px)", height="auto", display="none")
+    return Image(format="png", layout=layout)
+
+
 class _CurvePanel(VBox):
     "The table and the curves."
 
     def __init__(self):
         self.table, self._key = HTML(), None
-        self.curves = {
-            name: Image(
-                format="png", layout=Layout(width="1150px", max_width="calc(100% - 4px)", height="auto", display="none")
-            )
-            for name in ("run", "parts")
-        }
+        self.curves = {name: _curve_image() for name in ("run", "parts")}
         super().__init__([self.table, *self.curves.values()])
 
-    def fill(self, key, progress, fold):
-        "Draw anew where the key or what predicting nothing scores has changed."
+    def fill(self, key: object, progress: Progress, fold: int | None) -> None:
+        "Draw again where the key, the fold, or the scores of predicting nothing changed."
         key = key, fold, [f.all_empty for f in progress.folds]
         if key == self._key:
             return
-        self._key, found = key, curve_pictures(progress, fold)
+        self._key, pictures = key, curve_pictures(progress, fold)
         for name, image in self.curves.items():
-            if name in found:
-                image.value = found[name]
-            image.layout.display = None if name in found else "none"
+            if name in pictures:
+                image.value = pictures[name]
+            image.layout.display = None if name in pictures else "none"
         self.table.value = table_html(number_texts(latest_table(progress, fold))) if progress.folds else ""
 
-    def still(self):  # title to (H,W,3) uint8
+    def still(self) -> dict:  # title to (H,W,3) uint8
         "The curves, for a still picture."
-        titles = {
-            "run": "",
-            "parts": "scores of each class, and of pairs with and without a defect (dotted: nothing predicted)",
-        }
-        return {
-            title: np.array(PILImage.open(io.BytesIO(self.curves[name].value)).convert("RGB"))
-            for name, title in titles.items()
-            if self.curves[name].layout.display != "none"
-        }
+        visible = {name: image for name, image in self.curves.items() if image.layout.display != "none"}
+        pngs = {_CURVE_TITLES[name]: image.value for name, image in visible.items()}
+        return {title: np.array(PILImage.open(io.BytesIO(png)).convert("RGB")) for title, png in pngs.items()}
 
 # %% ../../nbs/48_monitor.ipynb #d3f81aee
 class _AgainParts(VBox):
