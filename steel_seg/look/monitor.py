@@ -85,7 +85,7 @@ def _empty_scores(progress: Progress) -> dict:  # fold to its list: all classes,
     return {f.fold: f.all_empty for f in folds if len(f.all_empty) == progress.n_classes + 1}
 
 # %% ../../nbs/48_monitor.ipynb #232f184e
-def _class_picture(history: pd.DataFrame, columns: Sequence[str], empty: dict, n_classes: int) -> bytes:
+def _class_picture(history: pd.DataFrame, columns: Mapping[str, str], empty: dict, n_classes: int) -> bytes:
     "Scores of each class, as PNG."
     dotted = {f"score_{class_id(c)}": {k: scores[c + 1] for k, scores in empty.items()} for c in range(n_classes)}
     return _png(plot_classes(history, columns, dotted))
@@ -412,7 +412,7 @@ class _CurvePanel(VBox):
 
 # %% ../../nbs/48_monitor.ipynb #d3f81aee
 class _AgainParts(VBox):
-    "What it says, a button to look again, and a box to look again by itself."
+    "Text, a button to read again, and a box to read again every few seconds."
 
     def __init__(self, every: float):
         self.every, self.said = every, HTML()
@@ -421,19 +421,20 @@ class _AgainParts(VBox):
         super().__init__()
 
     def say(self, lines: Sequence[str]) -> None:
+        "Show lines of plain text, the first in bold."
         self.said.value = "<b>" + line_html(lines[0]) + "</b>" + "".join(map(line_html, lines[1:]))
 
     def refresh(self) -> None:
-        "Look once."
+        "Read once."
         raise NotImplementedError
 
     def over(self) -> bool:
-        "Whether there is nothing more to come."
+        "Whether nothing more will come."
         raise NotImplementedError
 
 # %% ../../nbs/48_monitor.ipynb #cec5c539
 class _Again(_AgainParts):
-    "A widget that looks again every few seconds while an event loop runs: `refresh()` looks once, `over()` ends it."
+    "A widget that reads again every few seconds while an event loop runs: `refresh()` reads once, `over()` ends it."
 
     watching = Bool(False)
 
@@ -442,9 +443,9 @@ class _Again(_AgainParts):
         self._task: asyncio.Task | None = None
         self.again.on_click(lambda _: self.refresh())
         self.box.observe(lambda change: self._switch(change.new), "value")
-        self.observe(lambda change: self._run_or_rest(), "watching")
+        self.observe(lambda change: self._start_or_stop(), "watching")
 
-    def _switch(self, on):
+    def _switch(self, on: bool) -> None:
         self.watching = on
         self.box.value = self.watching
 
@@ -453,17 +454,17 @@ class _Again(_AgainParts):
         try:
             return proposal.value and bool(asyncio.get_running_loop())
         except RuntimeError:
-            return False  # a script: refresh() looks once
+            return False  # a script: refresh() reads once
 
-    def start(self):
-        "Look again every few seconds, unless there is nothing more to come."
+    def start(self) -> None:
+        "Read again every few seconds, unless nothing more will come."
         self.watching = not self.over()
 
-    def stop(self):
-        "Look no more by itself."
+    def stop(self) -> None:
+        "Do not read again without being asked."
         self.watching = False
 
-    def _run_or_rest(self):
+    def _start_or_stop(self) -> None:
         self.box.value = self.watching
         if self.watching:
             self._task = self._task or asyncio.get_running_loop().create_task(self._watch())
@@ -471,19 +472,19 @@ class _Again(_AgainParts):
             task, self._task = self._task, None
             task.cancel()
 
-    async def _watch(self):
+    async def _watch(self) -> None:
         while True:
             await asyncio.sleep(self.every)
             try:
                 self.refresh()
             except Exception as e:
-                # one bad look must not end the watch
+                # one error must not end the watch
                 self.say([f"this look failed ({type(e).__name__}: {e}); the next comes in {self.every:g} s"])
             if self.watching and self.over():
                 self.watching = False
 
-    def close(self):
-        "Look no more, and close the widget."
+    def close(self) -> None:
+        "Stop reading, and close the widget."
         if self.watching:
             self.stop()
         super().close()
@@ -496,9 +497,9 @@ def _to_menu(fold: int | None) -> int:
 def _from_menu(value: int | None) -> int | None:
     return None if value in (None, -1) else value
 
-
+# %% ../../nbs/48_monitor.ipynb #f229d1d5
 class _MonitorPanel(_Again):
-    "The parts of a `Monitor` in their places, and what they show of the files."
+    "The layout of a `Monitor`, and how its parts are filled from the files."
 
     fold, image_id = Int(None, allow_none=True), Unicode()
 
@@ -521,7 +522,7 @@ class _MonitorPanel(_Again):
         return self.progress.finished
 
     def fill(self, fold: int | None) -> None:
-        "Show what the files say of a fold, or of all."
+        "Show the state of a fold, or of all."
         folds = [f for f in self.progress.folds if fold in (None, f.fold)]
         stamps = self.files.stamps
         self.panel.fill((stamps["config.json"], stamps["history.csv"]), self.progress, fold)
@@ -544,7 +545,7 @@ class _MonitorPanel(_Again):
 
 # %% ../../nbs/48_monitor.ipynb #6ca484f4
 def _monitor_lines(files: _Files, fold: int | None, has_examples: bool) -> list:  # of str
-    "What a monitor says in words, plain."
+    "The text of a monitor, plain."
     lines = progress_lines(files.progress, fold)
     if files.wrong:
         return [*lines, files.wrong]
@@ -552,7 +553,7 @@ def _monitor_lines(files: _Files, fold: int | None, has_examples: bool) -> list:
         return [*lines, "Give the data folder as well to see examples on their strips."]
     return lines
 
-
+# %% ../../nbs/48_monitor.ipynb #8c8afcc3
 def _check_fold(files: _Files, fold: int | None) -> None:
     "Raise `ValueError` for a fold that the run does not have."
     k = len(files.progress.folds)
@@ -569,22 +570,19 @@ def _still_monitor(panel: _MonitorPanel, lines: Sequence[str]) -> Picture:
 
 # %% ../../nbs/48_monitor.ipynb #4779171d
 class Monitor(_MonitorPanel):
-    """A run as it trains, in this or another process, and after: progress, losses, scores by class, examples.
+    """A run during its training, in this or another process, and after it: progress, losses, scores, examples.
 
-    It reads the run's files alone. Traits, to be read, set and observed: `fold` (None: all), `image_id`, the example
-    shown large, `watching`, whether it looks again by itself. `progress` is what it saw last, a `Progress`; `start()`,
-    `stop()` and `refresh()` as they say; `picture()` is the view as one image. A run that does not exist yet is waited
-    for. Raises `ValueError` where `run` is no folder, or where the data is not that of the run.
+    It reads only the run's files. Traits, to be read, set and observed: `fold` (None: all), `image_id` (the example
+    shown large), `watching` (whether it reads again every few seconds). `progress` is what it read last, a `Progress`;
+    `refresh()` reads once; `start()` and `stop()` set `watching`; `picture()` is the view as one image. A run that does
+    not exist yet is waited for. Raises `ValueError` where `run` is no folder, or its data is not that of `folder`.
     """
 
     def __init__(
         self,
-        run: str | Path,  # a run folder; it need not be there yet
-        folder: str
-        | Path
-        | StripFolder
-        | None = None,  # its data, to see strips; None: data/ in the run folder, if any
-        every: float = 2.0,  # seconds between looks
+        run: str | Path,  # a run folder; it need not exist yet
+        folder: str | Path | StripFolder | None = None,  # its data; None: data/ in the run folder, if any
+        every: float = 2.0,  # seconds between two readings
     ):
         super().__init__(_Files(run, folder), every)
         self.observe(lambda change: self.refresh(), "fold")
@@ -602,7 +600,7 @@ class Monitor(_MonitorPanel):
         return value
 
     def refresh(self) -> None:
-        "Look once: read what has changed and show it. What cannot be read is not there yet."
+        "Read what has changed and show it. What cannot be read counts as not written yet."
         self.files.look()
         k = len(self.progress.folds)
         if k != len(self.menu.options) - 1:
@@ -611,7 +609,7 @@ class Monitor(_MonitorPanel):
         self.say(self.lines())
 
     def lines(self) -> list:  # of str
-        "What it says in words, plain."
+        "Its text, plain."
         return _monitor_lines(self.files, self.fold, self.examples is not None)
 
     def picture(self) -> Picture:
