@@ -168,7 +168,9 @@ def draw_surface(
     return SurfacePicture(buffer.getvalue(), levels, sizes, (place.x0, place.x1, 1 - place.y0, 1 - place.y1))
 
 # %% ../../nbs/49_tune.ipynb #d44f655e
-def _marks(drawn, rules, channel, over, shape, note):
+def _marks(
+    drawn: SurfacePicture, rules: Sequence[Rule], channel: int | None, over: str, shape: str, note: str
+) -> list[dict]:
     "A marker for each rule, as of `MarkedPicture`."
     marks = []
     for c, (name, colour) in enumerate(class_colours(len(rules)).items()):
@@ -183,7 +185,7 @@ def _marks(drawn, rules, channel, over, shape, note):
 # %% ../../nbs/49_tune.ipynb #877b6b41
 @dataclass(frozen=True, eq=False)
 class SurfaceRequest:
-    "What surface is asked for, as for `surface_of`."
+    "A requested surface: arguments of `surface_of`, and a title."
 
     curves: Curves
     channel: int | None
@@ -194,12 +196,12 @@ class SurfaceRequest:
     title: str
 
     def surface(self) -> ScoreSurface:
-        "Add it up."
+        "The scores over both axes."
         return surface_of(self.curves, self.channel, self.rules, self.over, self.weight, self.class_levels)
 
 # %% ../../nbs/49_tune.ipynb #59e11ae1
 class SurfaceView(MarkedPicture):
-    "The surface of a class with its rules on it. `drawn` is what it shows, `waits` the request that is not drawn yet."
+    "The surface of a class with its rules on it: `drawn` is shown, the request `waits` is not drawn yet."
 
     drawn: SurfacePicture  # set by the first `ask`
     waits: SurfaceRequest | None = None
@@ -207,7 +209,7 @@ class SurfaceView(MarkedPicture):
     def ask(
         self,
         request: SurfaceRequest,
-        wait: bool = False,  # draw it before this returns
+        wait: bool = False,  # True: draw it before this returns
         then: Callable[[], None] = lambda: None,  # called when it is shown
     ) -> None:
         "Draw another surface, unless a later request comes first."
@@ -232,7 +234,7 @@ class SurfaceView(MarkedPicture):
         channel: int | None,  # None: all, each in its class's colour
         over: str,  # "min_area" or "min_component"
     ) -> None:
-        "Show where the rules lie: the kept ones as rings, those of now as dots."
+        "Show the rules as markers: the kept ones as rings, the current ones as dots."
         rings = _marks(self.drawn, kept, channel, over, "ring", "kept")
         self.marks = (*rings, *_marks(self.drawn, rules, channel, over, "dot", "now"))
 
@@ -254,16 +256,16 @@ def _read_image(opened: OpenRun, image_id: str) -> ReadImage:
         class_levels = class_levels[opened.store.image_ids.index(image_id)]
     return ReadImage(image_id, opened.folder.mask(image_id), levels, class_levels, level_boxes(levels))
 
-
+# %% ../../nbs/49_tune.ipynb #4daaed09
 def _difference(truth: np.ndarray, masks: np.ndarray, channel: int | None) -> bytes:
-    "Hits, misses and false pixels as a layer; a class that shows nothing is not drawn."
+    "Hit, missed and false pixels as a layer; a class without any is not drawn."
     channels = range(len(truth)) if channel is None else [channel]
     visible = [c for c in channels if truth[c].any() or masks[c].any()] or [channel or 0]
     if len(visible) == 1:
         return compare_layer(truth[visible[0]], masks[visible[0]])
     return compare_layer(truth[visible], masks[visible])
 
-
+# %% ../../nbs/49_tune.ipynb #9bcc500e
 def _layer(name: str, image: ReadImage, masks: np.ndarray, channel: int | None, floor: int) -> bytes:
     "One layer of an image as a PNG: of one class, or of all."
     shown = slice(None) if channel is None else [channel]
@@ -278,11 +280,21 @@ def _layer(name: str, image: ReadImage, masks: np.ndarray, channel: int | None, 
     others = np.arange(len(image.truth)) != channel
     return mask_layer(image.truth * ~others[:, None, None])
 
+# %% ../../nbs/49_tune.ipynb #9abc7bfa
+def _legend_colours(shown: Sequence[str], n_classes: int) -> dict:  # name to RGB
+    "The colours of the visible layers."
+    colours = {}
+    if "difference" in shown:
+        colours |= {f"difference: {name}": rgb for name, rgb in COMPARE.items()}
+    if {"labels", "prediction"} & set(shown):
+        colours |= class_colours(n_classes)
+    return colours
+
 # %% ../../nbs/49_tune.ipynb #80727892
 class RuleView(VBox):
-    """An image under the rules, and a line that counts its pixels.
+    """An image under the rules, and a line with counts of its pixels.
 
-    Its layers are the steel, the labels, the probability, the prediction and the difference of labels and prediction.
+    Its layers are the image, the labels, the probability, the prediction and the difference of labels and prediction.
     """
 
     layers = ("image", "labels", "probability", "prediction", "difference")
@@ -295,7 +307,7 @@ class RuleView(VBox):
         self.strip = StripView(opened.curves.shape, self.layers, ("image", "difference"), title="image under the rules")
         super().__init__([self.strip, self.legend])
         self.strip.observe(self._hear_shown, "shown")
-        self._explain()
+        self._write_legend()
 
     def show(
         self,
@@ -303,7 +315,7 @@ class RuleView(VBox):
         channel: int | None,  # None: all classes
         rules: Sequence[Rule],  # C of them
     ) -> None:
-        "Show an image; its files are read when it is another one than before, not for another rule or class."
+        "Show an image; its files are read for another image only, not for another rule or class."
         if self._read is None or self._read.image_id != image_id:
             self._read = _read_image(self.opened, image_id)
             self.strip.show({"image": self.opened.folder.image(image_id)})
@@ -312,21 +324,15 @@ class RuleView(VBox):
         self.line = image_line(image_id, image.truth, self.masks, channel)
         self._paint()
 
-    def _hear_shown(self, change):
+    def _hear_shown(self, change) -> None:
         self._paint()
-        self._explain()
+        self._write_legend()
 
-    def _explain(self):
-        "Colours of the layers that are shown; a class and a kind of pixel may share one, so each says what it is of."
-        shown, colours = self.strip.shown, {}
-        if "difference" in shown:
-            colours |= {f"difference: {name}": rgb for name, rgb in COMPARE.items()}
-        if {"labels", "prediction"} & set(shown):
-            colours |= class_colours(self.opened.folder.n_classes)
-        self.legend.value = legend_html(colours)
+    def _write_legend(self) -> None:
+        self.legend.value = legend_html(_legend_colours(self.strip.shown, self.opened.folder.n_classes))
 
-    def _paint(self):
-        "Draw the layers that are shown; the others are drawn when they are."
+    def _paint(self) -> None:
+        "Draw the visible layers."
         image, floor = self._read, self.opened.store.floor
         if image is None:
             return
