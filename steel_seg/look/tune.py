@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['scores_html', 'SurfacePicture', 'draw_surface', 'SurfaceRequest', 'SurfaceView', 'ReadImage', 'RuleView',
-           'Expectation', 'CountOffer', 'tuner_still', 'TunerPanel', 'check_setting', 'TunerSettings', 'TunerActions',
-           'TunerViews', 'Tuner']
+           'nested_by_row', 'Expectation', 'CountOffer', 'tuner_still', 'TunerPanel', 'check_setting', 'TunerSettings',
+           'TunerActions', 'TunerViews', 'Tuner']
 
 # %% ../../nbs/49_tune.ipynb #d01789bb
 import io
@@ -339,15 +339,36 @@ class RuleView(VBox):
         drawn = [name for name in self.layers if name in self.strip.shown and name != "image"]
         self.strip.show({name: _layer(name, image, self.masks, self._channel, floor) for name in drawn}, self.line)
 
+# %% ../../nbs/49_tune.ipynb #7ea78b85
+def _expectation_text(nested: Mapping[str, NestedDice], rows: np.ndarray, folds: bool) -> str:
+    if not nested and folds:
+        return "Nested scores are being calculated …"
+    if not nested:
+        return "No folds.csv in the run: without folds there is no nested score, and no estimate for fresh images."
+    parts = ["Rules of this kind, all classes, chosen on all images"]
+    for how, choice in nested.items():
+        expected, seen = mean_interval(choice.nested[rows].mean(1)), choice.chosen[rows].mean()
+        parts.append(f"{how}: {expected} expected on fresh images, {seen:.4f} on the images that chose it")
+    return " · ".join(parts)
+
+
+def nested_by_row(
+    dice: np.ndarray,  # (N,C), as `NestedDice.nested`
+    rows: np.ndarray,  # (N,) bool
+) -> dict[str, float]:  # "all" and the classes
+    "Nested scores of a part of the images."
+    dice = dice[rows]
+    return {"all": float(dice.mean()), **dict(zip(class_names(dice.shape[1]), dice.mean(0).tolist()))}
+
 # %% ../../nbs/49_tune.ipynb #7d983cf7
 class Expectation(HTML):
-    "What the best rules of a kind are worth on fresh images: `nested`, as from `nested_choices`; empty until known."
+    "The nested scores of the best rules of a kind: `nested`, as from `nested_choices`; empty until known."
 
     nested: dict[str, NestedDice] = {}
     _kind: object = None
 
     def forget(self) -> None:
-        "The kind of rule is another one now."
+        "The kind of rule has changed."
         self.nested, self._kind = {}, object()
 
     def ask(
@@ -355,9 +376,9 @@ class Expectation(HTML):
         opened: OpenRun,
         base_rule: Sequence[Rule],  # C of them: the kind
         then: Callable[[], None],  # called when the scores are known
-        wait: bool = False,  # make them before this returns
+        wait: bool = False,  # True: make them before this returns
     ) -> None:
-        "Choose fold by fold; a thread that works for an earlier kind stops at its next fold."
+        "Choose fold by fold; a thread for an earlier kind stops at its next fold."
         if opened.fold is None or len(np.unique(opened.fold)) < 2:
             return
         kind = self._kind
@@ -381,10 +402,7 @@ class Expectation(HTML):
         rows: np.ndarray,  # (N,) bool
     ) -> dict[str, float] | None:  # "all" and the classes; None where it is not known yet
         "Nested scores of a part of the images."
-        if how not in self.nested:
-            return None
-        dice = self.nested[how].nested[rows]
-        return {"all": float(dice.mean()), **dict(zip(class_names(dice.shape[1]), dice.mean(0).tolist()))}
+        return nested_by_row(self.nested[how].nested, rows) if how in self.nested else None
 
     def say(
         self,
@@ -394,24 +412,12 @@ class Expectation(HTML):
         "Write what is known as a line of text."
         self.value = line_html(_expectation_text(self.nested, rows, folds))
 
-# %% ../../nbs/49_tune.ipynb #7ea78b85
-def _expectation_text(nested: Mapping[str, NestedDice], rows: np.ndarray, folds: bool) -> str:
-    if not nested and folds:
-        return "Nested scores are being made …"
-    if not nested:
-        return "No folds.csv in the run: a nested score, and with it what to expect on fresh images, cannot be said."
-    parts = ["Rules of this kind, all classes, chosen on all images"]
-    for how, choice in nested.items():
-        expected, seen = mean_interval(choice.nested[rows].mean(1)), choice.chosen[rows].mean()
-        parts.append(f"{how}: {expected} expected on fresh images, {seen:.4f} on the images that chose it")
-    return " · ".join(parts)
-
 # %% ../../nbs/49_tune.ipynb #5e1f9b96
-_QUICK = 4 * 10**8  # pixels of all maps whose components and holes are counted unasked: some seconds
+_QUICK = 4 * 10**8  # pixels of all maps whose components and holes are counted at once: some seconds
 
 
 class CountOffer(Box):
-    "A button that counts components and holes of a run, with a bar."
+    "A button that counts components and holes of a run, with a progress bar."
 
     def __init__(
         self,
@@ -426,31 +432,31 @@ class CountOffer(Box):
         super().__init__([control_row(reason, self._button, self._bar)])
         self._button.on_click(self._start)
 
-    def _start(self, button):
+    def _start(self, button) -> None:
         self._button.disabled, self._bar.layout.display = True, None
         beside(self._count, self._done)
 
-    def _count(self):
+    def _count(self) -> Curves:
         opened = self._opened
         return run_curves(opened.store, opened.folder, steps=True, kept=opened.curves, progress=self._show_progress)
 
-    def _show_progress(self, done, total):
+    def _show_progress(self, done: int, total: int) -> None:
         self._bar.value = done
 
-    def _done(self, curves):
+    def _done(self, curves: Curves) -> None:
         self.children = ()
         self._then(curves)
 
 # %% ../../nbs/49_tune.ipynb #0027740c
 def _wrapped(lines: Sequence[str]) -> str:
-    "Long lines are wrapped, to three lines at most; a table keeps its columns."
+    "Wrap long lines to at most three lines each; a text with line breaks, such as a table, stays as it is."
     texts = []
     for line in map(str, lines):
         parts = wrap(line, 78, replace_whitespace=False, drop_whitespace=False)[:3]
         texts.append(line if "\n" in line else "\n".join(parts))
     return "\n".join(texts).replace("$", r"\$")
 
-
+# %% ../../nbs/49_tune.ipynb #48052f33
 def _plot_marks(ax, marks: Sequence[Mapping]) -> None:
     "Rings and dots, as of `MarkedPicture`."
     for mark in marks:
@@ -459,8 +465,18 @@ def _plot_marks(ax, marks: Sequence[Mapping]) -> None:
         ax.plot(mark["x"], mark["y"], "o", ms=9, **(ring if mark["shape"] == "ring" else dot))
 
 
+def _add_surface(fig: Figure, surface: SurfacePicture, marks: Sequence[Mapping]) -> None:
+    "The surface with its markers, at the top right."
+    width, height = fig.get_figwidth(), fig.get_figheight()
+    ax = fig.add_axes((7.1 / width, 1 - 3.1 / height, 4.3 / width, 3.05 / height))
+    ax.imshow(mpimg.imread(io.BytesIO(surface.png)), aspect="auto", extent=(0, 1, 1, 0), interpolation="antialiased")
+    _plot_marks(ax, marks)
+    ax.set(xlim=(0, 1), ylim=(1, 0))
+    ax.set_axis_off()
+
+# %% ../../nbs/49_tune.ipynb #d2e78e32
 def tuner_still(
-    lines: Sequence[str],  # of plain text, above; those with columns keep them
+    lines: Sequence[str],  # of plain text, above; a text with line breaks keeps its columns
     surface: SurfacePicture,
     marks: Sequence[Mapping],  # as of `MarkedPicture`
     strip: np.ndarray,  # (H,W,3) uint8, below
@@ -472,11 +488,7 @@ def tuner_still(
     height = fig.get_figheight()
     text = fig.text(0.003, 1 - 0.1 / height, _wrapped(lines), va="top", family="monospace", fontsize=7.5)
     text.set_linespacing(1.35)
-    ax = fig.add_axes((7.1 / width, 1 - 3.1 / height, 4.3 / width, 3.05 / height))
-    ax.imshow(mpimg.imread(io.BytesIO(surface.png)), aspect="auto", extent=(0, 1, 1, 0), interpolation="antialiased")
-    _plot_marks(ax, marks)
-    ax.set(xlim=(0, 1), ylim=(1, 0))
-    ax.set_axis_off()
+    _add_surface(fig, surface, marks)
     below = fig.add_axes((0, 0.02 / height, w * scale / width, h * scale / height))
     below.imshow(strip, aspect="auto", interpolation="antialiased")
     below.set_axis_off()
