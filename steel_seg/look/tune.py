@@ -510,8 +510,19 @@ def _button(description: str, tooltip: str, icon: str = "") -> Button:
     return Button(description=description, tooltip=tooltip, icon=icon, layout=Layout(width="auto"))
 
 
+def _arranged(panel: "TunerPanel") -> list:
+    "The controls of a panel in rows."
+    p = panel
+    buttons = control_row(p.best, p.plateau, p.undo, p.keep, p.swap)
+    left = VBox([p.sliders, buttons, control_row(p.path, p.save_button), p.said, p.counter])
+    left.layout.flex, left.layout.min_width, left.layout.max_width = "1 1 430px", "0", "640px"
+    both = Box([left, p.surface], layout=Layout(flex_flow="row wrap", align_items="flex-start", width="100%"))
+    menus, images = control_row(p.menu, p.part, p.axis), control_row(p.picker, p.changed, p.random)
+    return [menus, both, p.score_table, images, p.view, p.expect]
+
+# %% ../../nbs/49_tune.ipynb #9f5a6a00
 class TunerPanel(VBox):
-    "The controls and pictures of a tuner and where they stand; `Tuner` says what they do."
+    "The controls and pictures of a tuner and their layout; `Tuner` connects them."
 
     def __init__(
         self,
@@ -527,7 +538,7 @@ class TunerPanel(VBox):
         self.surface = SurfaceView(title="score over threshold and size", width=400)
         self.expect = Expectation()
         self.best = _button("Best", "the rule with the highest score on these images")
-        self.plateau = _button("Plateau", "the middle of the good rules: what to expect most of on fresh images")
+        self.plateau = _button("Plateau", "the middle of the good rules: usually the better choice for fresh images")
         self.undo = _button("Undo", "take the last move back", "undo")
         self.keep = _button("Keep to compare", "compare with this rule from now on")
         self.swap = _button("Swap", "show the kept rule, and keep this one")
@@ -537,22 +548,11 @@ class TunerPanel(VBox):
         self.said, self.counter, self.score_table, self.view = HTML(), Box(), HTML(), RuleView(opened)
         self.picker = Picker(curves.image_ids, onward="Next worst")
         self.picker.layout.width = "auto"
-        self.changed = _button("Next changed", "the image that the last move changed most, then the others")
+        self.changed = _button("Next changed", "the image that the last move changed most, then the next ones")
         self.random = _button("Random", "any image")
         super().__init__(_arranged(self))
         self.score_table.add_class("steel-scores")
         self.add_class("steel-tuner")
-
-
-def _arranged(panel: TunerPanel) -> list:
-    "The controls of a panel in rows."
-    p = panel
-    buttons = control_row(p.best, p.plateau, p.undo, p.keep, p.swap)
-    left = VBox([p.sliders, buttons, control_row(p.path, p.save_button), p.said, p.counter])
-    left.layout.flex, left.layout.min_width, left.layout.max_width = "1 1 430px", "0", "640px"
-    both = Box([left, p.surface], layout=Layout(flex_flow="row wrap", align_items="flex-start", width="100%"))
-    menus, images = control_row(p.menu, p.part, p.axis), control_row(p.picker, p.changed, p.random)
-    return [menus, both, p.score_table, images, p.view, p.expect]
 
 # %% ../../nbs/49_tune.ipynb #b2cf3bea
 def check_setting(
@@ -591,7 +591,7 @@ class TunerSettings(HasTraits):
     channel, image_id, rules, kept = Int(None, allow_none=True), Unicode(), Tuple(), Tuple()
     subset, over = Unicode("all"), Unicode("min_area")
     step_kind: str | None = None  # as for `RuleTrial.go`, while a method here changes the rules
-    last_move: tuple | None = None  # class and field of the last move: more of it is the same step
+    last_move: tuple | None = None  # class and field of the last move; more of it belongs to the same step
 
     def set_rules(self, rules: Sequence[Rule], move: tuple | None = None, kind: str = "step") -> None:
         "New rules as a step to undo, as more of the last move, or as a step back."
@@ -617,14 +617,14 @@ class TunerActions(TunerSettings):
 
     rng: np.random.Generator  # for `go_anywhere`
     said: HTML  # for messages
-    turn = 0  # how far `next_changed` is
+    turn = 0  # how many images `next_changed` has shown
 
     def move(
         self,
         field: str,  # of `Rule`
         value: int | bool | str,
     ) -> None:
-        "Change one field, of the class shown or of all; moves of one slider in a row are one step to undo."
+        "Change one field, of the class shown or of all; successive moves of one slider are one step to undo."
         rules = change_rules(self.rules, self.channel, field, value)
         self.set_rules(core_above_floor(rules, self.opened.curves.floor), (self.channel, field))
 
@@ -647,7 +647,7 @@ class TunerActions(TunerSettings):
         self.kept = shown
 
     def next_changed(self) -> None:
-        "Go on through the images that the last step changed, the most changed first."
+        "Show the next of the images that the last step changed, the most changed first."
         ids = self.trial.most_changed(self.channel, self.rows)
         self.said.value = "" if ids else line_html("The last move changed no image.")
         if ids:
