@@ -658,6 +658,16 @@ class TunerActions(TunerSettings):
         "Go to a random image of those that are scored."
         self.image_id = self.opened.curves.image_ids[self.rng.choice(np.flatnonzero(self.rows))]
 
+# %% ../../nbs/49_tune.ipynb #1b5d2c47
+def _surface_request(tuner: TunerSettings) -> SurfaceRequest:
+    "The surface of the class and the images that are shown."
+    opened = tuner.opened
+    title = "mean of all classes" if tuner.channel is None else tuner.class_name
+    title += "" if tuner.subset == "all" else f", {tuner.subset}"
+    title += "" if tuner.over == "min_area" else ", no minimum area, no gate"
+    weight = tuner.rows.astype(float)
+    return SurfaceRequest(opened.curves, tuner.channel, tuner.rules, tuner.over, weight, opened.class_levels, title)
+
 # %% ../../nbs/49_tune.ipynb #92b10403
 class TunerViews:
     "Draws what a tuner shows: each method redraws one part from the settings."
@@ -669,56 +679,54 @@ class TunerViews:
         self.nested_later = Later(self.nested, 1.5)
 
     def image(self) -> None:
+        "The image under the rules."
         t = self.tuner
         if t.image_id:
             t.view.show(t.image_id, t.channel, t.rules)
 
     def scores(self) -> None:
-        "The table, and the line on what has changed."
+        "The table, and the line below it about the change."
         t = self.tuner
         t.table = score_changes(t.trial.dice, t.trial.kept_dice, t.opened.curves.truth, t.rows)
         t.verdict = verdict(t.table, t.class_name)
         nested = t.expect.by_row("plateau", t.rows)
         if nested is None and t.opened.fold is None:
-            nested = {}  # it will never be known
+            nested = {}  # without folds there is none
         t.score_table.value = scores_html(t.table, nested, t.class_name) + line_html(t.verdict)
         t.undo.disabled = not t.trial.past
 
     def order(self) -> None:
+        "The images, worst first."
         self.tuner.picker.ids = self.tuner.trial.worst_first(self.tuner.channel, self.tuner.rows)
 
     def surface(self, wait: bool = False) -> None:
+        "The surface and its markers."
         self.tuner.surface.ask(_surface_request(self.tuner), wait, self.marks)
 
     def surface_now(self) -> None:
-        "Draw the surface if another one is due."
+        "Draw the surface at once if it is waiting."
         if self.surface_later.waits or self.tuner.surface.waits:
             self.surface(wait=True)
 
     def marks(self) -> None:
+        "The markers on the surface."
         self.tuner.surface.mark(self.tuner.rules, self.tuner.kept, self.tuner.channel, self.tuner.over)
 
     def controls(self) -> None:
+        "The sliders."
         self.tuner.sliders.rule = self.tuner.rules[self.tuner.channel or 0]
 
     def nested(self, wait: bool = False) -> None:
+        "The nested scores."
         self.tuner.expect.ask(self.tuner.opened, self.tuner.rules, self._nested_known, wait)
 
-    def _nested_known(self):
+    def _nested_known(self) -> None:
         self.scores()
         self.expectation()
 
     def expectation(self) -> None:
+        "The line about fresh images."
         self.tuner.expect.say(self.tuner.rows, self.tuner.opened.fold is not None)
-
-# %% ../../nbs/49_tune.ipynb #1b5d2c47
-def _surface_request(tuner: "Tuner") -> SurfaceRequest:
-    opened = tuner.opened
-    title = "mean of all classes" if tuner.channel is None else tuner.class_name
-    title += "" if tuner.subset == "all" else f", {tuner.subset}"
-    title += "" if tuner.over == "min_area" else ", no minimum area, no gate"
-    weight = tuner.rows.astype(float)
-    return SurfaceRequest(opened.curves, tuner.channel, tuner.rules, tuner.over, weight, opened.class_levels, title)
 
 # %% ../../nbs/49_tune.ipynb #d2bb34dc
 def _on_rules(tuner: "Tuner") -> None:
@@ -737,7 +745,7 @@ def _on_rules(tuner: "Tuner") -> None:
         views.nested_later()
         views.surface_later()
 
-
+# %% ../../nbs/49_tune.ipynb #014a1953
 def _on_kept(tuner: "Tuner") -> None:
     tuner.trial.keep(tuner.kept)
     tuner.views.scores()
@@ -771,19 +779,20 @@ def _on_click(tuner: "Tuner", place: tuple[float, float]) -> None:
     if not rule:
         return
     thresh, size = rule
-    size = min(size, tuner.sliders.pixels + (tuner.over == "min_area"))  # only an area may be never
+    size = min(size, tuner.sliders.pixels + (tuner.over == "min_area"))  # only a minimum area may be "never"
     rules = change_rules(tuner.rules, tuner.channel, "thresh", thresh)
     tuner.set_rules(change_rules(rules, tuner.channel, tuner.over, size))
 
 
 def _on_counted(tuner: "Tuner", curves: Curves) -> None:
-    "Components and holes are known now."
+    "Use counts with components and holes from here on."
     tuner.opened = tuner.view.opened = tuner.trial.opened = replace(tuner.opened, curves=curves)
     tuner.sliders.count(curves)
     tuner.axis.options = _OVER
 
 
 def _on_save(tuner: "Tuner") -> None:
+    "Save the rules; the message is the file's name, or the reason why nothing was saved."
     try:
         message = save_rules(tuner.path.value.strip(), tuner.rule)
     except (OSError, ValueError) as error:
@@ -799,6 +808,21 @@ def _to_menu(channel: int | None) -> int:
 def _from_menu(value: int) -> int | None:
     return None if value < 0 else value
 
+# %% ../../nbs/49_tune.ipynb #355ef1f0
+def _connect_buttons(tuner: "Tuner") -> None:
+    "Each button to its action."
+    for button, action in (
+        (tuner.best, lambda: tuner.choose("best")),
+        (tuner.plateau, lambda: tuner.choose("plateau")),
+        (tuner.undo, tuner.take_back),
+        (tuner.keep, lambda: tuner.set_trait("kept", tuner.rules)),
+        (tuner.swap, tuner.swap_kept),
+        (tuner.changed, tuner.next_changed),
+        (tuner.random, tuner.go_anywhere),
+        (tuner.save_button, lambda: _on_save(tuner)),
+    ):
+        button.on_click(lambda button, action=action: action())
+
 
 def _connect(tuner: "Tuner") -> None:
     "Menus to traits, traits to handlers, buttons to methods."
@@ -812,17 +836,7 @@ def _connect(tuner: "Tuner") -> None:
     tuner.observe(lambda change: tuner.views.surface_later(), "over")
     tuner.observe(lambda change: tuner.views.image(), "image_id")
     tuner.surface.observe(lambda change: _on_click(tuner, change.new), "clicked")
-    for button, action in (
-        (tuner.best, lambda: tuner.choose("best")),
-        (tuner.plateau, lambda: tuner.choose("plateau")),
-        (tuner.undo, tuner.take_back),
-        (tuner.keep, lambda: tuner.set_trait("kept", tuner.rules)),
-        (tuner.swap, tuner.swap_kept),
-        (tuner.changed, tuner.next_changed),
-        (tuner.random, tuner.go_anywhere),
-        (tuner.save_button, lambda: _on_save(tuner)),
-    ):
-        button.on_click(lambda button, action=action: action())
+    _connect_buttons(tuner)
 
 # %% ../../nbs/49_tune.ipynb #0870eedb
 def _rules_with_facts(tuner: "Tuner") -> Rules:
@@ -840,7 +854,7 @@ def _rules_with_facts(tuner: "Tuner") -> Rules:
         data_sha256=tuner.opened.folder.sha256,
     )
 
-
+# %% ../../nbs/49_tune.ipynb #ffd3fd44
 def _still(tuner: "Tuner") -> Picture:
     "What the widget shows now, as one image."
     tuner.views.surface_now()
@@ -862,7 +876,7 @@ def _open_counted(run, folder, scores) -> OpenRun:
         return replace(opened, curves=run_curves(opened.store, opened.folder, steps=True))
     return opened
 
-
+# %% ../../nbs/49_tune.ipynb #519f9b35
 def _start(tuner: "Tuner") -> None:
     "Connect all parts and draw them for the first time."
     _connect(tuner)
@@ -878,7 +892,7 @@ def _start(tuner: "Tuner") -> None:
 
 # %% ../../nbs/49_tune.ipynb #c4092069
 class Tuner(TunerPanel, TunerActions):
-    """The rules of a run on sliders, with their score over all images and one image's hits and misses.
+    """The rules of a run on sliders, with their score over all images, and one image with its hits and misses.
 
     Traits, to be read, set and observed: `channel` (the class shown, 0..C-1; None for all), `rules` (one per class),
     `kept` (the rules to compare with), `subset` (the images that are scored, one of `subset_names`), `over` (what the
@@ -929,4 +943,4 @@ class Tuner(TunerPanel, TunerActions):
         return f"Tuner({self.class_name}, {len(self.rules)} classes, {score})"
 
     def _repr_mimebundle_(self, **kwargs):
-        return with_picture(super()._repr_mimebundle_(**kwargs) or {}, _still(self))
+        return with_picture(super()._repr_mimebundle_(**kwargs), _still(self))
