@@ -327,7 +327,7 @@ def test_what_takes_long_waits_for_the_hand_and_runs_beside_it(run):
     async def by_hand():
         tuner = Tuner(run)
         picture, order = tuner.surface.picture, tuner.picker.ids
-        assert not tuner.expect.nested and "being made" in tuner.expect.value
+        assert not tuner.expect.nested and "being calculated" in tuner.expect.value
         for thresh in (100, 80, 60):
             tuner.sliders.thresh.value = thresh
         assert tuner.picker.ids == order  # the list waits

@@ -126,7 +126,7 @@ def _component_options(pixels: int, area: int, smallest: int) -> list[tuple[str,
     options = _area_options(pixels, area)
     return [(text, stop) for text, stop in options if stop <= pixels and (stop == 0 or stop >= smallest)]
 
-
+# %% ../../nbs/44_rule_controls.ipynb #5a4f60e3
 def _write_rule(controls: RuleSliders, rule: Rule) -> None:
     "Set every control to the value of the rule."
     pixels, components = controls.pixels, controls.curves.components
