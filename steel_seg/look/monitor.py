@@ -27,10 +27,12 @@ from steel_seg.look.parts import (
     Later,
     StripView,
     control_row,
+    from_menu,
     legend_html,
     line_html,
     still,
     table_html,
+    to_menu,
     view_box,
     with_picture,
 )
@@ -80,7 +82,7 @@ def _png(figure) -> bytes:
 
 
 def _empty_scores(progress: Progress) -> dict:  # fold to its list: all classes, then each class
-    "What predicting nothing scores, of the folds for which it is known."
+    "The scores of predicting nothing, for the folds that have written them."
     folds = [f for f in progress.folds if f.all_empty]
     return {f.fold: f.all_empty for f in folds if len(f.all_empty) == progress.n_classes + 1}
 
@@ -285,7 +287,7 @@ class _ExamplePanel(_ExampleParts):
 
 # %% ../../nbs/48_monitor.ipynb #2589dd69
 def _still_example(panel: _ExamplePanel) -> dict:  # title to (H,W,3) uint8
-    "The example that is chosen, for a still picture: a strip as it is seen, a square beside its layers."
+    "The chosen example for a still picture: the visible layers of a strip, or all layers of a square side by side."
     if panel.image_id not in panel.all:
         return {}
     title = panel.all[panel.image_id].line(panel.image_id)[:160]
@@ -490,14 +492,6 @@ class _Again(_AgainParts):
         super().close()
 
 # %% ../../nbs/48_monitor.ipynb #0080dcf0
-def _to_menu(fold: int | None) -> int:
-    return -1 if fold is None else fold
-
-
-def _from_menu(value: int | None) -> int | None:
-    return None if value in (None, -1) else value
-
-# %% ../../nbs/48_monitor.ipynb #f229d1d5
 class _MonitorPanel(_Again):
     "The layout of a `Monitor`, and how its parts are filled from the files."
 
@@ -507,12 +501,12 @@ class _MonitorPanel(_Again):
         self.files, self.drawn = files, None
         self.examples: _ExamplePanel | None = None
         super().__init__(every)
-        self.menu = Dropdown(options=[("all folds", -1)], description="Show")  # a menu knows no None
+        self.menu = Dropdown(options=[("all folds", -1)], description="Show")
         self.bar = FloatProgress(min=0, max=1, description="Done")
         self.menu.layout, self.bar.layout = Layout(width="170px"), Layout(width="380px", margin="2px 2px 2px 24px")
         self.panel, self.place = _CurvePanel(), VBox()
         self.children = [control_row(self.menu, self.again, self.box, self.bar), self.said, self.panel, self.place]
-        link((self, "fold"), (self.menu, "value"), (_to_menu, _from_menu))
+        link((self, "fold"), (self.menu, "value"), (to_menu, from_menu))
 
     @property
     def progress(self) -> Progress:

@@ -34,9 +34,11 @@ from steel_seg.look.parts import (
     StripView,
     beside,
     control_row,
+    from_menu,
     legend_html,
     line_html,
     table_html,
+    to_menu,
     with_picture,
 )
 from .rule_controls import RuleSliders
@@ -800,15 +802,6 @@ def _on_save(tuner: "Tuner") -> None:
     tuner.said.value = line_html(message)
 
 # %% ../../nbs/49_tune.ipynb #682ff0cc
-def _to_menu(channel: int | None) -> int:
-    "A menu takes None for nothing chosen, so its value for all classes is -1."
-    return -1 if channel is None else channel
-
-
-def _from_menu(value: int) -> int | None:
-    return None if value < 0 else value
-
-# %% ../../nbs/49_tune.ipynb #355ef1f0
 def _connect_buttons(tuner: "Tuner") -> None:
     "Each button to its action."
     for button, action in (
@@ -826,7 +819,7 @@ def _connect_buttons(tuner: "Tuner") -> None:
 
 def _connect(tuner: "Tuner") -> None:
     "Menus to traits, traits to handlers, buttons to methods."
-    link((tuner, "channel"), (tuner.menu, "value"), transform=(_to_menu, _from_menu))
+    link((tuner, "channel"), (tuner.menu, "value"), transform=(to_menu, from_menu))
     link((tuner, "subset"), (tuner.part, "value"))
     link((tuner, "over"), (tuner.axis, "value"))
     link((tuner, "image_id"), (tuner.picker, "image_id"))
@@ -840,7 +833,7 @@ def _connect(tuner: "Tuner") -> None:
 
 # %% ../../nbs/49_tune.ipynb #0870eedb
 def _rules_with_facts(tuner: "Tuner") -> Rules:
-    "The rules, with what they score on the images that are scored now."
+    "The rules, with their scores on the chosen part of the images."
     row = tuner.table.loc["all"]
     return Rules(
         tuner.rules,
@@ -896,13 +889,13 @@ class Tuner(TunerPanel, TunerActions):
 
     Traits, to be read, set and observed: `channel` (the class shown, 0..C-1; None for all), `rules` (one per class),
     `kept` (the rules to compare with), `subset` (the images that are scored, one of `subset_names`), `over` (what the
-    surface shows against the threshold), `image_id`. `rule` is the result: all rules with what is known of them;
+    surface shows against the threshold), `image_id`. `rule` is the result: all rules with their scores;
     `tuner.rule.save(path)` writes rule.json. `picture()` is the view as one image. Images come worst first.
     Raises `ValueError` for what does not fit.
     """
 
-    table: pd.DataFrame  # what the rules score, as from `score_changes`
-    verdict: str  # on what has changed
+    table: pd.DataFrame  # the scores, as from `score_changes`
+    verdict: str  # a sentence about the change
 
     def __init__(
         self,
@@ -920,7 +913,7 @@ class Tuner(TunerPanel, TunerActions):
         self.views, self.rules, self.kept = TunerViews(self), rules, rules
         _start(self)
 
-    rule = property(_rules_with_facts, doc="The result: the rules of all classes with what is known of them.")
+    rule = property(_rules_with_facts, doc="The result: the rules of all classes with their scores.")
 
     def save(self, path: str | Path) -> Path:  # a JSON file, written whole or not at all
         "Write the result as `steel_seg.post.read_rules` reads it; returns the path."
