@@ -13,7 +13,7 @@ import numpy as np
 from numba import njit
 
 # %% ../nbs/15_flood.ipynb #5cf77ca3
-@njit(nogil=True, cache=True)  # as a call it made the search in a sparse map twice as slow
+@njit(nogil=True, cache=True)
 def _all_zero(words, w):
     "Whether eight words from `w` on, 64 pixels, are all 0."
     first_half = words[w] | words[w + 1] | words[w + 2] | words[w + 3]

@@ -550,7 +550,6 @@ def test_every_view_of_a_folder_opens_by_its_button(others):
     here.get_by_text(f"{nb.value('data.image_id')} · class").last.wait_for()
     show("Faults")
     rows = here.locator(".steel-table tbody tr")
-    rows.first.wait_for()
     before = rows.count()
     here.get_by_role("button", name="Read all images").click()
     here.get_by_text("every image was decoded").wait_for()
