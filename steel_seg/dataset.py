@@ -18,7 +18,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from .augment import TrainTransform, augment, item_seed
-from .data import class_id
+from .data import class_name
 from .rle_fast import decode
 
 if TYPE_CHECKING:
@@ -324,7 +324,7 @@ def epoch_batches(
 # %% ../nbs/21_dataset.ipynb #52ec11c8
 def _rows_by_name(rows: np.ndarray, folder: "StripFolder") -> dict[str, np.ndarray]:
     "The given rows of each group, by the group's name."
-    names = {-1: "none"} | {c: f"class {class_id(c)}" for c in range(folder.n_classes)}
+    names = {-1: "none"} | {c: class_name(c) for c in range(folder.n_classes)}
     names[folder.n_classes] = "pseudo-labelled"
     group = np.append(image_groups(folder), folder.n_classes)[np.minimum(rows, len(folder))]
     return {name: rows[group == g] for g, name in names.items() if (group == g).any()}

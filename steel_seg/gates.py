@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from .curves import Curves
-from .data import class_id, csv_rows
+from .data import class_id, class_name, csv_rows
 from .decide import Decision, decide
 from .metric import Interval, check_rng
 from .post import GATE_KINDS, Rule, require_score
@@ -351,7 +351,7 @@ def compare_gates(
             classes = slice(None) if c is None else [c]
             record: dict[str, Any] = {
                 "gate_by": gate_by or "none",
-                "row": "all" if c is None else f"class {class_id(c)}",
+                "row": "all" if c is None else class_name(c),
             }
             if c is not None:
                 record |= _settings(tried.best[c], tried.by_fold[c])
@@ -541,7 +541,7 @@ def f1_table(
     rows = {}
     for c, (score, label) in enumerate(zip(class_levels.T, labels.T)):
         thresh, f1 = f1_intervals(score, label, rng, n_boot)
-        rows[f"class {class_id(c)}"] = dict(
+        rows[class_name(c)] = dict(
             present=int((label != 0).sum()),
             half=f1_at(score, label, half),
             thresh=thresh.value,

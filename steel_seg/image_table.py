@@ -14,7 +14,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from .curves import Curves
-from .data import StripFolder, class_id, same_bytes
+from .data import StripFolder, class_id, class_name, same_bytes
 from .metric import dice, mask_counts
 from .open_run import OpenRun, masks_of, run_rules
 from .post import Rule
@@ -275,7 +275,7 @@ def choose_rows(
     With a class the images are those with a label of it; with "false alarm" those with a prediction of it and no label.
     Raises `ValueError` for a choice that does not exist.
     """
-    class_names = [f"class {class_id(c)}" for c in range(n_classes)]
+    class_names = [class_name(c) for c in range(n_classes)]
     _check_choice(table, class_names, show, only)
     channels = [class_names.index(show)] if show in class_names else range(n_classes)
 

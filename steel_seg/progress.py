@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .data import class_id
+from .data import class_id, class_name
 from .files import read_json
 from .metric import dice, mask_counts
 
@@ -294,7 +294,7 @@ def class_columns(
 ) -> dict:  # column to title
     "The scores that a history has by class, with and without a defect; {} if it was written before they were recorded."
     known = {
-        **{f"score_{class_id(c)}": f"class {class_id(c)}" for c in range(n_classes)},
+        **{f"score_{class_id(c)}": class_name(c) for c in range(n_classes)},
         "present": "with a defect",
         "empty": "without one",
     }

@@ -17,7 +17,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from .curves import Curves
-from .data import StripFolder, class_id
+from .data import StripFolder, class_id, class_name
 from .decide import Decision
 from .files import read_json, to_json, write_text
 from .post import Rule, apply_rules
@@ -114,7 +114,7 @@ def _range_text(low, high):
 
 # %% ../nbs/38_report.ipynb #3a10c69e
 def _class_names(n):
-    return [f"class {class_id(c)}" for c in range(n)]
+    return [class_name(c) for c in range(n)]
 
 
 def _rule_row(rule, choice, pixels):

@@ -20,7 +20,7 @@ import pandas as pd
 from numba import njit
 
 from .curves import Curves
-from .data import class_id
+from .data import class_name
 from .decide import choose_rules, nested_dice
 from .metric import dice
 from .open_run import OpenRun, pair_dice, run_rules
@@ -77,7 +77,7 @@ def class_names(
     n_classes: int,
 ) -> list[str]:
     "The classes by their ClassId: class 1, class 2, ..."
-    return [f"class {class_id(channel)}" for channel in range(n_classes)]
+    return [class_name(channel) for channel in range(n_classes)]
 
 
 def _fold_names(fold: np.ndarray | None) -> dict:

@@ -23,8 +23,10 @@ from steel_seg.gates import (
     read_class_levels,
 )
 from steel_seg.metric import paired_difference
-from steel_seg.post import GATES, NEEDS_SCORE, Rule
+from steel_seg.post import GATE_KINDS, Rule
 from steel_seg.score import dice_at
+
+NEEDS_SCORE = [name for name, kind in GATE_KINDS.items() if kind.needs_score]
 
 
 def random_case(rng, n=14, c=2, shape=(4, 9), floor=13):
@@ -138,11 +140,11 @@ def test_the_table_is_what_its_rules_score():
     for _ in range(4):
         curves, scores, fold = random_case(rng, n=20)
         table = compare_gates(curves, fold, scores, np.random.default_rng(7), n_boot=200, **grid)
-        assert list(dict.fromkeys(table.index.get_level_values(0))) == ["none", *GATES] and list(
+        assert list(dict.fromkeys(table.index.get_level_values(0))) == ["none", *GATE_KINDS] and list(
             table.loc["none"].index
         ) == ["all", "class 1", "class 2"]
         nested = {}
-        for by in (None, *GATES):
+        for by in (None, *GATE_KINDS):
             name, nested[by] = by or "none", np.empty(curves.truth.shape)
             best, others = zip(*[choose_gate(curves, c, by, fold, scores[:, c], **grid) for c in (0, 1)])
             assert gate_rules(table, name) == best
@@ -227,7 +229,7 @@ def test_fills_and_components_of_the_rule_are_kept():
 
 
 def test_values_to_try():
-    for by in GATES:
+    for by in GATE_KINDS:
         for floor in (0, 1, 13, 100):
             values = gate_values(by, floor)
             assert list(values) == sorted(set(values))

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from steel_seg.post import NEEDS_SCORE, Rule, apply_rule, apply_rules, read_rules, write_rules
+from steel_seg.post import GATE_KINDS, Rule, apply_rule, apply_rules, read_rules, write_rules
+
+NEEDS_SCORE = [name for name, kind in GATE_KINDS.items() if kind.needs_score]
 
 STEPS = {4: [(-1, 0), (1, 0), (0, -1), (0, 1)], 8: [(i, j) for i in (-1, 0, 1) for j in (-1, 0, 1) if (i, j) != (0, 0)]}
 

@@ -12,8 +12,10 @@ from scipy import ndimage
 
 from steel_seg.curves import Components, CurveCounter, Curves
 from steel_seg.metric import dice, mask_counts
-from steel_seg.post import GATES, NEEDS_SCORE, Rule, apply_rule
+from steel_seg.post import GATE_KINDS, Rule, apply_rule
 from steel_seg.score import Rows, dice_at, dice_rows, rows_of
+
+NEEDS_SCORE = [name for name, kind in GATE_KINDS.items() if kind.needs_score]
 
 
 def slow_components(levels, truth, connectivity):
@@ -186,7 +188,7 @@ def test_dice_from_counts_is_dice_of_the_masks_for_every_rule(cases):
 def test_rows_mean_what_they_say(cases):
     "At every threshold and area, by the definition in the docstring of Rows, for a rule of each gate."
     rng = np.random.default_rng(2)
-    for by, at in itertools.product(GATES, range(0, 64, 7)):
+    for by, at in itertools.product(GATE_KINDS, range(0, 64, 7)):
         levels, truth, _, curves = cases[8][at]
         rule = Rule(
             fill_holes=bool(rng.integers(2)),
