@@ -28,7 +28,7 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message):
         self.exit(2, f"{self.prog}: {message} ({self.prog} --help lists the options)\n")
 
-
+# %% ../nbs/60_cli.ipynb #56ac0d6a
 def _shape(text):
     "'256x1600' to (256, 1600)."
     try:
@@ -65,7 +65,7 @@ def _add_chain(parser):
 def _add_most(parser):
     parser.add_argument("--most", type=int, default=50, help="maximum number of faults to print (default: %(default)s)")
 
-
+# %% ../nbs/60_cli.ipynb #0328a4af
 def _add_rule(parser):
     "What a rule does beside its threshold and minimum area."
     parser.add_argument("--fill-holes", action="store_true", help="fill the holes of every mask")
@@ -111,7 +111,7 @@ def _add_synth(parser):
         help="columns of train.csv and sample_submission.csv (default: %(default)s)",
     )
 
-
+# %% ../nbs/60_cli.ipynb #33d1fd5e
 def _synth(args):
     from steel_seg.synth import make_folder
 
@@ -141,7 +141,7 @@ def _add_check_data(parser):
     )
     _add_most(parser)
 
-
+# %% ../nbs/60_cli.ipynb #a3d3868c
 def _check_data(args):
     from steel_seg.data import check_folder
 
@@ -172,13 +172,13 @@ def _add_config(parser):
             **reading,
         )
 
-
+# %% ../nbs/60_cli.ipynb #3c0faae2
 def _add_train(parser):
     _add_chain(parser)
     parser.add_argument("--config", type=Path, help="a JSON file with fields of TrainConfig, as the options below")
     parser.add_argument("--fold", type=int, nargs="+", help="train only these folds (default: all)")
 
-
+# %% ../nbs/60_cli.ipynb #4d43ebb6
 def _train(args):
     from steel_seg.config import TrainConfig
     from steel_seg.data import read_folder
@@ -211,7 +211,7 @@ def _add_predict(parser):
     )
     _add_rule(parser)
 
-
+# %% ../nbs/60_cli.ipynb #2686a23f
 def _existing(path):
     return path if path.exists() else None
 
@@ -231,7 +231,7 @@ def _counting(base_rule):
         "smallest": max(1, base_rule.min_component),
     }
 
-
+# %% ../nbs/60_cli.ipynb #34d0ce51
 def _predict(args):
     from steel_seg.data import read_folder
     from steel_seg.predict import count_oof, predict_oof, predict_test
@@ -277,7 +277,7 @@ def _add_decide(parser):
         help="print the expected score of every gate; always done with --scores",
     )
 
-
+# %% ../nbs/60_cli.ipynb #7f6df5eb
 def _curves(run, folder, base_rule):
     "Counts of the out-of-fold predictions: of the store, or the saved counts if there is no store."
     from steel_seg.curves import curves_of, read_curves, write_curves
@@ -296,7 +296,7 @@ def _curves(run, folder, base_rule):
         )
     return curves
 
-
+# %% ../nbs/60_cli.ipynb #12737212
 def _class_levels(path, prefix, image_ids, n_classes):
     "Levels of a classifier from a csv; None if there is no csv."
     from steel_seg.gates import read_class_levels
@@ -315,13 +315,13 @@ def _gate_table(run, curves, fold, class_levels, rng, base_rule):
     write_text(run / "gates.csv", table.to_csv())
     return table
 
-
+# %% ../nbs/60_cli.ipynb #41efbee2
 def _classifier_facts(path, prefix):
     from steel_seg.files import sha256_file
 
     return {"classifier": {"file": path.name, "sha256": sha256_file(path), "prefix": prefix}}
 
-
+# %% ../nbs/60_cli.ipynb #7e9d5ef2
 def _decide(args):
     import numpy as np
 
@@ -360,7 +360,7 @@ def _add_submit(parser):
     )
     parser.add_argument("--out", type=Path, help="the file to write (default: submission.csv in the run folder)")
 
-
+# %% ../nbs/60_cli.ipynb #be3793b3
 def _sample(args, store, folder, oof):
     "The sample to follow: the given one, that of the data folder, or one made for the images of the store."
     from steel_seg.submit import write_sample
@@ -372,7 +372,7 @@ def _sample(args, store, folder, oof):
         return write_sample(args.run / "sample_submission.csv", store.image_ids, folder.n_classes, folder.layout)
     return sample
 
-
+# %% ../nbs/60_cli.ipynb #7fae4aaf
 def _submit(args):
     from steel_seg.data import read_folder
     from steel_seg.post import apply_rules, gates_of_classifier, read_rules
@@ -417,7 +417,7 @@ def _size_near(*paths):
                 return read_image(images[0]).shape
     return None
 
-
+# %% ../nbs/60_cli.ipynb #07089b96
 def _add_check(parser):
     parser.add_argument("submission", type=Path, help="the submission to check")
     parser.add_argument("--sample", type=Path, help="the sample_submission.csv it must match")
@@ -432,7 +432,7 @@ def _add_check(parser):
     )
     _add_most(parser)
 
-
+# %% ../nbs/60_cli.ipynb #e943ba9d
 def _check(args):
     from steel_seg.submit import check_submission
 
@@ -492,7 +492,7 @@ def _add_demo(parser):
     parser.add_argument("--data", type=Path, help="a data folder (default: a synthetic one is made in the run folder)")
     parser.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
 
-
+# %% ../nbs/60_cli.ipynb #c150a263
 def _chain_from_prediction(run, data, seed):
     "The commands after training, and their results as one dict."
     result = {}
@@ -501,7 +501,7 @@ def _chain_from_prediction(run, data, seed):
         result.update(options.do(options))
     return result
 
-
+# %% ../nbs/60_cli.ipynb #bcae2a62
 def _demo(args):
     from steel_seg.data import read_folder
 
@@ -533,7 +533,7 @@ class _Command(NamedTuple):
     add_options: Callable[[argparse.ArgumentParser], None]
     help: str
 
-
+# %% ../nbs/60_cli.ipynb #f8337d16
 _COMMANDS = (
     _Command("synth", _synth, _add_synth, "make a synthetic competition folder"),
     _Command("check-data", _check_data, _add_check_data, "list everything that is wrong with a data folder"),
@@ -584,7 +584,7 @@ def _exit_code(args):
         print(to_json(result))
     return code
 
-
+# %% ../nbs/60_cli.ipynb #3084e4a2
 def main(
     argv: Sequence[str] | None = None,  # arguments; None reads the command line
 ) -> int:
