@@ -375,20 +375,16 @@ def _sample(args, store, folder, oof):
 # %% ../nbs/60_cli.ipynb #7fae4aaf
 def _submit(args):
     from steel_seg.data import read_folder
-    from steel_seg.post import apply_rules, gates_of_classifier, read_rules
+    from steel_seg.open_run import require_classifier
+    from steel_seg.post import apply_rules, read_rules
     from steel_seg.store import ProbStore
     from steel_seg.submit import check_submission, write_submission
 
     run, folder = args.run, read_folder(args.data, n_classes=args.classes)
     rules, _ = read_rules(run / "rule.json")
-    gates = gates_of_classifier(rules)
     oof = not len(folder.test)
     scores = args.scores or _existing(run / ("oof_scores.csv" if oof else "test_scores.csv"))
-    if gates and scores is None:
-        raise ValueError(
-            f"{run}/rule.json needs a classifier (gate by {', '.join(gates)}): "
-            "give its probabilities for these images with --scores"
-        )
+    require_classifier(rules, scores, f"{run}/rule.json")
     store = ProbStore.open(run / ("oof" if oof else "test"))
     sample = _sample(args, store, folder, oof)
     class_levels = _class_levels(scores, args.scores_prefix, store.image_ids, folder.n_classes)
