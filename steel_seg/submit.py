@@ -39,7 +39,7 @@ def _write_csv(path, rows):
     csv.writer(text, lineterminator="\n").writerows(rows)
     return write_text(path, text.getvalue())
 
-
+# %% ../nbs/36_submit.ipynb #2b7d09dc
 def write_sample(
     path: str | Path,  # sample_submission.csv
     image_ids: Iterable[str],  # the images to be predicted, each once
@@ -78,7 +78,7 @@ def _encoded(masks, image_id, n_classes, shape):
         raise ValueError(f"image {image_id!r}: mask of shape {mask.shape}, the one before has {shape}")
     return encode_masks(mask), mask.shape
 
-
+# %% ../nbs/36_submit.ipynb #81eafda0
 def write_submission(
     path: str | Path,  # submission.csv, replaced in one step
     sample_path: str | Path,  # sample_submission.csv: says the rows, their order, the columns and their order
@@ -111,7 +111,7 @@ def read_submission(
     """
     return read_table(path, extra="error")
 
-
+# %% ../nbs/36_submit.ipynb #94414feb
 def _names(*paths):
     "Short names of files for a fault table; the paths in full where two have the same name."
     names = [Path(p).name for p in paths]
@@ -129,7 +129,7 @@ def _extra_rows(table, name, asked, asked_name):
             faults.append((name, row, image_id, k, "error", f"extra: {asked_name} has no class {k} of this image"))
     return faults
 
-
+# %% ../nbs/36_submit.ipynb #b2faa5df
 def _missing_rows(table, name, asked, asked_name):
     "Faults of pairs of `asked` that the table does not have, by the row that asks for them."
     pairs = set(zip(table.image_id, table.channel))
@@ -140,7 +140,7 @@ def _missing_rows(table, name, asked, asked_name):
         if c >= 0 and (image_id, c) not in pairs
     ]
 
-
+# %% ../nbs/36_submit.ipynb #40792041
 def _against(table, name, asked, asked_name):
     "Faults of pairs that one table has and the other does not."
     return _extra_rows(table, name, asked, asked_name) + _missing_rows(table, name, asked, asked_name)
@@ -152,7 +152,7 @@ def _common_classes(table):
     common = [c for c, n in per_class.items() if 2 * n >= table.image_id.nunique()]
     return max(common or per_class, default=-1) + 1
 
-
+# %% ../nbs/36_submit.ipynb #ba6fc2ba
 def _uneven(table, name, n_classes=None):
     "Faults of images that have not one row for each class 1..C; C is `n_classes`, or what the images have in common."
     n_classes = n_classes or _common_classes(table)
@@ -215,7 +215,7 @@ class Scored(TypedDict):
     table: pd.DataFrame  # as from `score_table`
     pairs: int  # how many
 
-
+# %% ../nbs/36_submit.ipynb #808e1a6c
 def _read_both(path, truth, shape):
     "Submission and truth as tables; raises for every fault of either, and where they do not have the same pairs."
     name, truth_name = _names(path, truth)
@@ -230,7 +230,7 @@ def _read_both(path, truth, shape):
     raise_errors(fault_table(faults), f"{path} cannot be scored against {truth}")
     return table, known
 
-
+# %% ../nbs/36_submit.ipynb #1c576be6
 def score_submission(
     path: str | Path,  # the submission, in either layout
     truth: str | Path,  # the truth, in either layout, with or without rows for clean pairs
