@@ -28,7 +28,7 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message):
         self.exit(2, f"{self.prog}: {message} ({self.prog} --help lists the options)\n")
 
-
+# %% ../nbs/60_cli.ipynb #56ac0d6a
 def _shape(text):
     "`parse_shape`, with its message as that of an option."
     from steel_seg.data import parse_shape
@@ -64,7 +64,7 @@ def _add_most(parser):
 
 # %% ../nbs/60_cli.ipynb #8418267a
 def _add_rule(parser):
-    "What a rule does beside its threshold and minimum area."
+    "The options of a rule, without its threshold and minimum area."
     parser.add_argument("--fill-holes", action="store_true", help="fill the holes of every mask")
     parser.add_argument(
         "--min-component",
@@ -86,7 +86,7 @@ def _add_scores(parser):
         "--scores",
         type=Path,
         help="a csv with the probability of a classifier for each image and class "
-        "(default: what a network with a class head wrote into the run)",
+        "(default: the file that `predict` writes into the run for a network with a class head)",
     )
     parser.add_argument(
         "--scores-prefix", help="start of the names of its columns, if the file holds several classifiers"
@@ -108,7 +108,7 @@ def _add_synth(parser):
         help="columns of train.csv and sample_submission.csv (default: %(default)s)",
     )
 
-# %% ../nbs/60_cli.ipynb #fb28fe25
+# %% ../nbs/60_cli.ipynb #33d1fd5e
 def _synth(args):
     from steel_seg.synth import make_folder
 
@@ -138,7 +138,7 @@ def _add_check_data(parser):
     )
     _add_most(parser)
 
-# %% ../nbs/60_cli.ipynb #046b93dd
+# %% ../nbs/60_cli.ipynb #a3d3868c
 def _check_data(args):
     from steel_seg.data import check_folder
 
@@ -169,13 +169,13 @@ def _add_config(parser):
             **reading,
         )
 
-# %% ../nbs/60_cli.ipynb #14d31063
+# %% ../nbs/60_cli.ipynb #3c0faae2
 def _add_train(parser):
     _add_chain(parser)
-    parser.add_argument("--config", type=Path, help="a JSON file with fields of TrainConfig, as the options below")
+    parser.add_argument("--config", type=Path, help="a JSON file with values for the options below")
     parser.add_argument("--fold", type=int, nargs="+", help="train only these folds (default: all)")
 
-# %% ../nbs/60_cli.ipynb #bc2dae62
+# %% ../nbs/60_cli.ipynb #4d43ebb6
 def _train(args):
     from steel_seg.config import TrainConfig
     from steel_seg.data import read_folder
@@ -204,31 +204,31 @@ def _add_predict(parser):
     parser.add_argument(
         "--count-only",
         action="store_true",
-        help="count pixels of the out-of-fold predictions during prediction (curves.npz) and do not store them",
+        help="write only the pixel counts of the out-of-fold predictions (curves.npz), not the predictions",
     )
-    _add_rule(parser)
+    _add_rule(parser.add_argument_group("options of the counts, used with --count-only"))
 
-# %% ../nbs/60_cli.ipynb #b03a6017
+# %% ../nbs/60_cli.ipynb #2686a23f
 def _existing(path):
     return path if path.exists() else None
 
 
 def _base_rule(args):
-    "What the options say of a rule beside its threshold and minimum area."
+    "The rule that the options describe; its threshold and minimum area are not chosen yet."
     from steel_seg.post import Rule
 
     return Rule(fill_holes=args.fill_holes, min_component=args.min_component, connectivity=args.connectivity)
 
 
 def _counting(base_rule):
-    "What must be counted for rules like this one: arguments of `curves_of`."
+    "Arguments of `curves_of`: what must be counted for rules with these options."
     return {
         "connectivity": base_rule.connectivity if base_rule.min_component > 1 else None,
         "fill_holes": base_rule.fill_holes,
         "smallest": max(1, base_rule.min_component),
     }
 
-# %% ../nbs/60_cli.ipynb #e69eaaf7
+# %% ../nbs/60_cli.ipynb #34d0ce51
 def _predict(args):
     from steel_seg.data import read_folder
     from steel_seg.predict import count_oof, predict_oof, predict_test
@@ -266,7 +266,7 @@ def _add_decide(parser):
         "--gate",
         choices=("none", *_GATES),
         default="none",
-        help="what can empty a mask; all but peak and core need --scores (default: %(default)s)",
+        help="what can make a mask empty; all but peak and core need --scores (default: %(default)s)",
     )
     parser.add_argument(
         "--compare-gates",
@@ -274,7 +274,7 @@ def _add_decide(parser):
         help="print the expected score of every gate; always done with --scores",
     )
 
-# %% ../nbs/60_cli.ipynb #5d16258e
+# %% ../nbs/60_cli.ipynb #7f6df5eb
 def _curves(run, folder, base_rule):
     "Counts of the out-of-fold predictions: of the store, or the saved counts if there is no store."
     from steel_seg.curves import curves_of, read_curves, write_curves
@@ -293,7 +293,7 @@ def _curves(run, folder, base_rule):
         )
     return curves
 
-# %% ../nbs/60_cli.ipynb #c09d9cc1
+# %% ../nbs/60_cli.ipynb #12737212
 def _class_levels(path, prefix, image_ids, n_classes):
     "Levels of a classifier from a csv; None if there is no csv."
     from steel_seg.gates import read_class_levels
@@ -302,7 +302,7 @@ def _class_levels(path, prefix, image_ids, n_classes):
 
 # %% ../nbs/60_cli.ipynb #ee1e017a
 def _gate_table(run, curves, fold, class_levels, rng, base_rule):
-    "What every gate would score, printed and written to gates.csv."
+    "Print the expected score of every gate, and write the table to gates.csv."
     from steel_seg.files import write_text
     from steel_seg.gates import compare_gates
 
@@ -312,13 +312,13 @@ def _gate_table(run, curves, fold, class_levels, rng, base_rule):
     write_text(run / "gates.csv", table.to_csv())
     return table
 
-# %% ../nbs/60_cli.ipynb #4daddca7
+# %% ../nbs/60_cli.ipynb #41efbee2
 def _classifier_facts(path, prefix):
     from steel_seg.files import sha256_file
 
     return {"classifier": {"file": path.name, "sha256": sha256_file(path), "prefix": prefix}}
 
-# %% ../nbs/60_cli.ipynb #75f2ea70
+# %% ../nbs/60_cli.ipynb #7e9d5ef2
 def _decide(args):
     import numpy as np
 
@@ -357,7 +357,7 @@ def _add_submit(parser):
     )
     parser.add_argument("--out", type=Path, help="the file to write (default: submission.csv in the run folder)")
 
-# %% ../nbs/60_cli.ipynb #07aa7d26
+# %% ../nbs/60_cli.ipynb #be3793b3
 def _sample(args, store, folder, oof):
     "The sample to follow: the given one, that of the data folder, or one made for the images of the store."
     from steel_seg.submit import write_sample
@@ -369,23 +369,19 @@ def _sample(args, store, folder, oof):
         return write_sample(args.run / "sample_submission.csv", store.image_ids, folder.n_classes, folder.layout)
     return sample
 
-# %% ../nbs/60_cli.ipynb #91ef9cc1
+# %% ../nbs/60_cli.ipynb #7fae4aaf
 def _submit(args):
     from steel_seg.data import read_folder
-    from steel_seg.post import apply_rules, gates_of_classifier, read_rules
+    from steel_seg.open_run import require_classifier
+    from steel_seg.post import apply_rules, read_rules
     from steel_seg.store import ProbStore
     from steel_seg.submit import check_submission, write_submission
 
     run, folder = args.run, read_folder(args.data, n_classes=args.classes)
     rules, _ = read_rules(run / "rule.json")
-    gates = gates_of_classifier(rules)
     oof = not len(folder.test)
     scores = args.scores or _existing(run / ("oof_scores.csv" if oof else "test_scores.csv"))
-    if gates and scores is None:
-        raise ValueError(
-            f"{run}/rule.json needs a classifier (gate by {', '.join(gates)}): "
-            "give its probabilities for these images with --scores"
-        )
+    require_classifier(rules, scores, f"{run}/rule.json")
     store = ProbStore.open(run / ("oof" if oof else "test"))
     sample = _sample(args, store, folder, oof)
     class_levels = _class_levels(scores, args.scores_prefix, store.image_ids, folder.n_classes)
@@ -414,7 +410,7 @@ def _size_near(*paths):
                 return read_image(images[0]).shape
     return None
 
-# %% ../nbs/60_cli.ipynb #7580f89f
+# %% ../nbs/60_cli.ipynb #07089b96
 def _add_check(parser):
     parser.add_argument("submission", type=Path, help="the submission to check")
     parser.add_argument("--sample", type=Path, help="the sample_submission.csv it must match")
@@ -429,7 +425,7 @@ def _add_check(parser):
     )
     _add_most(parser)
 
-# %% ../nbs/60_cli.ipynb #2e14729f
+# %% ../nbs/60_cli.ipynb #e943ba9d
 def _check(args):
     from steel_seg.submit import check_submission
 
@@ -457,7 +453,7 @@ def _score(args):
     return {name: result[name] for name in ("score", "per_class", "pairs")}
 
 # %% ../nbs/60_cli.ipynb #18807cc7
-DEMO_PIXELS = 170e6  # pixels that the net of each fold is trained on: some two minutes of one core
+DEMO_PIXELS = 170e6  # pixels that the net of each fold is trained on: about two minutes on one core
 
 
 def demo_config(
@@ -489,7 +485,7 @@ def _add_demo(parser):
     parser.add_argument("--data", type=Path, help="a data folder (default: a synthetic one is made in the run folder)")
     parser.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
 
-
+# %% ../nbs/60_cli.ipynb #c150a263
 def _chain_from_prediction(run, data, seed):
     "The commands after training, and their results as one dict."
     result = {}
@@ -498,7 +494,7 @@ def _chain_from_prediction(run, data, seed):
         result.update(options.do(options))
     return result
 
-
+# %% ../nbs/60_cli.ipynb #bcae2a62
 def _demo(args):
     from steel_seg.data import read_folder
 
@@ -530,7 +526,7 @@ class _Command(NamedTuple):
     add_options: Callable[[argparse.ArgumentParser], None]
     help: str
 
-
+# %% ../nbs/60_cli.ipynb #f8337d16
 _COMMANDS = (
     _Command("synth", _synth, _add_synth, "make a synthetic competition folder"),
     _Command("check-data", _check_data, _add_check_data, "list everything that is wrong with a data folder"),
@@ -568,7 +564,7 @@ def _parser(command=None):
 
 # %% ../nbs/60_cli.ipynb #9679e834
 def _exit_code(args):
-    "Run a command that was parsed: its exit code; a mistake of the caller is one line on stderr."
+    "Run a command that was parsed: its exit code; a mistake in the call is one line on stderr."
     try:
         result = args.do(args)
     except (ValueError, OSError) as e:
@@ -581,11 +577,11 @@ def _exit_code(args):
         print(to_json(result))
     return code
 
-
+# %% ../nbs/60_cli.ipynb #3084e4a2
 def main(
     argv: Sequence[str] | None = None,  # arguments; None reads the command line
 ) -> int:
-    "Run one command and return its exit code: 0 done, 1 faults found, 2 a mistake of the caller."
+    "Run one command and return its exit code: 0 done, 1 faults found, 2 a mistake in the call."
     argv = sys.argv[1:] if argv is None else list(argv)
     args = _parser(argv[0] if argv else None).parse_args(argv)
     if not int(os.environ.get("RANK", 0)):

@@ -27,7 +27,8 @@ def _cuts(rows, levels, weight):
 
     Every min_area in low..high drops the same masks and scores this mean Dice; it is -inf where low..high is empty.
     """
-    shows = (rows.size[:, levels[0]] > 0) & (weight > 0)  # what is empty at the lowest level is empty at all
+    # A mask that is empty at the lowest level is empty at all levels.
+    shows = (rows.size[:, levels[0]] > 0) & (weight > 0)
     size, area, hit = (x[shows][:, levels].T for x in (rows.size, rows.area, rows.hit))
     gain = (dice(area, hit, rows.truth[shows]) - (rows.truth[shows] == 0)) * weight[shows]
     # numpy sorts 64-bit integers several times faster than it sorts positions: the low bits hold the image's number
@@ -51,7 +52,7 @@ def _middle_of_longest(flags):
     longest = (last - first).argmax()
     return (first[longest] + last[longest]) // 2
 
-
+# %% ../nbs/35_decide.ipynb #7294fabd
 def _never(rows):
     "The level and the minimum area of a rule that predicts nothing."
     return max(128, rows.floor), int(np.prod(rows.shape)) + 1
@@ -60,11 +61,11 @@ def _never(rows):
 def _best_scores(rows, levels, weight):
     "The best mean Dice at each level."
     shown = max(1, int((rows.size[:, levels[0]] > 0).sum()))
-    block = max(1, 2**20 // shown)  # some ten arrays of this many numbers at a time
+    block = max(1, 2**20 // shown)  # about ten arrays of this size at a time
     blocks = [levels[i : i + block] for i in range(0, len(levels), block)]
     return np.concatenate([_cuts(rows, part, weight)[2].max(axis=1, initial=-np.inf) for part in blocks])
 
-
+# %% ../nbs/35_decide.ipynb #08465ef8
 def _middle_area(rows, level, best, weight):
     "The middle of the widest range of minimum areas that reach the score `best` at a level."
     low, high, score = (x[0] for x in _cuts(rows, [level], weight))
@@ -73,7 +74,7 @@ def _middle_area(rows, level, best, weight):
     widest = (high[last] - low[first]).argmax()
     return int(low[first[widest]] + high[last[widest]]) // 2
 
-
+# %% ../nbs/35_decide.ipynb #24c7780f
 def best_rule(
     rows: Rows,  # one class of N images, as from `rows_of`
     weight: np.ndarray | Sequence[float] | None = None,  # (N,) not negative: how much images count; None: all 1
@@ -98,11 +99,11 @@ def best_rule(
 
 # %% ../nbs/35_decide.ipynb #2cc3b8e1
 PLATEAU_LEVELS, PLATEAU_AREAS = 20, 0.65  # spread of the smoothing at 1,000 images: levels, and logarithms of areas
-PLATEAU_POWER = 1 / 10  # it widens with the number of images to minus this power
-POOLED_IMAGES = 30  # how many images' weight each other class has in a choice
+PLATEAU_POWER = 1 / 10  # the spread is proportional to the number of images to minus this power
+POOLED_IMAGES = 30  # weight of each other class in a choice, as a number of images
 _AREA_STEP = 0.065  # logarithm; a tenth of the smoothing at 1,000 images
 
-
+# %% ../nbs/35_decide.ipynb #909dba1f
 def _grid(rows):
     """Levels and minimum areas to choose from.
 
@@ -118,10 +119,10 @@ def _blur(n, spread):
     blur = np.exp(-0.5 * ((np.arange(n)[:, None] - np.arange(n)) / spread) ** 2)
     return blur / blur.sum(1, keepdims=True)
 
-
+# %% ../nbs/35_decide.ipynb #77617e4a
 def smooth_surface(
     scores: np.ndarray,  # (T,A) mean Dice; levels and logarithms of areas both in even steps
-    images: float,  # how many the scores are a mean of: the fewer, the wider
+    images: float,  # number of images in the mean; the fewer, the wider the smoothing
     level_step: float = 2,  # between neighbouring thresholds, in levels
     area_step: float = 0.065,  # between neighbouring areas, in logarithms
 ) -> np.ndarray:  # (T,A)
@@ -156,7 +157,7 @@ class _Scored:
         t, a = np.unravel_index(score.argmax(), score.shape)
         return int(self.levels[t]), int(self.areas[a])
 
-
+# %% ../nbs/35_decide.ipynb #af332c88
 def _scored(all_rows: Sequence[Rows], weight: np.ndarray) -> Iterator[_Scored]:
     "The grid of each class, one after the other."
     for rows in all_rows:
@@ -164,7 +165,7 @@ def _scored(all_rows: Sequence[Rows], weight: np.ndarray) -> Iterator[_Scored]:
         nothing = weight @ (rows.truth == 0) / weight.sum()
         yield _Scored(rows, levels, areas, surface(rows, levels, areas, weight), nothing)
 
-
+# %% ../nbs/35_decide.ipynb #a32255e6
 def _best(all_rows, weight, rng):
     return [best_rule(rows, weight) for rows in all_rows]
 
@@ -195,14 +196,14 @@ def _standard_errors(grid, weight):
     variance = dd - 2 * db + weight @ (best * best) / n - (d - weight @ best / n) ** 2
     return np.sqrt(np.maximum(0, variance) / n)
 
-
+# %% ../nbs/35_decide.ipynb #d54eafe2
 def _nearest_to_mean(t, a):
     "Of points of the grid (their positions), the number of the one nearest to their mean."
     levels = ((t - t.mean()) * 2 / PLATEAU_LEVELS) ** 2
     areas = ((a - a.mean()) * _AREA_STEP / PLATEAU_AREAS) ** 2
     return (levels + areas).argmin()
 
-
+# %% ../nbs/35_decide.ipynb #70d6e391
 def _middle(all_rows, weight, rng, errors=1.0):
     rules = []
     for grid in _scored(all_rows, weight):
@@ -228,7 +229,7 @@ def _bagged(all_rows, weight, rng, resamples=50):
         rules.append((int(np.rint(level)), int(np.rint(np.exp(log_area)))))
     return rules
 
-
+# %% ../nbs/35_decide.ipynb #ea467bf7
 CHOOSERS: dict[str, Callable[[Sequence[Rows], np.ndarray, Any], list[tuple[int, int]]]] = {
     "pooled": _pooled,
     "plateau": _plateau,
@@ -239,7 +240,7 @@ CHOOSERS: dict[str, Callable[[Sequence[Rows], np.ndarray, Any], list[tuple[int, 
 
 # %% ../nbs/35_decide.ipynb #3b3ac700
 def _all_rows(curves, base_rule, class_levels):
-    "Each class's template, from one for all or one each, and its rows under it."
+    "The template of each class, and its rows under this template."
     n_classes = curves.truth.shape[1]
     templates = (base_rule,) * n_classes if isinstance(base_rule, Rule) else tuple(base_rule)
     if len(templates) != n_classes:
@@ -251,7 +252,7 @@ def _all_rows(curves, base_rule, class_levels):
     columns = [None] * n_classes if class_levels is None else list(np.asarray(class_levels).T)
     return templates, [rows_of(curves, c, templates[c], columns[c]) for c in range(n_classes)]
 
-
+# %% ../nbs/35_decide.ipynb #00c780d1
 def _choose(templates, all_rows, how, weight, rng):
     if how not in CHOOSERS:
         raise ValueError(f"no way to choose is called {how!r}; there are {', '.join(CHOOSERS)}")
@@ -262,7 +263,7 @@ def _choose(templates, all_rows, how, weight, rng):
     chosen = CHOOSERS[how](all_rows, weight, rng)
     return tuple(replace(t, thresh=thresh, min_area=area) for t, (thresh, area) in zip(templates, chosen))
 
-
+# %% ../nbs/35_decide.ipynb #8b50d0cf
 def choose_rules(
     curves: Curves,
     how: str = "pooled",  # or "plateau", "best", "middle", "bagged"
@@ -344,7 +345,7 @@ def _choice_line(name, row):
     never = f", never predicted on {row.never:.0%} of the resamples" if row.never else ""
     return f"{name}: {thresh}, {area}{never}"
 
-
+# %% ../nbs/35_decide.ipynb #14bd3b7f
 def _records(table):
     "The rows of a table as dicts, each with its name as `row`."
     return [{"row": name, **row} for name, row in table.to_dict("index").items()]
@@ -383,7 +384,7 @@ class Decision:
     def save(
         self,
         path: str | Path,  # rule.json, written whole or not at all
-        **facts: Any,  # more to know about it, such as the data's hash
+        **facts: Any,  # more entries of the file, such as the hash of the data
     ) -> Path:
         "Write the rules with their scores to a file that `read_rules` reads; returns its path."
         choice = self.choice.astype(object).where(self.choice.notna(), None)
@@ -417,11 +418,11 @@ def _choice_row(rule, drawn, pixels):
         "never_predict": bool(rule.min_area > pixels),
     }
 
-
+# %% ../nbs/35_decide.ipynb #3408a24e
 def _choice(rules, all_rows, how, rng, resamples):
     "A row per class: its rule, and the range of those chosen on resamples of the images."
     n = len(all_rows[0])
-    # `bagged` averages grid bests; exact bests differ from those by less than they spread
+    # `bagged` averages grid bests; exact best rules differ from them by less than the resamples vary
     chooser = _grid_best if how in ("best", "bagged") else CHOOSERS[how]
     weights = (rng.multinomial(n, np.full(n, 1 / n)).astype(float) for _ in range(resamples))
     drawn = np.array([chooser(all_rows, weight, rng) for weight in weights])

@@ -41,7 +41,9 @@ def _class_columns(path, header, n_classes, prefix):
     complete = [p for p in positions if set(requested) <= set(positions[p])]
     if prefix is None and len(complete) > 1:
         prefixes = " or ".join(map(repr, complete))
-        raise ValueError(f"{path}: columns of {n_classes} classes begin with {prefixes}: say which by the prefix")
+        raise ValueError(
+            f"{path}: columns of {n_classes} classes begin with {prefixes}: choose one by the prefix (--scores-prefix)"
+        )
     if prefix is None and not complete or prefix is not None and prefix not in complete:
         missing = ", ".join((prefix or "") + number for number in requested)
         any_prefix = " with any one prefix" * (prefix is None)
@@ -63,7 +65,7 @@ def _probability(text, where):
         raise ValueError(f"{where}: {text!r} is not a probability 0..1")
     return value
 
-
+# %% ../nbs/37_gates.ipynb #e7ee225e
 def _id_column(path, header):
     "The position of the image ids; a ValueError where there is not exactly one such column or a name is twice."
     positions = [k for k, name in enumerate(header) if name in ("image_id", "ImageId")]
@@ -105,7 +107,7 @@ def read_class_levels(
     return np.rint(255 * table).astype(np.uint8)
 
 # %% ../nbs/37_gates.ipynb #e2864a57
-_GATES_TO_TRY: dict[str, tuple[int, ...] | Callable[[int], tuple[int, ...]]] = {  # or what makes them of the floor
+_GATES_TO_TRY: dict[str, tuple[int, ...] | Callable[[int], tuple[int, ...]]] = {  # or a function of the floor
     "peak": (0, 1, 2, 4, *range(8, 249, 8), 252, 254, 255),
     "score": (0, 1, 2, 4, *range(8, 249, 8), 252, 254, 255),
     "sum": (*range(0, 505, 8), 508, 510),
@@ -114,7 +116,7 @@ _GATES_TO_TRY: dict[str, tuple[int, ...] | Callable[[int], tuple[int, ...]]] = {
     "area": (1, 2, 3, 4, 5, 7, 10, 15, 25, 40, 60),
 }
 
-
+# %% ../nbs/37_gates.ipynb #177c1acb
 def gate_values(
     gate_by: str,  # of `Rule`
     floor: int,  # of the curves
@@ -123,11 +125,11 @@ def gate_values(
     values = _GATES_TO_TRY[gate_by]
     return values(floor) if callable(values) else values
 
-
+# %% ../nbs/37_gates.ipynb #8cd64785
 def area_values(
     shape: Sequence[int],  # (H,W)
     n: int = 64,  # about how many
-) -> np.ndarray:  # int64, rising: 0, then growing by some 10 to 30%, up to H*W + 1, which no mask reaches
+) -> np.ndarray:  # int64, rising: 0, then growing by about 10 to 30%, up to H*W + 1, which no mask reaches
     "Minimum areas that are tried for images of a shape."
     pixels = int(np.prod(shape))
     return np.unique(np.concatenate([[0], np.rint(np.geomspace(1, pixels, n)), [pixels + 1]]).astype(np.int64))
@@ -140,14 +142,14 @@ class _Grid(NamedTuple):
     threshes: np.ndarray  # T
     min_areas: np.ndarray  # A, rising
 
-
+# %% ../nbs/37_gates.ipynb #30d5ae27
 def _sum_of_dice(rows: Rows, grid: _Grid, images: np.ndarray) -> np.ndarray:
     "(T,A): the sum of Dice over some images, given as a boolean array."
     if not images.any():
         return np.zeros((len(grid.threshes), len(grid.min_areas)))
     return surface(rows, grid.threshes, grid.min_areas, images) * images.sum()
 
-
+# %% ../nbs/37_gates.ipynb #dc0ceaa4
 def _sums_of_veto(
     curves: Curves,
     channel: int,
@@ -169,9 +171,8 @@ def _sums_of_veto(
             sums[k, g] = _sum_of_dice(rows, grid, in_fold & (last_passed == g))
         sums[k] = sums[k, ::-1].cumsum(0)[::-1]
         for g in range(n_gates):
-            sums[k, g] += (
-                absent & in_fold & (last_passed < g)
-            ).sum()  # a dropped mask is right where there is no defect
+            # a dropped mask is right where there is no defect
+            sums[k, g] += (absent & in_fold & (last_passed < g)).sum()
     return sums
 
 # %% ../nbs/37_gates.ipynb #d256972e
@@ -226,7 +227,7 @@ def _grid(curves, gate_by, gates, threshes, min_areas):
     min_areas = area_values(curves.shape) if min_areas is None else np.asarray(min_areas)
     return _Grid(gates, threshes, min_areas)
 
-
+# %% ../nbs/37_gates.ipynb #769d1d16
 def choose_gate(
     curves: Curves,
     channel: int,  # 0..C-1
@@ -285,7 +286,7 @@ class _TriedGate(NamedTuple):
     optimistic: np.ndarray  # (N,C) Dice under `best`
     nested: np.ndarray  # (N,C) Dice, each fold under the choice of the others
 
-
+# %% ../nbs/37_gates.ipynb #e7f94bf6
 def _try_gate(
     curves: Curves,
     fold: np.ndarray,
@@ -309,7 +310,7 @@ def _try_gate(
         tried.by_fold.append(by_fold)
     return tried
 
-
+# %% ../nbs/37_gates.ipynb #d719e39b
 def _settings(best, by_fold):
     "The setting of one class as columns of the table."
     gates = [rule.gate for rule in by_fold.values()]
@@ -322,8 +323,7 @@ _WHOLE_NUMBERS = ["gate", "thresh", "min_area", "gate_low", "gate_high"]  # colu
 def compare_gates(
     curves: Curves,  # of N images, C classes
     fold: np.ndarray,  # (N,) fold of each image, in the order of curves.image_ids
-    class_levels: np.ndarray
-    | None,  # (N,C) integers, levels 0..255, in the same order; None: only gates that need none
+    class_levels: np.ndarray | None,  # (N,C) integers, levels 0..255, in the same order; None: no gates that need it
     rng: np.random.Generator,  # for the intervals
     base_rule: Rule = Rule(),  # its fill_holes, min_component and connectivity are kept
     n_boot: int = 2000,  # resamples
@@ -421,7 +421,7 @@ def _score_and_label(score, label):
         raise ValueError("scores must be numbers of at least 0")
     return score, label != 0
 
-
+# %% ../nbs/37_gates.ipynb #b3ed516a
 def f1_at(
     score: np.ndarray,  # (N,) numbers of at least 0
     label: np.ndarray,  # (N,) nonzero where the class is present

@@ -81,7 +81,7 @@ def _encoded(masks, image_id, n_classes, shape):
 # %% ../nbs/36_submit.ipynb #94b0848d
 def write_submission(
     path: str | Path,  # submission.csv, replaced in one step
-    sample_path: str | Path,  # sample_submission.csv: says the rows, their order, the columns and their order
+    sample_path: str | Path,  # sample_submission.csv: gives the rows and the columns, and the order of both
     masks: Callable[[str], np.ndarray],  # image_id -> (C,H,W) bool or 0/1; called once per image
 ) -> Path:
     """Write the submission that a sample asks for; returns its path.
@@ -111,7 +111,7 @@ def read_submission(
     """
     return read_table(path, extra="error")
 
-
+# %% ../nbs/36_submit.ipynb #94414feb
 def _names(*paths):
     "Short names of files for a fault table; the paths in full where two have the same name."
     names = [Path(p).name for p in paths]
@@ -129,7 +129,7 @@ def _extra_rows(table, name, asked, asked_name):
             faults.append((name, row, image_id, k, "error", f"extra: {asked_name} has no class {k} of this image"))
     return faults
 
-
+# %% ../nbs/36_submit.ipynb #b2faa5df
 def _missing_rows(table, name, asked, asked_name):
     "Faults of pairs of `asked` that the table does not have, by the row that asks for them."
     pairs = set(zip(table.image_id, table.channel))
@@ -140,7 +140,7 @@ def _missing_rows(table, name, asked, asked_name):
         if c >= 0 and (image_id, c) not in pairs
     ]
 
-
+# %% ../nbs/36_submit.ipynb #40792041
 def _against(table, name, asked, asked_name):
     "Faults of pairs that one table has and the other does not."
     return _extra_rows(table, name, asked, asked_name) + _missing_rows(table, name, asked, asked_name)
@@ -176,7 +176,9 @@ def _uneven(table, name, n_classes=None):
 # %% ../nbs/36_submit.ipynb #aa926fd3
 def check_submission(
     path: str | Path,  # the submission
-    sample: str | Path | None = None,  # the sample it answers; None: every image must have the same classes
+    sample: str
+    | Path
+    | None = None,  # the sample whose rows it must have; None: every image must have the same classes
     shape: tuple[int, int] | None = (256, 1600),  # (H,W); None does not check runs past the end
     n_classes: int | None = None,  # None: as many as the sample has, or as most images of the file have
 ) -> pd.DataFrame:

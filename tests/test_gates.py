@@ -400,7 +400,7 @@ def test_scores_come_back_as_levels(tmp_path):
         ("image_id,ImageId,1,2\na,a,.5,.5\n", "needs image_id or ImageId once"),
         ("image_id,1,1,2\na,0,0,0\n", "no name twice"),
         ("image_id,1,2,3\na,0,0,0\n", "3 columns begin with '', but there are 2 classes"),
-        ("image_id,a1,a2,b1,b2\na,0,0,0,0\n", "begin with 'a' or 'b': say which by the prefix"),
+        ("image_id,a1,a2,b1,b2\na,0,0,0,0\n", "begin with 'a' or 'b': choose one by the prefix"),
         ("image_id,1,2\na,0,0\na,0,0\n", "row 3: 'a' has a row before"),
         ("image_id,1,2\na,0,0\nb,0\n", "row 3: 2 values for 3 columns"),
         ("image_id,1,2\na,0,0\nb,0,1.01\n", "row 3, column 2: '1.01' is not a probability"),
