@@ -1,6 +1,6 @@
 # make demo   the whole chain on a synthetic strip mill (make demo DATA=path for a folder of your own)
 # make test   format, lint, types; notebooks clean, exports and README in step; every notebook run; then pytest
-# make test-fast    the inner loop, under two minutes on two cores: no browser, no training; it says what it left out
+# make test-fast    the inner loop, under 90 seconds on two cores: no browser, no training; it says what it left out
 # make test-oldest  a part of the tests with the oldest supported dependencies, in an environment of its own
 # make lab    JupyterLab on the tour
 # make app    the tuner as a page without code (RUN=path DATA=path for a run of your own)

@@ -173,6 +173,16 @@ def _share(part, whole):
     "part / whole; NaN if whole is 0."
     return np.where(whole > 0, part / np.maximum(whole, 1), np.nan)
 
+# %% ../nbs/42_trial.ipynb #dbb3280a
+def _check_same_shape(new_dice, kept_dice, truth, rows):
+    "A ValueError where the arrays do not fit together: the compiled sums would read past the end of one."
+    shapes = new_dice.shape, kept_dice.shape, truth.shape
+    if len(set(shapes)) > 1 or rows.shape != (len(new_dice),):
+        raise ValueError(
+            f"Dice {shapes[0]}, kept Dice {shapes[1]}, truth {shapes[2]} and rows {rows.shape}: "
+            "expected (N,C) three times, and (N,)"
+        )
+
 # %% ../nbs/42_trial.ipynb #74682898
 def score_changes(
     new_dice: np.ndarray,  # (N,C) Dice under the rules
@@ -184,10 +194,13 @@ def score_changes(
 
     Columns: `score` with its interval `low` to `high`, as by `mean_interval`; `present` and `empty`, over pairs with
     and without a defect; `pairs` and `present_pairs`; `change` of the score, from `change_low` to `change_high`;
-    `gained` and `lost`, the images that score higher and lower (of "all": by their mean).
+    `gained` and `lost`, the images that score higher and lower (of "all": by their mean). Raises `ValueError` where the
+    arrays are of different shapes.
     """
     n_classes = new_dice.shape[1]
-    sums = _sums(new_dice, kept_dice, truth, np.ones(len(new_dice), bool) if rows is None else rows)
+    rows = np.ones(len(new_dice), bool) if rows is None else rows
+    _check_same_shape(new_dice, kept_dice, truth, rows)
+    sums = _sums(new_dice, kept_dice, truth, rows)
     s = dict(zip(_SUMS, sums.T))
     n = s["images"]
     pairs = n * np.array([n_classes, *[1] * n_classes])
