@@ -74,9 +74,8 @@ def _with_bar(image: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> 
 def _black_share(image: np.ndarray, y: int, xs: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     "The black share of the windows of a size (h, w) with their top at y and their left at each of xs."
     h, w = size
-    black_of_column = (image[y : y + h : 4] <= BLACK).mean(
-        0
-    )  # a bar covers the whole height, so every fourth row is enough
+    # A bar covers the whole height, so every fourth row is enough.
+    black_of_column = (image[y : y + h : 4] <= BLACK).mean(0)
     sums = np.concatenate([[0], np.cumsum(black_of_column)])
     return np.diff(sums[[xs, xs + w]], axis=0)[0] / w
 

@@ -7,10 +7,11 @@ import cv2
 import numpy as np
 from ipywidgets import HTML
 
-from steel_seg.post import apply_rule
+from steel_seg.post import GATE_KINDS, apply_rule
 from steel_seg.rle import rle_encode
 from steel_seg.store import ProbStore
 
+NEEDS_SCORE = [name for name, kind in GATE_KINDS.items() if kind.needs_score]
 HOSTILE = [
     "<img src=x onerror=alert(1)>.png",
     "a&b<script>alert(2)<.png",

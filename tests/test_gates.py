@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import real_data
+from made import NEEDS_SCORE
 
 from steel_seg.curves import Curves, map_counts
 from steel_seg.gates import (
@@ -25,8 +26,6 @@ from steel_seg.gates import (
 from steel_seg.metric import paired_difference
 from steel_seg.post import GATE_KINDS, Rule
 from steel_seg.score import dice_at
-
-NEEDS_SCORE = [name for name, kind in GATE_KINDS.items() if kind.needs_score]
 
 
 def random_case(rng, n=14, c=2, shape=(4, 9), floor=13):

@@ -6,11 +6,10 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+from made import NEEDS_SCORE
 from scipy import ndimage
 
-from steel_seg.post import GATE_KINDS, Rule, apply_rule, apply_rules, read_rules, write_rules
-
-NEEDS_SCORE = [name for name, kind in GATE_KINDS.items() if kind.needs_score]
+from steel_seg.post import Rule, apply_rule, apply_rules, read_rules, write_rules
 
 STEPS = {4: [(-1, 0), (1, 0), (0, -1), (0, 1)], 8: [(i, j) for i in (-1, 0, 1) for j in (-1, 0, 1) if (i, j) != (0, 0)]}
 

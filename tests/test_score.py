@@ -8,14 +8,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from made import NEEDS_SCORE
 from scipy import ndimage
 
 from steel_seg.curves import Components, CurveCounter, Curves
 from steel_seg.metric import dice, mask_counts
 from steel_seg.post import GATE_KINDS, Rule, apply_rule
 from steel_seg.score import Rows, dice_at, dice_rows, rows_of
-
-NEEDS_SCORE = [name for name, kind in GATE_KINDS.items() if kind.needs_score]
 
 
 def slow_components(levels, truth, connectivity):
