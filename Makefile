@@ -5,7 +5,7 @@
 # make lab    JupyterLab on the tour
 # make app    the tuner as a page without code (RUN=path DATA=path for a run of your own)
 # make bench  every figure as a ratio to a named peer, in benchmarks/results.json
-# make catalyst  an environment of its own for nbs/58_catalyst.ipynb, and its kernel in JupyterLab
+# make catalyst  an environment of its own for nbs/68_catalyst.ipynb, and its kernel in JupyterLab
 # make export  after a change in a notebook: format, exports, README and clean notebooks, ready to commit
 # All of them build .venv on first use and find it built on the second.
 
@@ -71,7 +71,7 @@ test-oldest: .venv-oldest/ready
 lab: .venv/ready
 	@# No question about news in a pop-up over the notebook, and no look for updates: nothing is fetched.
 	$(BIN)/jupyter labextension disable --level=sys_prefix "@jupyterlab/apputils-extension:announcements"
-	$(BIN)/jupyter lab --ip=127.0.0.1 --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate nbs/50_folder.ipynb
+	$(BIN)/jupyter lab --ip=127.0.0.1 --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate nbs/60_folder.ipynb
 
 # The demo's run, or the one that is named; where there is neither, a small one that is made up. Voilà's settings are in nbs/voila.
 app: .venv/ready

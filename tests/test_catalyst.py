@@ -14,7 +14,7 @@ PYTHON = ROOT / ".venv-catalyst/bin/python"
 
 
 def cells():
-    nb = json.loads((ROOT / "nbs/58_catalyst.ipynb").read_text(encoding="utf-8"))
+    nb = json.loads((ROOT / "nbs/68_catalyst.ipynb").read_text(encoding="utf-8"))
     return ["".join(c["source"]) for c in nb["cells"] if c["cell_type"] == "code"]
 
 

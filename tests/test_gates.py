@@ -7,22 +7,10 @@ import pandas as pd
 import pytest
 from conftest import real_data
 from made import NEEDS_SCORE
+from steel_seg.class_scores import best_f1, f1_at, f1_folds, f1_intervals, f1_table, nested_f1, read_class_levels
 
 from steel_seg.curves import Curves, map_counts
-from steel_seg.gates import (
-    area_values,
-    best_f1,
-    choose_gate,
-    compare_gates,
-    f1_at,
-    f1_folds,
-    f1_intervals,
-    f1_table,
-    gate_rules,
-    gate_values,
-    nested_f1,
-    read_class_levels,
-)
+from steel_seg.gates import area_values, choose_gate, compare_gates, gate_rules, gate_values
 from steel_seg.metric import paired_difference
 from steel_seg.post import GATE_KINDS, Rule
 from steel_seg.score import dice_at

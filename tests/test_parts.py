@@ -162,15 +162,15 @@ def test_widgets_load_no_torch():
 @pytest.mark.parametrize(
     "name",
     [
-        "45_browse.ipynb",
-        "49_tune.ipynb",
-        "46_explore.ipynb",
-        "47_preview.ipynb",
-        "48_monitor.ipynb",
-        "50_folder.ipynb",
-        "51_training.ipynb",
-        "52_errors.ipynb",
-        "53_rule.ipynb",
+        "53_browse.ipynb",
+        "57_tune.ipynb",
+        "54_explore.ipynb",
+        "55_preview.ipynb",
+        "56_monitor.ipynb",
+        "60_folder.ipynb",
+        "61_training.ipynb",
+        "62_errors.ipynb",
+        "63_rule.ipynb",
     ],
 )
 def test_notebooks_hold_pictures_and_no_live_view(name):
