@@ -5,25 +5,38 @@
 # %% auto #0
 __all__ = ['LEDGER_COLUMNS', 'LeftOut', 'unlabelled_images', 'images_digest', 'unlabelled_path', 'unlabelled_scores',
            'write_labels', 'FoldLabels', 'PseudoFolder', 'write_seen', 'read_seen', 'write_pseudo', 'read_pseudo',
-           'open_fold', 'read_ledger', 'write_ledger', 'add_round', 'Verdict', 'pseudo_verdict', 'judged']
+           'open_fold', 'read_ledger', 'write_ledger', 'add_round', 'Verdict', 'pseudo_verdict', 'judged', 'Source',
+           'rules_by_fold', 'seen_by_net', 'open_source', 'open_sources', 'mean_levels', 'Labeller', 'read_truth',
+           'Request', 'make_pseudo', 'nested_of', 'judge_round']
 
 # %% ../nbs/29_pseudo_folder.ipynb #1122033c
 import csv
 import hashlib
 import io
+import json
 import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from tqdm import tqdm
 
-from .data import StripFolder, _list_images, class_id, csv_rows, read_folder, same_bytes
-from .files import read_json, sha256_file, write_json, write_text
-from .metric import Interval, paired_difference
+from .class_scores import read_class_levels
+from .curves import read_curves
+from .data import StripFolder, _list_images, class_id, csv_rows, read_folder, read_table, same_bytes
+from .decide import nested_dice
+from .files import read_json, sha256_file, to_json, whole, write_json, write_text
+from .folds import read_folds
+from .metric import Interval, dice, paired_difference
+from .post import Rule, gates_of_classifier, read_rules
+from .pseudo_rules import ImageLevels, Keep, pseudo_label
+from .rle_fast import encode_masks, table_counts
+from .store import ProbStore
 
 # %% ../nbs/29_pseudo_folder.ipynb #501c1b7d
 class LeftOut(NamedTuple):
@@ -330,3 +343,424 @@ def judged(
     records = ledger.to_dict("records")
     records[-1].update(last, verdict=verdict.words)
     return pd.DataFrame(records, columns=list(LEDGER_COLUMNS))
+
+# %% ../nbs/29_pseudo_folder.ipynb #f5298c1d
+@dataclass(frozen=True)
+class Source:
+    "A run behind pseudo labels."
+
+    run: Path
+    weight: float  # in the mean
+    nets: tuple[str, ...]  # SHA-256 of the manifest of each fold's net
+    seen: tuple[frozenset[str], ...]  # of each fold: the labelled images that had an influence on its net
+    rules: tuple[tuple[Rule, ...], ...]  # of each fold, then of all folds together
+    round: int  # of the pseudo labels that it was trained on; 0: true labels only
+
+# %% ../nbs/29_pseudo_folder.ipynb #c50e088a
+def rules_by_fold(
+    path: str | Path,  # rule.json
+    n_folds: int,
+    n_classes: int,
+) -> tuple[tuple[Rule, ...], ...]:  # n_folds + 1 of C rules: chosen without fold 0, 1, .., and on all images
+    "The rules of a decided run for the labels of each fold; level 128 where there is no such file."
+    if not Path(path).exists():
+        return ((Rule(),) * n_classes,) * (n_folds + 1)
+    rules, facts = read_rules(path)
+    if len(rules) != n_classes:
+        raise ValueError(f"{path} has {len(rules)} rules, the data {n_classes} classes")
+    without = {int(k): tuple(Rule(**rule) for rule in of_fold) for k, of_fold in facts.get("fold_rules", {}).items()}
+    return (*(without.get(k, rules) for k in range(n_folds)), rules)
+
+# %% ../nbs/29_pseudo_folder.ipynb #62fa134a
+def seen_by_net(
+    model_folder: str | Path,  # such as RUN/fold_0/best
+) -> frozenset[str]:
+    "Every labelled image that had an influence on a net; of an older net its own training images."
+    meta = read_json(Path(model_folder) / "steel_seg.json")["meta"]
+    return frozenset(meta.get("seen_ids", meta["train_ids"]))
+
+
+def _check_unseen(net: Path, seen: frozenset[str], held_out: set[str], k: int) -> None:
+    "Raise where a net has seen an image of the fold that it is to make labels for."
+    leaked = seen & held_out
+    if leaked:
+        raise ValueError(
+            f"{net} was trained on {min(leaked)}, which folds.csv puts into fold {k} ({len(leaked)} such images): "
+            f"its pseudo labels would carry the true labels of fold {k} to the nets that are scored on it"
+        )
+
+# %% ../nbs/29_pseudo_folder.ipynb #8d6e2d92
+def open_source(
+    run: str | Path,  # a run whose folds are all trained
+    weight: float,
+    folder: StripFolder,  # the data it was trained on
+) -> Source:
+    "A run to make labels. Raises `ValueError` for other data, an untrained fold, and a net that has seen its fold."
+    run = Path(run)
+    facts = read_json(run / "config.json")
+    if facts["data"] != folder.sha256:
+        raise ValueError(f"{run} was trained on other data than {folder.root}: its sha256 is {facts['data']}")
+    folds = read_folds(run / "folds.csv", folder.images.image_id)
+    nets, seen = [], []
+    for k in range(folds.fold.max() + 1):
+        net = run / f"fold_{k}/best"
+        if not (run / f"fold_{k}/last").exists():
+            raise ValueError(f"{run}/fold_{k} is not trained to its end: run `steel_seg train` again to continue it")
+        seen.append(seen_by_net(net))
+        _check_unseen(net, seen[-1], set(folds.image_id[folds.fold == k]), k)
+        nets.append(sha256_file(net / "manifest.json"))
+    rules = rules_by_fold(run / "rule.json", len(nets), folder.n_classes)
+    return Source(run, weight, tuple(nets), tuple(seen), rules, facts.get("pseudo_round", 0))
+
+# %% ../nbs/29_pseudo_folder.ipynb #dc814c64
+def open_sources(
+    runs: Sequence[str | Path],  # one or more
+    folder: StripFolder,  # the data of all of them
+) -> tuple[Source, ...]:
+    """The runs behind pseudo labels, with equal weights.
+
+    Raises `ValueError` where a run does not fit the data, where two have different folds (the labels of fold K would
+    come from a net that was trained on images of fold K), and as `open_source` does.
+    """
+    sources = [open_source(run, 1 / len(runs), folder) for run in runs]
+    first, *others = (read_folds(source.run / "folds.csv", folder.images.image_id) for source in sources)
+    for source, other in zip(sources[1:], others):
+        differ = first.image_id[first.fold != other.fold]
+        if len(differ):
+            raise ValueError(
+                f"{sources[0].run}/folds.csv and {source.run}/folds.csv differ: {differ.iloc[0]} is in other folds "
+                f"({len(differ)} images differ). Train the runs with the same folds.csv"
+            )
+    return tuple(sources)
+
+# %% ../nbs/29_pseudo_folder.ipynb #246c6b0c
+class _Stores(NamedTuple):
+    "What a run's net of one fold predicts for the unlabelled images."
+
+    store: ProbStore
+    scores: dict[str, np.ndarray]  # image_id -> (C,) levels of the class head; empty where the net has none
+
+
+def _open_stores(source: Source, folder: StripFolder, k: int) -> _Stores:
+    "The predictions of one fold of a run; raises `ValueError` where images are missing."
+    store = ProbStore.open(unlabelled_path(source.run, folder, k))
+    if missing := store.missing():
+        raise ValueError(f"{store.path}: {missing[0]} and {len(missing) - 1} other images are not predicted")
+    scores = unlabelled_scores(source.run, folder, k)
+    image_ids = store.image_ids
+    levels = read_class_levels(scores, image_ids, folder.n_classes) if scores.exists() else ()
+    return _Stores(store, dict(zip(image_ids, levels)))
+
+# %% ../nbs/29_pseudo_folder.ipynb #314743d3
+def mean_levels(
+    levels: Sequence[np.ndarray],  # R of one shape, uint8
+    weights: Sequence[float],  # R
+) -> np.ndarray:  # uint8
+    "The weighted mean, rounded once."
+    return levels[0] if len(levels) == 1 else np.rint(np.average(levels, axis=0, weights=weights)).astype(np.uint8)
+
+
+def _mean_of_known(scores: Sequence[np.ndarray | None], weights: Sequence[float]) -> np.ndarray | None:
+    "The mean over the runs that have scores; None where none has."
+    known = {r: score for r, score in enumerate(scores) if score is not None}
+    return mean_levels(list(known.values()), [weights[r] for r in known]) if known else None
+
+# %% ../nbs/29_pseudo_folder.ipynb #a5032e56
+class _ImageLabel(NamedTuple):
+    "The label of one image for one fold."
+
+    rles: list[str]  # of each class
+    why: LeftOut | None  # None: the image is taken
+
+
+class Labeller:
+    "Makes the labels of one image for every fold, and one from all folds; may be called from several threads."
+
+    def __init__(self, sources: Sequence[Source], folder: StripFolder, keep: Keep, rules: Sequence[Sequence[Rule]]):
+        self.sources, self.keep, self.rules = sources, keep, rules
+        self.folds = range(len(sources[0].nets))
+        self.weights = [source.weight for source in sources]
+        self.stores = [[_open_stores(source, folder, k) for k in self.folds] for source in sources]
+
+    def __call__(self, image_id: str) -> list[_ImageLabel]:  # of each fold, then of all folds together
+        levels = [[of_fold.store.read(image_id) for of_fold in of_run] for of_run in self.stores]
+        scores = [[of_fold.scores.get(image_id) for of_fold in of_run] for of_run in self.stores]
+        labels = [self._label([of[k] for of in levels], [of[k] for of in scores], k) for k in self.folds]
+        equal = [1.0] * len(self.folds)
+        together = [mean_levels(of, equal) for of in levels], [_mean_of_known(of, equal) for of in scores]
+        return [*labels, self._label(*together, len(self.folds))]
+
+    def _label(self, levels: list[np.ndarray], scores: list[np.ndarray | None], k: int) -> _ImageLabel:
+        "The label for fold k, or with k = number of folds the one from all of them."
+        mean, mean_score = mean_levels(levels, self.weights), _mean_of_known(scores, self.weights)
+        rules = [source.rules[k] for source in self.sources]
+        label = pseudo_label(ImageLevels(levels, scores, mean, mean_score), rules, self.rules[k], self.keep)
+        why = LeftOut(label.reason, label.detail) if label.reason else None
+        return _ImageLabel(encode_masks(label.mask), why)
+
+# %% ../nbs/29_pseudo_folder.ipynb #26082ad0
+def read_truth(
+    path: str | Path,  # a csv of masks in either layout
+    image_ids: Iterable[str],  # the images that are asked for
+    n_classes: int,
+) -> dict[str, list[str]]:  # image_id -> the RLE of each class, of the images whose truth is known
+    "True masks. Where the csv lists no empty mask, an image without a row counts as clean."
+    table, _ = read_table(path)
+    lists_clean = (table.rle == "").any()
+    known = set(table.image_id)
+    truth = {i: [""] * n_classes for i in image_ids if i in known or not lists_clean}
+    for image_id, channel, rle in zip(table.image_id, table.channel, table.rle):
+        if image_id in truth:
+            truth[image_id][channel] = rle
+    return truth
+
+
+def _mean_dice(
+    labels: Mapping[str, Sequence[str]], truth: Mapping[str, Sequence[str]], shape: tuple[int, int]
+) -> float:
+    "Mean Dice over the pairs of the images whose truth is known; NaN where there are none."
+    known = [image_id for image_id in labels if image_id in truth]
+    if not known:
+        return np.nan
+    a, b = ([rle for image_id in known for rle in of[image_id]] for of in (labels, truth))
+    return float(dice(*table_counts(a, b, shape)).mean())
+
+# %% ../nbs/29_pseudo_folder.ipynb #4d4ae234
+@dataclass(frozen=True)
+class Request:
+    "What pseudo labels are asked for."
+
+    runs: tuple[Path, ...]
+    images: Path | None = None  # a folder of unlabelled strips; None: the test images of the data
+    keep: Keep = Keep()
+    rule: Path | None = None  # a rule.json for the mean of the runs; None: that of the first run that has one
+    truth: Path | None = None  # a csv of true masks; None: test_truth.csv beside the test images, if there is one
+    tta: str = "hflip"  # as the images were predicted
+
+    def rule_path(self) -> Path:
+        "The rule of the mean; a file that does not exist where no run is decided."
+        paths = [self.rule] if self.rule else [run / "rule.json" for run in self.runs]
+        return next((path for path in paths if path.exists()), paths[0])
+
+    def truth_path(self, folder: StripFolder) -> Path | None:
+        "The csv of true masks, or None."
+        beside = folder.root / "test_truth.csv"
+        return self.truth or (beside if self.images is None and beside.exists() else None)
+
+# %% ../nbs/29_pseudo_folder.ipynb #7610fc13
+def _made_of(request: Request, sources: Sequence[Source], unlabelled: StripFolder) -> dict[str, Any]:
+    "What labels are made of, as pseudo.json holds it."
+    rules = rules_by_fold(request.rule_path(), len(sources[0].nets), unlabelled.n_classes)
+    truth = request.truth_path(unlabelled)
+    runs = [{"run": str(s.run), "weight": s.weight, "nets": s.nets, "rules": s.rules} for s in sources]
+    return {
+        "runs": runs,
+        "data": unlabelled.sha256,
+        "folds": sha256_file(sources[0].run / "folds.csv"),
+        "images": {"from": str(request.images or "test images"), "digest": images_digest(unlabelled)},
+        "keep": asdict(request.keep),
+        "rules": rules,
+        "truth": sha256_file(truth) if truth else None,
+        "tta": request.tta,
+    }
+
+
+def _same_labels(a: dict, b: dict) -> bool:
+    "Whether labels are made of the same, wherever it lies."
+
+    def without_places(made: dict) -> dict:
+        runs = [{key: value for key, value in run.items() if key != "run"} for run in made["runs"]]
+        return {**made, "runs": runs, "images": made["images"]["digest"]}
+
+    return without_places(a) == without_places(b)
+
+# %% ../nbs/29_pseudo_folder.ipynb #f298a193
+class _FoldResult(NamedTuple):
+    "The labels for one fold."
+
+    taken: dict[str, list[str]]  # image_id -> RLE of each class
+    others: dict[str, list[str]]  # the same of the images left out
+    left_out: dict[str, LeftOut]
+
+
+def _results(image_ids: Sequence[str], labels: Sequence[Sequence[_ImageLabel]]) -> list[_FoldResult]:
+    "The labels of N images, sorted by fold; the last result is that of all folds."
+    results = [_FoldResult({}, {}, {}) for _ in labels[0]]
+    for image_id, of_image in zip(image_ids, labels):
+        for result, label in zip(results, of_image):
+            if label.why:
+                result.others[image_id], result.left_out[image_id] = label.rles, label.why
+            else:
+                result.taken[image_id] = label.rles
+    return results
+
+
+def _check_taken(results: Sequence[_FoldResult], keep: Keep) -> None:
+    "Raise where a fold has no image."
+    for k, result in enumerate(results[:-1]):
+        if not result.taken:
+            raise ValueError(
+                f"fold {k}: no image can be taken with --keep {keep.how} ({_reasons(result.left_out)}). "
+                "Better nets help, or lower limits (--help lists them), or another --keep"
+            )
+
+# %% ../nbs/29_pseudo_folder.ipynb #48988246
+def _ledger_row(
+    request: Request, round: int, results: Sequence[_FoldResult], unfit: Mapping[str, LeftOut], folder: StripFolder
+) -> dict[str, Any]:
+    "The row of a new round: means over the folds."
+    folds = results[:-1]
+    whys = [why.reason for result in folds for why in result.left_out.values()] + [
+        why.reason for why in unfit.values() for _ in folds
+    ]
+    counts = pd.Series(whys, dtype=object).value_counts() / len(folds)
+    row = {
+        "round": round,
+        "keep": request.keep.how,
+        "runs": ", ".join(str(run) for run in request.runs),
+        "images": len(folder.test) + len(unfit),
+        "taken": np.mean([len(result.taken) for result in folds]),
+        "left_out": float(counts.sum()),
+        "why": ", ".join(f"{reason} {n:g}" for reason, n in counts.items()),
+    }
+    truth_path = request.truth_path(folder)
+    if truth_path:
+        truth = read_truth(truth_path, folder.test.image_id, folder.n_classes)
+        for name, part in (("truth_taken", "taken"), ("truth_left_out", "others")):
+            scores = [_mean_dice(getattr(result, part), truth, folder.shape) for result in folds]
+            known = [score for score in scores if not np.isnan(score)]
+            row[name] = np.mean(known) if known else np.nan
+    return row
+
+# %% ../nbs/29_pseudo_folder.ipynb #34fc1d7f
+def _left_out_rows(results: Sequence[_FoldResult], unfit: Mapping[str, LeftOut]) -> list[tuple]:
+    "The rows of left_out.csv, with its header."
+    rows = [("image_id", "fold", "reason", "detail")]
+    rows += [(image_id, "all", *why) for image_id, why in sorted(unfit.items())]
+    for k, result in enumerate(results[:-1]):
+        rows += [(image_id, k, *why) for image_id, why in result.left_out.items()]
+    return rows
+
+
+def _write_all(where: Path, folder: StripFolder, sources: Sequence[Source], results: Sequence[_FoldResult]) -> None:
+    "The labels of every fold with what their nets have seen, and the labels of all folds."
+    paths = dict(zip(folder.test.image_id, folder.test.path))
+    *folds, together = results
+    for place, result in zip([where, *(where / f"fold_{k}" for k in range(len(folds)))], [together, *folds]):
+        write_labels(place, paths, result.taken)
+        # the next ones are linked from here, even if the first file lies on another disk
+        paths.update({image_id: place / "train_images" / image_id for image_id in result.taken})
+    for k in range(len(folds)):
+        write_seen(where / f"fold_{k}", frozenset().union(*(source.seen[k] for source in sources)))
+
+# %% ../nbs/29_pseudo_folder.ipynb #d65eef6f
+def _made_before(out: Path, made: dict) -> bool:
+    "Whether a folder holds these labels already; raises `ValueError` where it holds something else."
+    if not out.exists():
+        return False
+    before = read_pseudo(out)
+    if before is None:
+        raise ValueError(f"{out} is already there and holds no pseudo labels: give another folder")
+    if not _same_labels(before.made, json.loads(to_json(made))):
+        raise ValueError(f"{out} holds labels of other runs, images or settings: give another folder or remove it")
+    return True
+
+
+def _ledger_before(sources: Sequence[Source]) -> pd.DataFrame:
+    "The ledger of the rounds before: that of the run of the latest round."
+    latest = max(sources, key=lambda source: source.round)
+    return read_ledger(latest.run / "ledger.csv")
+
+# %% ../nbs/29_pseudo_folder.ipynb #704ddef5
+def make_pseudo(
+    out: str | Path,  # the folder to make
+    request: Request,
+    folder: StripFolder,  # the data of the runs
+    progress: bool = True,  # a bar on stderr
+) -> pd.DataFrame:  # the ledger: one row per round, this one the last
+    """Make a folder of pseudo labels from what the runs predicted (`predict_unlabelled`).
+
+    Raises `ValueError` as `open_sources` and `unlabelled_images` do, where predictions are missing, where a fold gets
+    no image, and where `out` holds something else.
+    """
+    out, sources = Path(out), open_sources(request.runs, folder)
+    unlabelled, unfit = unlabelled_images(folder, request.images)
+    made = _made_of(request, sources, unlabelled)
+    if _made_before(out, made):
+        return read_ledger(out / "ledger.csv")
+    labeller, image_ids = Labeller(sources, unlabelled, request.keep, made["rules"]), unlabelled.test.image_id.tolist()
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        labels = threads.map(labeller, image_ids)
+        bar = tqdm(labels, total=len(image_ids), desc="pseudo labels", unit="image", disable=not progress)
+        results = _results(image_ids, list(bar))
+    _check_taken(results, request.keep)
+    round = 1 + max(source.round for source in sources)
+    ledger = add_round(_ledger_before(sources), **_ledger_row(request, round, results, unfit, unlabelled))
+    with whole(out) as temp:
+        _write_all(temp, unlabelled, sources, results)
+        _write_csv(temp / "left_out.csv", _left_out_rows(results, unfit))
+        write_ledger(temp / "ledger.csv", ledger)
+        counts = [len(result.left_out) + len(unfit) for result in results[:-1]]
+        write_pseudo(temp, round, made, folder.n_classes, counts)
+    return ledger
+
+# %% ../nbs/29_pseudo_folder.ipynb #f0c35bf4
+def nested_of(
+    run: str | Path,  # a decided run
+    folder: StripFolder,  # its data
+) -> np.ndarray:  # (N,C) float64, in the order of folder.images
+    """The nested Dice of a decided run: each fold under the rules that were chosen on the others.
+
+    Raises `ValueError` where the run is not decided, or was predicted again since.
+    """
+    run = Path(run)
+    if not (run / "rule.json").exists():
+        raise ValueError(f"{run} is not decided: run `steel_seg decide --run {run}` first")
+    curves, facts = read_curves(run / "curves.npz"), read_rules(run / "rule.json")[1]
+    fold = read_folds(run / "folds.csv", folder.images.image_id).set_index("image_id").fold
+    n_folds = fold.max() + 1
+    rules = dict(enumerate(rules_by_fold(run / "rule.json", n_folds, folder.n_classes)[:n_folds]))
+    needs_scores = gates_of_classifier(rule for of_fold in rules.values() for rule in of_fold)
+    levels = None
+    if needs_scores:
+        levels = read_class_levels(run / "oof_scores.csv", curves.image_ids, folder.n_classes)
+    nested = nested_dice(curves, fold[list(curves.image_ids)].to_numpy(), rules, class_levels=levels)
+    if abs(nested.mean() - facts["nested"]["value"]) > 1e-9:
+        raise ValueError(f"{run} was predicted again after it was decided: run `steel_seg decide --run {run}` again")
+    row = {image_id: i for i, image_id in enumerate(curves.image_ids)}
+    return nested[[row[image_id] for image_id in folder.images.image_id]]
+
+# %% ../nbs/29_pseudo_folder.ipynb #ec17bfca
+def _check_comparable(before: Path, after: Path, folder: StripFolder) -> None:
+    "Raise where two runs are not of the same data and folds, or the second has no ledger."
+    for run in (before, after):
+        if read_json(run / "config.json")["data"] != folder.sha256:
+            raise ValueError(f"{run} was made with other data than {folder.root}")
+    a, b = (read_folds(run / "folds.csv", folder.images.image_id) for run in (before, after))
+    if (a.fold != b.fold).any():
+        raise ValueError(f"{before}/folds.csv and {after}/folds.csv differ: give the run with the same folds")
+    if not (after / "ledger.csv").exists():
+        raise ValueError(f"{after} has no ledger.csv: it was not trained on pseudo labels that `steel_seg pseudo` made")
+
+# %% ../nbs/29_pseudo_folder.ipynb #f80c3b03
+def judge_round(
+    before: str | Path,  # the decided run without the labels of this round
+    after: str | Path,  # the decided run that was trained on them
+    folder: StripFolder,  # the data of both
+    rng: np.random.Generator,  # same seed, same interval
+) -> Verdict:
+    """Whether a round of pseudo labels helped, on true labels only; written into the ledgers of `after` and its labels.
+
+    Raises `ValueError` where the runs are of other data or folds, where one is not decided, and where `after` has no
+    ledger.
+    """
+    before, after = Path(before), Path(after)
+    _check_comparable(before, after, folder)
+    verdict = pseudo_verdict(nested_of(before, folder), nested_of(after, folder), rng)
+    ledger = judged(read_ledger(after / "ledger.csv"), verdict)
+    write_ledger(after / "ledger.csv", ledger)
+    labels = read_json(after / "config.json")["config"].get("pseudo")
+    of_labels = Path(labels or "") / "ledger.csv"
+    if labels and of_labels.exists() and len(read_ledger(of_labels)) == len(ledger):
+        write_ledger(of_labels, ledger)
+    return verdict
