@@ -152,11 +152,26 @@ def _expected(scores, size, rng):
     return table, maxima + scores[0].mean()
 
 # %% ../nbs/28_two_submissions.ipynb #7be33335
-COLUMNS: tuple[str, ...] = (  # of the table of a `Choice`, in this order
-    *("submission", "score", "score_low", "score_high", "difference", "difference_low", "difference_high"),
-    *("better", "maximum", "gain", "gain_low", "gain_high", "correlation", "lead", "lead_low", "lead_high"),
-    *("optimism", "images"),
-)
+COLUMNS = [  # of the table of a `Choice`, in this order
+    "submission",
+    "score",
+    "score_low",
+    "score_high",
+    "difference",
+    "difference_low",
+    "difference_high",
+    "better",
+    "maximum",
+    "gain",
+    "gain_low",
+    "gain_high",
+    "correlation",
+    "lead",
+    "lead_low",
+    "lead_high",
+    "optimism",
+    "images",
+]
 
 
 def _named(names):
@@ -334,18 +349,17 @@ def choose_two(
     if len(names) < 2 or len(set(names)) < len(names) or scores.ndim != 2 or len(scores) != len(names):
         raise ValueError(f"scores of shape {scores.shape} for runs {_named(names)}: needs two or more, each once")
     order = np.argsort(-scores.mean(1), kind="stable")
-    names, scores = [names[k] for k in order], scores[order]
+    ordered, scores = pd.Index([names[k] for k in order]), scores[order]
     check_rng(rng)
     measured = _measured(scores, int(rng.integers(2**32)))
     expected, maxima = _expected(scores, size, rng)
-    table = pd.concat([measured, expected], axis=1).set_axis(names)
-    table["optimism"] = np.nan
-    table.iloc[0, -1] = optimism(scores, rng)
+    table = pd.concat([measured, expected], axis=1).set_axis(ordered)
+    table["optimism"] = np.where(table.submission == 1, optimism(scores, rng), np.nan)
     table["images"] = size
-    table = table[list(COLUMNS)]
+    table = table.reindex(columns=COLUMNS)
     if public is not None:
         _add_public(table, scores, public, public_images or max(1, round(size * 1801 / 5506)))
-    return Choice(table, pd.DataFrame(maxima, index=names, columns=names))
+    return Choice(table, pd.DataFrame(maxima, index=ordered, columns=ordered))
 
 # %% ../nbs/28_two_submissions.ipynb #32ab946f
 def _decide_first(run, folder):
