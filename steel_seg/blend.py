@@ -146,7 +146,9 @@ def _open_part(run, folder):
     for name in ("oof", "folds.csv"):
         if not (run / name).exists():
             hint = "predict it first (a run of a classifier, or of counts only, cannot be blended)"
-            raise ValueError(f"{run}: there is no {name}; {hint if name == 'oof' else 'it is needed for a nested score'}")
+            raise ValueError(
+                f"{run}: there is no {name}; {hint if name == 'oof' else 'it is needed for a nested score'}"
+            )
     made = read_json(run / "config.json") if (run / "config.json").exists() else {}
     oof = _open_store(run / "oof")
     data = made.get("data", oof.meta.get("data", folder.sha256))
@@ -285,7 +287,9 @@ def check_same_blend(
     words = {"oof": "the predictions of its runs"}
     different = [name for name in names if saved.get(name) != record.get(name)]
     if different:
-        changes = [f"{name} was {saved.get(name)}, is now {record.get(name)}" for name in different if name not in words]
+        changes = [
+            f"{name} was {saved.get(name)}, is now {record.get(name)}" for name in different if name not in words
+        ]
         changes += [f"{words[name]} are others now" for name in different if name in words]
         raise ValueError(f"{out} holds another blend: {'; '.join(changes)}. Remove {out} to blend again")
 

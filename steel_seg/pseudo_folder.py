@@ -6,8 +6,8 @@
 __all__ = ['LEDGER_COLUMNS', 'LeftOut', 'unlabelled_images', 'images_digest', 'unlabelled_path', 'unlabelled_scores',
            'write_labels', 'FoldLabels', 'PseudoFolder', 'write_seen', 'read_seen', 'write_pseudo', 'read_pseudo',
            'open_fold', 'read_ledger', 'write_ledger', 'add_round', 'Verdict', 'pseudo_verdict', 'judged', 'Source',
-           'rules_by_fold', 'seen_by_net', 'open_source', 'open_sources', 'mean_levels', 'Labeller', 'read_truth',
-           'Request', 'make_pseudo', 'nested_of', 'judge_round']
+           'rules_by_fold', 'seen_by_net', 'open_source', 'Sources', 'open_sources', 'Labeller', 'read_truth',
+           'Request', 'make_pseudo', 'judge_round']
 
 # %% ../nbs/29_pseudo_folder.ipynb #1122033c
 import csv
@@ -26,17 +26,17 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from .blend import mean_levels, read_blend, whole_shares
 from .class_scores import read_class_levels
-from .curves import read_curves
 from .data import StripFolder, _list_images, class_id, csv_rows, read_folder, read_table, same_bytes
-from .decide import nested_dice
 from .files import read_json, sha256_file, to_json, whole, write_json, write_text
 from .folds import read_folds
 from .metric import Interval, dice, paired_difference
-from .post import Rule, gates_of_classifier, read_rules
+from .post import Rule, read_rules
 from .pseudo_rules import ImageLevels, Keep, pseudo_label
 from .rle_fast import encode_masks, table_counts
 from .store import ProbStore
+from .two_submissions import run_dice
 
 # %% ../nbs/29_pseudo_folder.ipynb #501c1b7d
 class LeftOut(NamedTuple):
@@ -412,26 +412,68 @@ def open_source(
     rules = rules_by_fold(run / "rule.json", len(nets), folder.n_classes)
     return Source(run, weight, tuple(nets), tuple(seen), rules, facts.get("pseudo_round", 0))
 
-# %% ../nbs/29_pseudo_folder.ipynb #dc814c64
+# %% ../nbs/29_pseudo_folder.ipynb #37d18957
+class Sources(NamedTuple):
+    "The runs behind pseudo labels."
+
+    runs: tuple[Source, ...]
+    mean: str  # "probability" or "logit", as for `mean_levels`
+
+    @property
+    def n_folds(self) -> int:
+        return len(self.runs[0].nets)
+
+
+def _parts(run: Path, weight: float) -> list[tuple[Path, float, str]]:
+    "The runs with nets that a run is made of: each with its weight and the kind of mean it goes into."
+    blend = read_blend(run)
+    if blend is None:
+        return [(run, weight, "probability")]
+    inner = [
+        part for path, share in zip(blend["runs"], blend["weights"]) for part in _parts(Path(path), weight * share)
+    ]
+    used = [(path, of_part, mean) for path, of_part, mean in inner if of_part > 0]
+    if all(read_blend(Path(path)) is None for path in blend["runs"]):
+        return [(path, of_part, blend["mean"]) for path, of_part, _ in used]
+    if {blend["mean"], *(mean for *_, mean in used)} != {"probability"}:
+        raise ValueError(f"{run} is a blend of blends that takes means of logits: give the runs it is made of")
+    return used
+
+
+def _parts_together(runs: Sequence[str | Path]) -> tuple[list[tuple[Path, float]], str]:
+    "All runs with nets and their weights, and the one kind of mean."
+    parts = [part for run in runs for part in _parts(Path(run), 1 / len(runs))]
+    means = {mean for *_, mean in parts}
+    if "logit" in means and len(runs) > 1:
+        raise ValueError(f"{runs[0]} and the other runs: one is a blend by the mean of logits; give such a blend alone")
+    return [(path, weight) for path, weight, _ in parts], means.pop()
+
+# %% ../nbs/29_pseudo_folder.ipynb #cd517250
+def _check_same_folds(runs: Sequence[Source], folder: StripFolder) -> None:
+    "Raise where two runs have different folds."
+    first, *others = (read_folds(source.run / "folds.csv", folder.images.image_id) for source in runs)
+    for source, other in zip(runs[1:], others):
+        differ = first.image_id[first.fold != other.fold]
+        if len(differ):
+            raise ValueError(
+                f"{runs[0].run}/folds.csv and {source.run}/folds.csv differ: {differ.iloc[0]} is in other folds "
+                f"({len(differ)} images differ). Train the runs with the same folds.csv"
+            )
+
+
 def open_sources(
-    runs: Sequence[str | Path],  # one or more
+    runs: Sequence[str | Path],  # one or more; a blend stands for its runs
     folder: StripFolder,  # the data of all of them
-) -> tuple[Source, ...]:
-    """The runs behind pseudo labels, with equal weights.
+) -> Sources:
+    """The runs behind pseudo labels.
 
     Raises `ValueError` where a run does not fit the data, where two have different folds (the labels of fold K would
     come from a net that was trained on images of fold K), and as `open_source` does.
     """
-    sources = [open_source(run, 1 / len(runs), folder) for run in runs]
-    first, *others = (read_folds(source.run / "folds.csv", folder.images.image_id) for source in sources)
-    for source, other in zip(sources[1:], others):
-        differ = first.image_id[first.fold != other.fold]
-        if len(differ):
-            raise ValueError(
-                f"{sources[0].run}/folds.csv and {source.run}/folds.csv differ: {differ.iloc[0]} is in other folds "
-                f"({len(differ)} images differ). Train the runs with the same folds.csv"
-            )
-    return tuple(sources)
+    parts, mean = _parts_together(runs)
+    sources = tuple(open_source(path, weight, folder) for path, weight in parts)
+    _check_same_folds(sources, folder)
+    return Sources(sources, mean)
 
 # %% ../nbs/29_pseudo_folder.ipynb #246c6b0c
 class _Stores(NamedTuple):
@@ -451,19 +493,11 @@ def _open_stores(source: Source, folder: StripFolder, k: int) -> _Stores:
     levels = read_class_levels(scores, image_ids, folder.n_classes) if scores.exists() else ()
     return _Stores(store, dict(zip(image_ids, levels)))
 
-# %% ../nbs/29_pseudo_folder.ipynb #314743d3
-def mean_levels(
-    levels: Sequence[np.ndarray],  # R of one shape, uint8
-    weights: Sequence[float],  # R
-) -> np.ndarray:  # uint8
-    "The weighted mean, rounded once."
-    return levels[0] if len(levels) == 1 else np.rint(np.average(levels, axis=0, weights=weights)).astype(np.uint8)
-
-
-def _mean_of_known(scores: Sequence[np.ndarray | None], weights: Sequence[float]) -> np.ndarray | None:
+# %% ../nbs/29_pseudo_folder.ipynb #5928abda
+def _mean_of_known(scores: Sequence[np.ndarray | None], shares: Sequence[int]) -> np.ndarray | None:
     "The mean over the runs that have scores; None where none has."
     known = {r: score for r, score in enumerate(scores) if score is not None}
-    return mean_levels(list(known.values()), [weights[r] for r in known]) if known else None
+    return mean_levels(list(known.values()), [shares[r] for r in known]) if known else None
 
 # %% ../nbs/29_pseudo_folder.ipynb #a5032e56
 class _ImageLabel(NamedTuple):
@@ -476,23 +510,23 @@ class _ImageLabel(NamedTuple):
 class Labeller:
     "Makes the labels of one image for every fold, and one from all folds; may be called from several threads."
 
-    def __init__(self, sources: Sequence[Source], folder: StripFolder, keep: Keep, rules: Sequence[Sequence[Rule]]):
-        self.sources, self.keep, self.rules = sources, keep, rules
-        self.folds = range(len(sources[0].nets))
-        self.weights = [source.weight for source in sources]
-        self.stores = [[_open_stores(source, folder, k) for k in self.folds] for source in sources]
+    def __init__(self, sources: Sources, folder: StripFolder, keep: Keep, rules: Sequence[Sequence[Rule]]):
+        self.keep, self.rules, self.mean, self.sources = keep, rules, sources.mean, sources.runs
+        self.folds = range(sources.n_folds)
+        self.shares = whole_shares([source.weight for source in sources.runs])
+        self.stores = [[_open_stores(source, folder, k) for k in self.folds] for source in sources.runs]
 
     def __call__(self, image_id: str) -> list[_ImageLabel]:  # of each fold, then of all folds together
         levels = [[of_fold.store.read(image_id) for of_fold in of_run] for of_run in self.stores]
         scores = [[of_fold.scores.get(image_id) for of_fold in of_run] for of_run in self.stores]
         labels = [self._label([of[k] for of in levels], [of[k] for of in scores], k) for k in self.folds]
-        equal = [1.0] * len(self.folds)
+        equal = [1] * len(self.folds)
         together = [mean_levels(of, equal) for of in levels], [_mean_of_known(of, equal) for of in scores]
         return [*labels, self._label(*together, len(self.folds))]
 
     def _label(self, levels: list[np.ndarray], scores: list[np.ndarray | None], k: int) -> _ImageLabel:
         "The label for fold k, or with k = number of folds the one from all of them."
-        mean, mean_score = mean_levels(levels, self.weights), _mean_of_known(scores, self.weights)
+        mean, mean_score = mean_levels(levels, self.shares, self.mean), _mean_of_known(scores, self.shares)
         rules = [source.rules[k] for source in self.sources]
         label = pseudo_label(ImageLevels(levels, scores, mean, mean_score), rules, self.rules[k], self.keep)
         why = LeftOut(label.reason, label.detail) if label.reason else None
@@ -548,15 +582,16 @@ class Request:
         return self.truth or (beside if self.images is None and beside.exists() else None)
 
 # %% ../nbs/29_pseudo_folder.ipynb #7610fc13
-def _made_of(request: Request, sources: Sequence[Source], unlabelled: StripFolder) -> dict[str, Any]:
+def _made_of(request: Request, sources: Sources, unlabelled: StripFolder) -> dict[str, Any]:
     "What labels are made of, as pseudo.json holds it."
-    rules = rules_by_fold(request.rule_path(), len(sources[0].nets), unlabelled.n_classes)
+    rules = rules_by_fold(request.rule_path(), sources.n_folds, unlabelled.n_classes)
     truth = request.truth_path(unlabelled)
-    runs = [{"run": str(s.run), "weight": s.weight, "nets": s.nets, "rules": s.rules} for s in sources]
+    runs = [{"run": str(s.run), "weight": s.weight, "nets": s.nets, "rules": s.rules} for s in sources.runs]
     return {
         "runs": runs,
+        "mean": sources.mean,
         "data": unlabelled.sha256,
-        "folds": sha256_file(sources[0].run / "folds.csv"),
+        "folds": sha256_file(sources.runs[0].run / "folds.csv"),
         "images": {"from": str(request.images or "test images"), "digest": images_digest(unlabelled)},
         "keep": asdict(request.keep),
         "rules": rules,
@@ -642,7 +677,7 @@ def _left_out_rows(results: Sequence[_FoldResult], unfit: Mapping[str, LeftOut])
     return rows
 
 
-def _write_all(where: Path, folder: StripFolder, sources: Sequence[Source], results: Sequence[_FoldResult]) -> None:
+def _write_all(where: Path, folder: StripFolder, runs: Sequence[Source], results: Sequence[_FoldResult]) -> None:
     "The labels of every fold with what their nets have seen, and the labels of all folds."
     paths = dict(zip(folder.test.image_id, folder.test.path))
     *folds, together = results
@@ -651,7 +686,7 @@ def _write_all(where: Path, folder: StripFolder, sources: Sequence[Source], resu
         # the next ones are linked from here, even if the first file lies on another disk
         paths.update({image_id: place / "train_images" / image_id for image_id in result.taken})
     for k in range(len(folds)):
-        write_seen(where / f"fold_{k}", frozenset().union(*(source.seen[k] for source in sources)))
+        write_seen(where / f"fold_{k}", frozenset().union(*(source.seen[k] for source in runs)))
 
 # %% ../nbs/29_pseudo_folder.ipynb #d65eef6f
 def _made_before(out: Path, made: dict) -> bool:
@@ -666,9 +701,9 @@ def _made_before(out: Path, made: dict) -> bool:
     return True
 
 
-def _ledger_before(sources: Sequence[Source]) -> pd.DataFrame:
+def _ledger_before(runs: Sequence[Source]) -> pd.DataFrame:
     "The ledger of the rounds before: that of the run of the latest round."
-    latest = max(sources, key=lambda source: source.round)
+    latest = max(runs, key=lambda source: source.round)
     return read_ledger(latest.run / "ledger.csv")
 
 # %% ../nbs/29_pseudo_folder.ipynb #704ddef5
@@ -694,43 +729,24 @@ def make_pseudo(
         bar = tqdm(labels, total=len(image_ids), desc="pseudo labels", unit="image", disable=not progress)
         results = _results(image_ids, list(bar))
     _check_taken(results, request.keep)
-    round = 1 + max(source.round for source in sources)
-    ledger = add_round(_ledger_before(sources), **_ledger_row(request, round, results, unfit, unlabelled))
+    round = 1 + max(source.round for source in sources.runs)
+    ledger = add_round(_ledger_before(sources.runs), **_ledger_row(request, round, results, unfit, unlabelled))
     with whole(out) as temp:
-        _write_all(temp, unlabelled, sources, results)
+        _write_all(temp, unlabelled, sources.runs, results)
         _write_csv(temp / "left_out.csv", _left_out_rows(results, unfit))
         write_ledger(temp / "ledger.csv", ledger)
         counts = [len(result.left_out) + len(unfit) for result in results[:-1]]
         write_pseudo(temp, round, made, folder.n_classes, counts)
     return ledger
 
-# %% ../nbs/29_pseudo_folder.ipynb #f0c35bf4
-def nested_of(
-    run: str | Path,  # a decided run
-    folder: StripFolder,  # its data
-) -> np.ndarray:  # (N,C) float64, in the order of folder.images
-    """The nested Dice of a decided run: each fold under the rules that were chosen on the others.
-
-    Raises `ValueError` where the run is not decided, or was predicted again since.
-    """
-    run = Path(run)
-    if not (run / "rule.json").exists():
-        raise ValueError(f"{run} is not decided: run `steel_seg decide --run {run}` first")
-    curves, facts = read_curves(run / "curves.npz"), read_rules(run / "rule.json")[1]
-    fold = read_folds(run / "folds.csv", folder.images.image_id).set_index("image_id").fold
-    n_folds = fold.max() + 1
-    rules = dict(enumerate(rules_by_fold(run / "rule.json", n_folds, folder.n_classes)[:n_folds]))
-    needs_scores = gates_of_classifier(rule for of_fold in rules.values() for rule in of_fold)
-    levels = None
-    if needs_scores:
-        levels = read_class_levels(run / "oof_scores.csv", curves.image_ids, folder.n_classes)
-    nested = nested_dice(curves, fold[list(curves.image_ids)].to_numpy(), rules, class_levels=levels)
-    if abs(nested.mean() - facts["nested"]["value"]) > 1e-9:
-        raise ValueError(f"{run} was predicted again after it was decided: run `steel_seg decide --run {run}` again")
-    row = {image_id: i for i, image_id in enumerate(curves.image_ids)}
-    return nested[[row[image_id] for image_id in folder.images.image_id]]
-
 # %% ../nbs/29_pseudo_folder.ipynb #ec17bfca
+def _nested(run: Path, folder: StripFolder) -> np.ndarray:  # (N,C)
+    "The nested Dice of a decided run, in the order of `folder.images`."
+    image_ids, scores = run_dice(run, folder)
+    row = {image_id: i for i, image_id in enumerate(image_ids)}
+    return scores[[row[image_id] for image_id in folder.images.image_id]]
+
+
 def _check_comparable(before: Path, after: Path, folder: StripFolder) -> None:
     "Raise where two runs are not of the same data and folds, or the second has no ledger."
     for run in (before, after):
@@ -756,7 +772,7 @@ def judge_round(
     """
     before, after = Path(before), Path(after)
     _check_comparable(before, after, folder)
-    verdict = pseudo_verdict(nested_of(before, folder), nested_of(after, folder), rng)
+    verdict = pseudo_verdict(_nested(before, folder), _nested(after, folder), rng)
     ledger = judged(read_ledger(after / "ledger.csv"), verdict)
     write_ledger(after / "ledger.csv", ledger)
     labels = read_json(after / "config.json")["config"].get("pseudo")
