@@ -70,7 +70,7 @@ class SamplingFields:
     batch_size: int = 8  # images per forward pass, in each process
     accumulate: int = 1  # forward passes per optimiser step
     sampler: str = "as_is"  # how images are drawn: as_is, upsample, downsample, balanced or pseudo
-    pseudo: str | None = None  # data folder whose train.csv holds pseudo labels; used to train, never to score
+    pseudo: str | None = None  # folder of `steel_seg pseudo`, checked for leaks, or any data folder, not checked
     pseudo_share: float = 0.3  # pseudo sampler: fraction of the images of an epoch that have pseudo labels
 
 

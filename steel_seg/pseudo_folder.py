@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['LEDGER_COLUMNS', 'LeftOut', 'unlabelled_images', 'images_digest', 'unlabelled_path', 'unlabelled_scores',
            'write_labels', 'FoldLabels', 'PseudoFolder', 'write_seen', 'read_seen', 'write_pseudo', 'read_pseudo',
-           'open_fold', 'read_ledger', 'write_ledger', 'add_round', 'Verdict', 'pseudo_verdict', 'judged', 'Source',
-           'rules_by_fold', 'seen_by_net', 'open_source', 'Sources', 'open_sources', 'Labeller', 'read_truth',
-           'Request', 'make_pseudo', 'judge_round']
+           'open_fold', 'read_ledger', 'write_ledger', 'add_round', 'Verdict', 'pseudo_verdict', 'judged',
+           'shown_ledger', 'Source', 'rules_by_fold', 'seen_by_net', 'open_source', 'Sources', 'open_sources',
+           'Labeller', 'read_truth', 'Request', 'make_pseudo', 'judge_round']
 
 # %% ../nbs/29_pseudo_folder.ipynb #1122033c
 import csv
@@ -207,9 +207,16 @@ def write_pseudo(
 def read_pseudo(
     root: str | Path,  # a folder with pseudo labels
 ) -> PseudoFolder | None:  # None: a data folder that `steel_seg pseudo` did not make
-    "What is known of a folder of pseudo labels. Raises `ValueError` where its pseudo.json is not as it was written."
+    """What is known of a folder of pseudo labels.
+
+    Raises `ValueError` where its pseudo.json is missing or not as it was written, and for the part of a single fold.
+    """
     path = Path(root) / "pseudo.json"
+    if (path.parent.parent / "pseudo.json").exists() and (path.parent / "seen_ids.csv").exists():
+        raise ValueError(f"{root} holds the labels of one fold: give {path.parent.parent}")
     if not path.exists():
+        if (path.parent / "fold_0/seen_ids.csv").exists():
+            raise ValueError(f"{path} is missing: make the folder again with `steel_seg pseudo`")
         return None
     record = read_json(path)
     if not isinstance(record, dict) or record.get("format") != _FORMAT:
@@ -343,6 +350,38 @@ def judged(
     records = ledger.to_dict("records")
     records[-1].update(last, verdict=verdict.words)
     return pd.DataFrame(records, columns=list(LEDGER_COLUMNS))
+
+# %% ../nbs/29_pseudo_folder.ipynb #e386b9ad
+def _count(value: float) -> str:
+    "A mean of counts: `12`, `12.5`."
+    return f"{round(value, 1):g}"
+
+
+def _share(value: float) -> str:
+    "A score with four digits; a dash where there is none."
+    return "–" if pd.isna(value) else f"{value:.4f}"
+
+
+def shown_ledger(
+    ledger: pd.DataFrame,
+) -> pd.DataFrame:  # of texts: a row per fact, a column per round
+    "The ledger in words and rounded numbers."
+    columns = {}
+    for row in ledger.itertuples():
+        interval = f"{_share(row.difference)} ({_share(row.low)} to {_share(row.high)})"
+        columns[f"round {row.round}"] = {
+            "labels by": f"{row.runs}, {row.keep}",
+            "images": _count(row.images),
+            "taken": _count(row.taken),
+            "left out": f"{_count(row.left_out)}{f': {row.why}' if row.why else ''}",
+            "Dice with the truth, taken": _share(row.truth_taken),
+            "Dice with the truth, left out": _share(row.truth_left_out),
+            "nested score before": _share(row.before),
+            "nested score after": _share(row.after),
+            "difference": "–" if pd.isna(row.difference) else interval,
+            "verdict": row.verdict or "not judged yet: steel_seg pseudo-ledger",
+        }
+    return pd.DataFrame(columns)
 
 # %% ../nbs/29_pseudo_folder.ipynb #f5298c1d
 @dataclass(frozen=True)

@@ -43,6 +43,7 @@ from .loss import build_loss, class_loss
 from .model import SegModel, build_model, checkpoint_encoder, save_model
 from .optim import beta1_at, build_optimizer, optimizer_parts, rate_at, restore_optimizer, set_rate
 from .post import Rule, gates_of_classifier, read_rules
+from .pseudo_folder import open_fold, read_ledger, read_pseudo, write_ledger
 from .state import Ema, digest, keep_best, load_state, mean_tensors, pack, save_state, unpack
 from .store import FLOOR
 
@@ -146,6 +147,40 @@ def _check_same_run(run: Path, config: TrainConfig, folder: StripFolder) -> None
     if saved != config:
         write_json(run / "config.json", {"config": asdict(config), **facts})
 
+# %% ../nbs/38_train.ipynb #16ac28d6
+def _pseudo_labels(
+    config: TrainConfig, folder: StripFolder, number: int, held_out: Sequence[str], folds_csv: Path
+) -> tuple[StripFolder | None, frozenset[str]]:
+    "The pseudo labels to train a fold with, or None, and every labelled image behind them; raises where they leak."
+    if not config.pseudo:
+        return None, frozenset()
+    made, seen = read_pseudo(config.pseudo), set()
+    if made is None:
+        pseudo = read_folder(config.pseudo, n_classes=folder.n_classes)
+    else:
+        pseudo, seen = open_fold(made, number, folder.n_classes, held_out, folds_csv)
+    labelled = set(pseudo.images.image_id).intersection(folder.images.image_id)
+    if labelled:
+        raise ValueError(
+            f"{pseudo.root} holds {min(labelled)} and {len(labelled) - 1} other images that {folder.root} "
+            "has labels for: pseudo labels are for images without any"
+        )
+    return pseudo, frozenset(seen)
+
+# %% ../nbs/38_train.ipynb #b220245b
+def _pseudo_facts(run: Path, config: TrainConfig, folder: StripFolder) -> dict:
+    "Check the pseudo labels of all folds; the facts about them for config.json. Their ledger is copied into the run."
+    if not config.pseudo:
+        return {}
+    fold_of, image_ids = folds_of(run, folder, config.folds), folder.images.image_id
+    for k in range(config.folds):
+        _pseudo_labels(config, folder, k, image_ids[fold_of == k].tolist(), run / "folds.csv")
+    made = read_pseudo(config.pseudo)
+    if made is None:
+        return {"pseudo_round": 1}
+    write_ledger(run / "ledger.csv", read_ledger(made.root / "ledger.csv"))
+    return {"pseudo_round": made.round}
+
 # %% ../nbs/38_train.ipynb #2fbf43d6
 def _run_facts(config: TrainConfig, folder: StripFolder) -> dict:
     "The content of a new run's config.json."
@@ -170,7 +205,8 @@ def start_run(
     """Make a run folder: `folds.csv` (unless the file exists) and `config.json`; returns its path.
 
     Where the run exists, its configuration and its data must be the same (`num_workers`, `cache` and `save_every` may
-    differ); raises `ValueError` that says what differs.
+    differ); raises `ValueError` that says what differs, or which pseudo label would carry a true label to a net that is
+    scored on it.
     """
     run = Path(run)
     if (run / "config.json").exists():
@@ -179,7 +215,8 @@ def start_run(
     if not (run / "folds.csv").exists():
         write_folds(run / "folds.csv", make_folds(folder, config.folds, config.seed))
     folds_of(run, folder, config.folds)
-    write_json(run / "config.json", _run_facts(config, folder))  # last: a run exists when its config.json does
+    facts = {**_run_facts(config, folder), **_pseudo_facts(run, config, folder)}
+    write_json(run / "config.json", facts)  # last: a run exists when its config.json does
     return run
 
 # %% ../nbs/38_train.ipynb #910e41bc
@@ -295,20 +332,6 @@ def _accelerator(config: TrainConfig) -> Accelerator:
     handler = DistributedDataParallelKwargs(find_unused_parameters=unused)
     return Accelerator(mixed_precision=config.precision, kwargs_handlers=[handler])
 
-# %% ../nbs/38_train.ipynb #16ac28d6
-def _pseudo_folder(config: TrainConfig, folder: StripFolder) -> StripFolder | None:
-    "The folder with the pseudo-labelled images, or None; raises where it holds training images."
-    if not config.pseudo:
-        return None
-    pseudo = read_folder(config.pseudo, n_classes=folder.n_classes)
-    labelled = set(pseudo.images.image_id).intersection(folder.images.image_id)
-    if labelled:
-        raise ValueError(
-            f"{pseudo.root} holds {min(labelled)} and {len(labelled) - 1} other images that {folder.root} "
-            "has labels for: pseudo labels are for images without any"
-        )
-    return pseudo
-
 # %% ../nbs/38_train.ipynb #e0841f13
 def _scoring_rules(config: TrainConfig, folder: StripFolder) -> Sequence[Rule] | None:
     "The rules under which epochs are scored, or None; raises where they do not fit."
@@ -342,6 +365,7 @@ class _Fold:
     held_out: np.ndarray  # rows of folder.images that are scored
     training: np.ndarray  # rows of folder.images that are trained on
     groups: np.ndarray  # of `image_groups`
+    seen_before: frozenset[str]  # labelled images that had an influence on what the fold is trained with
 
     @property
     def where(self) -> Path:
@@ -373,8 +397,9 @@ def _open_fold(run: Path, folder: StripFolder, number: int) -> _Fold:
     if type(number) is not int or not 0 <= number < config.folds:
         raise ValueError(f"fold {number!r}: the run has folds 0 to {config.folds - 1}")
     accelerator = _accelerator(config)
-    pseudo, rules = _pseudo_folder(config, folder), _scoring_rules(config, folder)
-    fold_of = folds_of(run, folder, config.folds)
+    fold_of, rules = folds_of(run, folder, config.folds), _scoring_rules(config, folder)
+    held_out = folder.images.image_id[fold_of == number].tolist()
+    pseudo, seen_before = _pseudo_labels(config, folder, number, held_out, run / "folds.csv")
     return _Fold(
         run,
         number,
@@ -388,6 +413,7 @@ def _open_fold(run: Path, folder: StripFolder, number: int) -> _Fold:
         held_out=np.flatnonzero(fold_of == number),
         training=np.flatnonzero(fold_of != number),
         groups=image_groups(folder),
+        seen_before=seen_before,
     )
 
 # %% ../nbs/38_train.ipynb #3cb5d225
@@ -715,6 +741,7 @@ def _publish(t: _Training) -> None:
         "data": state.made["data"],
         "precision": fold.config.precision,
         "train_ids": fold.train_ids,
+        "seen_ids": sorted(fold.seen_before.union(fold.train_ids)),
     }
     best = dict(state.best[0])
     if state.mean and state.mean["kept"]:
