@@ -377,8 +377,8 @@ def _decided(run, folder):
         missing = "rule.json" if not path.is_file() else "curves.npz"
         raise ValueError(f"{run}: has no {missing}: {_decide_first(run, folder)}")
     _, facts = read_rules(path)
-    if facts.get("data_sha256", folder.sha256) != folder.sha256:
-        raise ValueError(f"{run}: was decided on other data than {folder.root}: {_decide_first(run, folder)}")
+    if facts.get("data_sha256") != folder.sha256:
+        raise ValueError(f"{run}: was not decided on the data in {folder.root}: {_decide_first(run, folder)}")
     try:
         by_fold = {int(k): tuple(Rule(**rule) for rule in rules) for k, rules in facts["fold_rules"].items()}
         float(facts["nested"]["value"])

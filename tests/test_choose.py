@@ -310,7 +310,14 @@ def no_rule(run):
 
 
 def tuned_by_hand(run):
-    write_rules(run / "rule.json", [Rule()] * 4, score=0.9)
+    _, facts = read_rules(run / "rule.json")
+    write_rules(run / "rule.json", [Rule()] * 4, score=0.9, data_sha256=facts["data_sha256"])
+
+
+def of_unknown_data(run):
+    rules, facts = read_rules(run / "rule.json")
+    del facts["data_sha256"]
+    write_rules(run / "rule.json", rules, **facts)
 
 
 def other_predictions(run):
@@ -334,6 +341,7 @@ def stated_otherwise(run):
 
 REFUSED = {
     no_rule: "has no rule.json",
+    of_unknown_data: "was not decided on the data in",
     tuned_by_hand: "has no rules of each fold with their score, as after tuning by hand",
     other_predictions: "oof/ changed after it was decided",
     other_folds: "folds.csv changed after it was decided",
@@ -356,7 +364,7 @@ def test_a_run_of_other_data_or_other_images_is_refused_by_name(capsys, copied, 
     (other / "folds.csv").write_text("image_id,fold\n" + "".join(f"{k:04}.png,{k % 2}\n" for k in range(8)))
     assert cli.main(["decide", "--data", str(other / "data"), "--run", str(other)]) == 0
     code, _, err = steel_seg(capsys, "choose", copied / "a", other, "--data", copied / "data")
-    assert code == 2 and f"{other}: was decided on other data than {copied / 'data'}" in err
+    assert code == 2 and f"{other}: was not decided on the data in {copied / 'data'}" in err
 
     few, folder = tmp_path / "few", read_folder(copied / "data")
     ids = list(folder.images.image_id)[:40]
