@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['LEDGER_COLUMNS', 'LeftOut', 'unlabelled_images', 'images_digest', 'unlabelled_path', 'unlabelled_scores',
            'write_labels', 'FoldLabels', 'PseudoFolder', 'write_seen', 'read_seen', 'write_pseudo', 'read_pseudo',
-           'open_fold', 'read_ledger', 'write_ledger', 'add_round', 'Verdict', 'pseudo_verdict', 'judged', 'Source',
-           'rules_by_fold', 'seen_by_net', 'open_source', 'Sources', 'open_sources', 'Labeller', 'read_truth',
-           'Request', 'make_pseudo', 'judge_round']
+           'open_fold', 'read_ledger', 'write_ledger', 'add_round', 'Verdict', 'pseudo_verdict', 'judged',
+           'shown_ledger', 'Source', 'rules_by_fold', 'seen_by_net', 'open_source', 'Sources', 'open_sources',
+           'Labeller', 'read_truth', 'Request', 'make_pseudo', 'judge_round']
 
 # %% ../nbs/29_pseudo_folder.ipynb #1122033c
 import csv
@@ -368,12 +368,13 @@ def shown_ledger(
     "The ledger in words and rounded numbers."
     columns = {}
     for row in ledger.to_dict("records"):
+        why = f": {row['why']}" if row["why"] else ""
         interval = f"{_share(row['difference'])} ({_share(row['low'])} to {_share(row['high'])})"
         columns[f"round {row['round']}"] = {
             "labels by": f"{row['runs']}, {row['keep']}",
             "images": _count(row["images"]),
             "taken": _count(row["taken"]),
-            "left out": f"{_count(row['left_out'])}{f': {row['why']}' if row['why'] else ''}",
+            "left out": _count(row["left_out"]) + why,
             "Dice with the truth, taken": _share(row["truth_taken"]),
             "Dice with the truth, left out": _share(row["truth_left_out"]),
             "nested score before": _share(row["before"]),

@@ -326,6 +326,10 @@ def _pair_lines(choice):
 # %% ../nbs/28_two_submissions.ipynb #8713070b
 def _add_public(table, scores, public, public_images):
     "Add the columns of public scores; `scores` (R,N) in the order of the table."
+    if public_images is None:
+        public_images = max(1, round(table.images.iloc[0] * 1801 / 5506))
+    if public_images < 1:
+        raise ValueError(f"{public_images} public images: needs at least 1")
     table["public"] = [public.get(name, np.nan) for name in table.index]
     table["public_difference"] = table.public - table.public.iloc[0]
     error = (scores - scores[0]).std(1) / np.sqrt(public_images)
@@ -358,7 +362,7 @@ def choose_two(
     table["images"] = size
     table = table.reindex(columns=COLUMNS)
     if public is not None:
-        _add_public(table, scores, public, public_images or max(1, round(size * 1801 / 5506)))
+        _add_public(table, scores, public, public_images)
     return Choice(table, pd.DataFrame(maxima, index=ordered, columns=ordered))
 
 # %% ../nbs/28_two_submissions.ipynb #32ab946f
@@ -373,8 +377,8 @@ def _decided(run, folder):
         missing = "rule.json" if not path.is_file() else "curves.npz"
         raise ValueError(f"{run}: has no {missing}: {_decide_first(run, folder)}")
     _, facts = read_rules(path)
-    if facts.get("data_sha256", folder.sha256) != folder.sha256:
-        raise ValueError(f"{run}: was decided on other data than {folder.root}: {_decide_first(run, folder)}")
+    if facts.get("data_sha256") != folder.sha256:
+        raise ValueError(f"{run}: was not decided on the data in {folder.root}: {_decide_first(run, folder)}")
     try:
         by_fold = {int(k): tuple(Rule(**rule) for rule in rules) for k, rules in facts["fold_rules"].items()}
         float(facts["nested"]["value"])
@@ -406,7 +410,8 @@ def _classifier_levels(run, rules_by_fold, facts, curves, scores):
     if not gates:
         return None
     recorded = facts.get("classifier") or {}
-    files = [path for path in (*map(Path, scores), run / "oof_scores.csv") if path.is_file()]
+    own = run / "oof_scores.csv"
+    files = [*map(Path, scores), *([own] if own.is_file() else [])]
     fitting = [path for path in files if sha256_file(path) == recorded.get("sha256", sha256_file(path))]
     if not fitting:
         name = f", {recorded['file']}" if "file" in recorded else ""
