@@ -62,6 +62,15 @@ def _add_chain(parser):
 def _add_most(parser):
     parser.add_argument("--most", type=int, default=50, help="maximum number of faults to print (default: %(default)s)")
 
+# %% ../nbs/70_cli.ipynb #ab5987e3
+def _add_tta(parser):
+    parser.add_argument(
+        "--tta",
+        choices=("none", "hflip", "flips"),
+        default="hflip",
+        help="flips whose predictions are averaged (default: %(default)s)",
+    )
+
 # %% ../nbs/70_cli.ipynb #8418267a
 def _add_rule(parser):
     "The options of a rule, without its threshold and minimum area."
@@ -193,15 +202,100 @@ def _train(args):
         print(f"fold {fold}: best score {score:.4f}{rule}, predicting nothing {nothing[fold]:.4f}")
     return {"run": args.run, "best": best, "all_empty": {fold: nothing[fold] for fold in best}}
 
+# %% ../nbs/70_cli.ipynb #368e9ff1
+_KEEPS = "confident", "pixels", "all"
+
+
+def _add_pseudo(parser):
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a trained run, or a blend of such runs")
+    parser.add_argument("--data", required=True, type=Path, help="the folder that the runs were trained on")
+    parser.add_argument("--out", required=True, type=Path, help="the folder of pseudo labels to make")
+    _add_classes(parser)
+    parser.add_argument("--images", type=Path, help="a folder of unlabelled images (default: the test images)")
+    parser.add_argument(
+        "--keep",
+        choices=_KEEPS,
+        default=_KEEPS[0],
+        help="confident: images in which every class is sure and the runs agree; pixels: masks grown from sure pixels; "
+        "all: every image (default: %(default)s)",
+    )
+    limits = parser.add_argument_group("limits of confident and pixels, probabilities 0 to 1 (agree: a Dice)")
+    for name, default, text in (
+        ("sure", 0.95, "confident: a class is shown above it, and not shown below 1 - sure"),
+        ("agree", 0.8, "confident: lowest Dice between the masks of two runs"),
+        ("high", 0.9, "pixels: a mask grows from pixels of at least this"),
+        ("low", 0.4, "pixels: into connected pixels of at least this"),
+    ):
+        limits.add_argument(f"--{name}", type=float, default=default, help=f"{text} (default: %(default)s)")
+    parser.add_argument(
+        "--rule",
+        type=Path,
+        help="a rule.json for the mean of the runs (default: that of the first run that is decided, else level 128)",
+    )
+    parser.add_argument(
+        "--truth", type=Path, help="a csv of true masks, to judge the labels by (default: test_truth.csv of --data)"
+    )
+    _add_tta(parser)
+
+# %% ../nbs/70_cli.ipynb #6c98c3da
+def _predict_missing(plan, tta):
+    "Predict the unlabelled images with the net of every fold of every run, where that is not done."
+    from steel_seg.predict import predict_unlabelled
+
+    for source in plan.sources.runs:
+        for k in range(plan.sources.n_folds):
+            predict_unlabelled(source.run, plan.unlabelled, k, tta)
+
+
+def _pseudo(args):
+    from steel_seg.data import read_folder
+    from steel_seg.pseudo_folder import Request, is_made, make_pseudo, plan_pseudo, shown_ledger
+    from steel_seg.pseudo_rules import Keep
+
+    keep = Keep(args.keep, args.sure, args.agree, args.high, args.low)
+    request = Request(tuple(args.runs), args.images, keep, args.rule, args.truth, args.tta)
+    plan = plan_pseudo(request, read_folder(args.data, n_classes=args.classes))
+    if not is_made(args.out, plan):
+        _predict_missing(plan, args.tta)
+    if int(os.environ.get("RANK", 0)):
+        return {}  # of several processes the first one writes
+    ledger = make_pseudo(args.out, plan)
+    rule = request.rule_path()
+    print(f"masks by {rule}" if rule.exists() else "masks at level 128: no run is decided (steel_seg decide)")
+    print(shown_ledger(ledger).to_string())
+    print(f"{args.out}: train with --sampler pseudo --pseudo {args.out}")
+    return {"pseudo": args.out, "round": len(ledger), "ledger": ledger.to_dict("records")}
+
+# %% ../nbs/70_cli.ipynb #40bb49fe
+def _add_pseudo_ledger(parser):
+    parser.add_argument("before", type=Path, help="the decided run without the labels of this round")
+    parser.add_argument("after", type=Path, help="the decided run that was trained on them")
+    parser.add_argument("--data", required=True, type=Path, help="the folder that both were trained on")
+    _add_classes(parser)
+    parser.add_argument("--seed", type=int, default=0, help="random seed of the bootstrap (default: %(default)s)")
+
+
+def _pseudo_ledger(args):
+    import numpy as np
+
+    from steel_seg.data import read_folder
+    from steel_seg.pseudo_folder import judge_round, read_ledger, shown_ledger
+    from steel_seg.report import LEDGER_HEADING, add_section, ledger_section
+
+    folder = read_folder(args.data, n_classes=args.classes)
+    verdict = judge_round(args.before, args.after, folder, np.random.default_rng(args.seed))
+    path, report = args.after / "ledger.csv", args.after / "report.html"
+    ledger = read_ledger(path)
+    if report.exists():
+        add_section(report, LEDGER_HEADING, ledger_section(ledger))
+    print(shown_ledger(ledger).to_string())
+    print(verdict)
+    return {"ledger": path, "verdict": verdict.words, "difference": verdict.difference}
+
 # %% ../nbs/70_cli.ipynb #e21d03c8
 def _add_predict(parser):
     _add_chain(parser)
-    parser.add_argument(
-        "--tta",
-        choices=("none", "hflip", "flips"),
-        default="hflip",
-        help="flips whose predictions are averaged (default: %(default)s)",
-    )
+    _add_tta(parser)
     parser.add_argument(
         "--count-only",
         action="store_true",
@@ -641,6 +735,13 @@ _COMMANDS = (
     _Command("synth", _synth, _add_synth, "make a synthetic competition folder"),
     _Command("check-data", _check_data, _add_check_data, "list everything that is wrong with a data folder"),
     _Command("train", _train, _add_train, "train the folds of a run, or resume their training"),
+    _Command("pseudo", _pseudo, _add_pseudo, "make a folder of pseudo labels for unlabelled images, fold by fold"),
+    _Command(
+        "pseudo-ledger",
+        _pseudo_ledger,
+        _add_pseudo_ledger,
+        "say whether a round of pseudo labels helped, by two decided runs; writes ledger.csv",
+    ),
     _Command("predict", _predict, _add_predict, "predict out of fold, and the test images if there are any"),
     _Command(
         "decide",

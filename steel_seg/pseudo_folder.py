@@ -7,7 +7,7 @@ __all__ = ['LEDGER_COLUMNS', 'LeftOut', 'unlabelled_images', 'images_digest', 'u
            'write_labels', 'FoldLabels', 'PseudoFolder', 'write_seen', 'read_seen', 'write_pseudo', 'read_pseudo',
            'open_fold', 'read_ledger', 'write_ledger', 'add_round', 'Verdict', 'pseudo_verdict', 'judged',
            'shown_ledger', 'Source', 'rules_by_fold', 'seen_by_net', 'open_source', 'Sources', 'open_sources',
-           'Labeller', 'read_truth', 'Request', 'make_pseudo', 'judge_round']
+           'Labeller', 'read_truth', 'Request', 'Plan', 'plan_pseudo', 'is_made', 'make_pseudo', 'judge_round']
 
 # %% ../nbs/29_pseudo_folder.ipynb #1122033c
 import csv
@@ -728,55 +728,81 @@ def _write_all(where: Path, folder: StripFolder, runs: Sequence[Source], results
     for k in range(len(folds)):
         write_seen(where / f"fold_{k}", frozenset().union(*(source.seen[k] for source in runs)))
 
-# %% ../nbs/29_pseudo_folder.ipynb #d65eef6f
-def _made_before(out: Path, made: dict) -> bool:
+# %% ../nbs/29_pseudo_folder.ipynb #19b4fe3a
+class Plan(NamedTuple):
+    "Pseudo labels that are asked for, checked."
+
+    request: Request
+    sources: Sources
+    unlabelled: StripFolder  # its `test` images get labels
+    unfit: dict[str, LeftOut]  # image_id -> why it cannot have a label
+    made: dict[str, Any]  # what pseudo.json will say
+
+
+def plan_pseudo(
+    request: Request,
+    folder: StripFolder,  # the data of the runs
+) -> Plan:
+    "Check what is asked for; raises `ValueError` as `open_sources` and `unlabelled_images` do."
+    sources = open_sources(request.runs, folder)
+    unlabelled, unfit = unlabelled_images(folder, request.images)
+    return Plan(request, sources, unlabelled, unfit, _made_of(request, sources, unlabelled))
+
+
+def is_made(
+    out: str | Path,
+    plan: Plan,
+) -> bool:
     "Whether a folder holds these labels already; raises `ValueError` where it holds something else."
-    if not out.exists():
+    if not Path(out).exists():
         return False
     before = read_pseudo(out)
     if before is None:
         raise ValueError(f"{out} is already there and holds no pseudo labels: give another folder")
-    if not _same_labels(before.made, json.loads(to_json(made))):
+    if not _same_labels(before.made, json.loads(to_json(plan.made))):
         raise ValueError(f"{out} holds labels of other runs, images or settings: give another folder or remove it")
     return True
 
-
+# %% ../nbs/29_pseudo_folder.ipynb #c4c49066
 def _ledger_before(runs: Sequence[Source]) -> pd.DataFrame:
     "The ledger of the rounds before: that of the run of the latest round."
     latest = max(runs, key=lambda source: source.round)
     return read_ledger(latest.run / "ledger.csv")
 
-# %% ../nbs/29_pseudo_folder.ipynb #704ddef5
+
+def _all_labels(plan: Plan, progress: bool) -> list[_FoldResult]:
+    "The labels of all images, on a thread per core."
+    labeller = Labeller(plan.sources, plan.unlabelled, plan.request.keep, plan.made["rules"])
+    image_ids = plan.unlabelled.test.image_id.tolist()
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        labels = threads.map(labeller, image_ids)
+        bar = tqdm(labels, total=len(image_ids), desc="pseudo labels", unit="image", disable=not progress)
+        return _results(image_ids, list(bar))
+
+
 def make_pseudo(
     out: str | Path,  # the folder to make
-    request: Request,
-    folder: StripFolder,  # the data of the runs
+    plan: Plan,
     progress: bool = True,  # a bar on stderr
 ) -> pd.DataFrame:  # the ledger: one row per round, this one the last
     """Make a folder of pseudo labels from what the runs predicted (`predict_unlabelled`).
 
-    Raises `ValueError` as `open_sources` and `unlabelled_images` do, where predictions are missing, where a fold gets
-    no image, and where `out` holds something else.
+    Raises `ValueError` where predictions are missing, where a fold gets no image, and as `is_made` does.
     """
-    out, sources = Path(out), open_sources(request.runs, folder)
-    unlabelled, unfit = unlabelled_images(folder, request.images)
-    made = _made_of(request, sources, unlabelled)
-    if _made_before(out, made):
+    out, request, runs = Path(out), plan.request, plan.sources.runs
+    if is_made(out, plan):
         return read_ledger(out / "ledger.csv")
-    labeller, image_ids = Labeller(sources, unlabelled, request.keep, made["rules"]), unlabelled.test.image_id.tolist()
-    with ThreadPoolExecutor(os.cpu_count()) as threads:
-        labels = threads.map(labeller, image_ids)
-        bar = tqdm(labels, total=len(image_ids), desc="pseudo labels", unit="image", disable=not progress)
-        results = _results(image_ids, list(bar))
+    results = _all_labels(plan, progress)
     _check_taken(results, request.keep)
-    round = 1 + max(source.round for source in sources.runs)
-    ledger = add_round(_ledger_before(sources.runs), **_ledger_row(request, round, results, unfit, unlabelled))
+    round = 1 + max(source.round for source in runs)
+    row = _ledger_row(request, round, results, plan.unfit, plan.unlabelled)
+    ledger = add_round(_ledger_before(runs), **row)
     with whole(out) as temp:
-        _write_all(temp, unlabelled, sources.runs, results)
-        _write_csv(temp / "left_out.csv", _left_out_rows(results, unfit))
+        _write_all(temp, plan.unlabelled, runs, results)
+        _write_csv(temp / "left_out.csv", _left_out_rows(results, plan.unfit))
         write_ledger(temp / "ledger.csv", ledger)
-        counts = [len(result.left_out) + len(unfit) for result in results[:-1]]
-        write_pseudo(temp, round, made, folder.n_classes, counts)
+        counts = [len(result.left_out) + len(plan.unfit) for result in results[:-1]]
+        write_pseudo(temp, round, plan.made, plan.unlabelled.n_classes, counts)
     return ledger
 
 # %% ../nbs/29_pseudo_folder.ipynb #ec17bfca

@@ -9,7 +9,8 @@ import pytest
 
 from steel_seg import cli
 
-COMMANDS = ["synth", "check-data", "train", "predict", "decide", "submit", "choose", "check", "score", "demo"]
+COMMANDS = ["synth", "check-data", "train", "pseudo", "pseudo-ledger", "predict", "decide", "submit", "choose"]
+COMMANDS += ["check", "score", "demo"]
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +49,13 @@ def test_every_config_field_is_an_option(capsys):
 def test_lists_that_the_commands_repeat_are_those_of_the_modules():
     from steel_seg.decide import CHOOSERS
     from steel_seg.post import GATE_KINDS
+    from steel_seg.pseudo_rules import KEEPS, Keep
 
-    assert tuple(CHOOSERS) == cli._CHOOSERS and tuple(GATE_KINDS) == cli._GATES
+    assert tuple(CHOOSERS) == cli._CHOOSERS and tuple(GATE_KINDS) == cli._GATES and tuple(KEEPS) == cli._KEEPS
+    parser = cli._Parser(prog="example")
+    cli._add_pseudo(parser)
+    args = parser.parse_args(["run", "--data", "d", "--out", "o"])
+    assert Keep(args.keep, args.sure, args.agree, args.high, args.low) == Keep()
 
 
 def test_of_several_processes_the_first_one_prints(capsys, monkeypatch, data):
