@@ -22,7 +22,7 @@ GROUPS = {
 }
 LEFT_OUT = {
     "browser": ("test_live", "test_live_widgets"),
-    "training": ("test_recipe", "test_train", "test_pipeline", "test_predict", "test_monitor"),
+    "training": ("test_recipe", "test_train", "test_pipeline", "test_predict", "test_monitor", "test_pseudo"),
     "net": ("test_model", "test_dataset", "test_loss", "test_optim"),
 }
 
