@@ -301,12 +301,12 @@ def _class_levels(path, prefix, image_ids, n_classes):
     return None if path is None else read_class_levels(path, image_ids, n_classes, prefix)
 
 # %% ../nbs/70_cli.ipynb #ee1e017a
-def _gate_table(run, curves, fold, class_levels, rng, base_rule):
+def _gate_table(run, curves, fold, class_levels, rng, how, base_rule):
     "Print the expected score of every gate, and write the table to gates.csv."
     from steel_seg.files import write_text
     from steel_seg.gates import compare_gates
 
-    table = compare_gates(curves, fold, class_levels, rng, base_rule)
+    table = compare_gates(curves, fold, class_levels, rng, how, base_rule)
     columns = ["optimistic", "nested", "difference", "low", "high"]
     print(table.xs("all", level="row")[columns].round(4).to_string(), "\n")
     write_text(run / "gates.csv", table.to_csv())
@@ -336,11 +336,11 @@ def _decide(args):
     rng = np.random.default_rng(args.seed)
     table = None
     if class_levels is not None or args.compare_gates:
-        table = _gate_table(run, curves, fold, class_levels, rng, base_rule)
+        table = _gate_table(run, curves, fold, class_levels, rng, args.how, base_rule)
     if args.gate == "none":
         decision = decide(curves, fold, rng, args.how, base_rule)
     else:
-        decision = decide_gate(curves, fold, rng, args.gate, class_levels, base_rule)
+        decision = decide_gate(curves, fold, rng, args.gate, class_levels, base_rule, args.how)
     facts = {} if class_levels is None else _classifier_facts(scores, args.scores_prefix)
     decision.save(run / "rule.json", data_sha256=folder.sha256, seed=args.seed, **facts)
     report = write_report(run / "report.html", run, folder, curves, decision, class_levels, table)
