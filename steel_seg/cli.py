@@ -62,7 +62,7 @@ def _add_chain(parser):
 def _add_most(parser):
     parser.add_argument("--most", type=int, default=50, help="maximum number of faults to print (default: %(default)s)")
 
-# %% ../nbs/70_cli.ipynb #ab5987e3
+# %% ../nbs/70_cli.ipynb #60bd9fdd
 def _add_tta(parser):
     parser.add_argument(
         "--tta",
@@ -202,7 +202,7 @@ def _train(args):
         print(f"fold {fold}: best score {score:.4f}{rule}, predicting nothing {nothing[fold]:.4f}")
     return {"run": args.run, "best": best, "all_empty": {fold: nothing[fold] for fold in best}}
 
-# %% ../nbs/70_cli.ipynb #368e9ff1
+# %% ../nbs/70_cli.ipynb #278327a7
 _KEEPS = "confident", "pixels", "all"
 
 
@@ -237,7 +237,7 @@ def _add_pseudo(parser):
     )
     _add_tta(parser)
 
-# %% ../nbs/70_cli.ipynb #6c98c3da
+# %% ../nbs/70_cli.ipynb #6ec39b31
 def _predict_missing(plan, tta):
     "Predict the unlabelled images with the net of every fold of every run, where that is not done."
     from steel_seg.predict import predict_unlabelled
@@ -266,7 +266,7 @@ def _pseudo(args):
     print(f"{args.out}: train with --sampler pseudo --pseudo {args.out}")
     return {"pseudo": args.out, "round": len(ledger), "ledger": ledger.to_dict("records")}
 
-# %% ../nbs/70_cli.ipynb #40bb49fe
+# %% ../nbs/70_cli.ipynb #2b64bdd6
 def _add_pseudo_ledger(parser):
     parser.add_argument("before", type=Path, help="the decided run without the labels of this round")
     parser.add_argument("after", type=Path, help="the decided run that was trained on them")
@@ -396,12 +396,12 @@ def _class_levels(path, prefix, image_ids, n_classes):
     return None if path is None else read_class_levels(path, image_ids, n_classes, prefix)
 
 # %% ../nbs/70_cli.ipynb #ee1e017a
-def _gate_table(run, curves, fold, class_levels, rng, base_rule):
+def _gate_table(run, curves, fold, class_levels, rng, how, base_rule):
     "Print the expected score of every gate, and write the table to gates.csv."
     from steel_seg.files import write_text
     from steel_seg.gates import compare_gates
 
-    table = compare_gates(curves, fold, class_levels, rng, base_rule)
+    table = compare_gates(curves, fold, class_levels, rng, how, base_rule)
     columns = ["optimistic", "nested", "difference", "low", "high"]
     print(table.xs("all", level="row")[columns].round(4).to_string(), "\n")
     write_text(run / "gates.csv", table.to_csv())
@@ -431,11 +431,11 @@ def _decide(args):
     rng = np.random.default_rng(args.seed)
     table = None
     if class_levels is not None or args.compare_gates:
-        table = _gate_table(run, curves, fold, class_levels, rng, base_rule)
+        table = _gate_table(run, curves, fold, class_levels, rng, args.how, base_rule)
     if args.gate == "none":
         decision = decide(curves, fold, rng, args.how, base_rule)
     else:
-        decision = decide_gate(curves, fold, rng, args.gate, class_levels, base_rule)
+        decision = decide_gate(curves, fold, rng, args.gate, class_levels, base_rule, args.how)
     facts = {} if class_levels is None else _classifier_facts(scores, args.scores_prefix)
     decision.save(run / "rule.json", data_sha256=folder.sha256, seed=args.seed, **facts)
     report = write_report(run / "report.html", run, folder, curves, decision, class_levels, table)

@@ -35,6 +35,7 @@ class NetFields:
     attention: str | None = None  # scse: attention in the decoder of unet and unetplusplus; none: no attention
     class_head: float = 0.0  # loss weight of a head that predicts which classes an image shows; 0: no head
     decoder: dict | None = None  # more arguments of the network as JSON, such as {"decoder_channels": [64, 32, 16]}
+    init_from: str | None = None  # a run: fold k begins from its best net of fold k; none: from encoder_weights
 
 # %% ../nbs/35_config.ipynb #37fff96b
 @dataclass(frozen=True)

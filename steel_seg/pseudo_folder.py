@@ -6,8 +6,8 @@
 __all__ = ['LEDGER_COLUMNS', 'LeftOut', 'unlabelled_images', 'images_digest', 'unlabelled_path', 'unlabelled_scores',
            'write_labels', 'FoldLabels', 'PseudoFolder', 'write_seen', 'read_seen', 'write_pseudo', 'read_pseudo',
            'open_fold', 'read_ledger', 'write_ledger', 'add_round', 'Verdict', 'pseudo_verdict', 'judged',
-           'shown_ledger', 'Source', 'rules_by_fold', 'seen_by_net', 'open_source', 'Sources', 'open_sources',
-           'Labeller', 'read_truth', 'Request', 'Plan', 'plan_pseudo', 'is_made', 'make_pseudo', 'judge_round']
+           'shown_ledger', 'Source', 'rules_by_fold', 'open_source', 'Sources', 'open_sources', 'Labeller',
+           'read_truth', 'Request', 'Plan', 'plan_pseudo', 'is_made', 'make_pseudo', 'judge_round']
 
 # %% ../nbs/29_pseudo_folder.ipynb #1122033c
 import csv
@@ -35,6 +35,7 @@ from .metric import Interval, dice, paired_difference
 from .post import Rule, read_rules
 from .pseudo_rules import ImageLevels, Keep, pseudo_label
 from .rle_fast import encode_masks, table_counts
+from .seen import how_seen, seen_ids
 from .store import ProbStore
 from .two_submissions import run_dice
 
@@ -411,22 +412,14 @@ def rules_by_fold(
     without = {int(k): tuple(Rule(**rule) for rule in of_fold) for k, of_fold in facts.get("fold_rules", {}).items()}
     return (*(without.get(k, rules) for k in range(n_folds)), rules)
 
-# %% ../nbs/29_pseudo_folder.ipynb #62fa134a
-def seen_by_net(
-    model_folder: str | Path,  # such as RUN/fold_0/best
-) -> frozenset[str]:
-    "Every labelled image that had an influence on a net; of an older net its own training images."
-    meta = read_json(Path(model_folder) / "steel_seg.json")["meta"]
-    return frozenset(meta.get("seen_ids", meta["train_ids"]))
-
-
+# %% ../nbs/29_pseudo_folder.ipynb #4cef9ef3
 def _check_unseen(net: Path, seen: frozenset[str], held_out: set[str], k: int) -> None:
     "Raise where a net has seen an image of the fold that it is to make labels for."
     leaked = seen & held_out
     if leaked:
         raise ValueError(
-            f"{net} was trained on {min(leaked)}, which folds.csv puts into fold {k} ({len(leaked)} such images): "
-            f"its pseudo labels would carry the true labels of fold {k} to the nets that are scored on it"
+            f"{how_seen(net, min(leaked))}, which folds.csv puts into fold {k} ({len(leaked)} such images): its pseudo "
+            f"labels would carry the true labels of fold {k} to the nets that are scored on it"
         )
 
 # %% ../nbs/29_pseudo_folder.ipynb #8d6e2d92
@@ -446,7 +439,7 @@ def open_source(
         net = run / f"fold_{k}/best"
         if not (run / f"fold_{k}/last").exists():
             raise ValueError(f"{run}/fold_{k} is not trained to its end: run `steel_seg train` again to continue it")
-        seen.append(seen_by_net(net))
+        seen.append(seen_ids(net))
         _check_unseen(net, seen[-1], set(folds.image_id[folds.fold == k]), k)
         nets.append(sha256_file(net / "manifest.json"))
     rules = rules_by_fold(run / "rule.json", len(nets), folder.n_classes)
@@ -725,6 +718,7 @@ def _write_all(where: Path, folder: StripFolder, runs: Sequence[Source], results
         write_labels(place, paths, result.taken)
         # the next ones are linked from here, even if the first file lies on another disk
         paths.update({image_id: place / "train_images" / image_id for image_id in result.taken})
+    shutil.copyfile(runs[0].run / "folds.csv", where / "folds.csv")
     for k in range(len(folds)):
         write_seen(where / f"fold_{k}", frozenset().union(*(source.seen[k] for source in runs)))
 

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 from .curves import Curves
 from .data import StripFolder, class_id, class_name
-from .decide import Decision
+from .decide import Decision, never_reason
 from .files import read_json, to_json, write_text
 from .post import Rule, apply_rules
 from .pseudo_folder import read_ledger, shown_ledger
@@ -188,6 +188,16 @@ _SURFACE_CAPTION = (
 )
 
 
+def _never_text(choice):
+    "Why classes are never predicted, a line each; empty where all are predicted."
+    lines = [
+        f"<li>{name} is never predicted: {never_reason(row)}.</li>"
+        for name, row in choice.iterrows()
+        if row.never_predict
+    ]
+    return f"<ul>{''.join(lines)}</ul>" if lines else ""
+
+
 def _rules_text(decision, pixels):
     "A row per class, and how far its choice can be trusted."
     how = (
@@ -195,7 +205,7 @@ def _rules_text(decision, pixels):
         "at random, some twice and some not at all, and rules were chosen on each of these resamples. A range holds "
         "the choices of 95% of the resamples; in the given share of them the class was never predicted.</p>"
     )
-    return html_table(_rule_table(decision, pixels)) + how
+    return html_table(_rule_table(decision, pixels)) + _never_text(decision.choice) + how
 
 
 def _rules(curves, decision, class_levels):

@@ -29,13 +29,13 @@ from steel_seg.pseudo_folder import (
     read_ledger,
     read_pseudo,
     read_seen,
-    seen_by_net,
     unlabelled_path,
     write_pseudo,
     write_seen,
 )
 from steel_seg.pseudo_rules import KEEPS, ImageLevels, Keep, grow, pseudo_label
 from steel_seg.rle import rle_decode
+from steel_seg.seen import seen_ids
 from steel_seg.store import ProbStore
 from steel_seg.synth import make_folder
 from steel_seg.train import start_run, train_fold, train_run
@@ -169,7 +169,7 @@ def test_labels_of_a_fold_are_those_of_its_net(folder, run, labels):
         assert "error" not in check_folder(made.root, 4).severity.tolist()
         for image_id in made.images.image_id:
             np.testing.assert_array_equal(made.mask(image_id), apply_rules(store.read(image_id), [Rule()] * 4))
-        assert read_seen(labels / f"fold_{k}") == seen_by_net(run / f"fold_{k}/best")
+        assert read_seen(labels / f"fold_{k}") == seen_ids(run / f"fold_{k}/best")
         assert not read_seen(labels / f"fold_{k}") & held_out(run, folder, k)
     both = [ProbStore.open(unlabelled_path(run, folder, k)) for k in (0, 1)]
     assert any((both[0].read(i) != both[1].read(i)).any() for i in folder.test.image_id), "two nets, two labels"
@@ -364,7 +364,7 @@ def test_nets_that_saw_the_fold_in_an_earlier_life_make_no_labels(folder, run, t
     shutil.copytree(run, copy)
     first = min(held_out(run, folder, 1))
     plant(copy, 1, first)
-    with pytest.raises(ValueError, match=f"fold_1/best was trained on {first}, which folds.csv puts into fold 1"):
+    with pytest.raises(ValueError, match=f"fold_1/best has seen {first}, which folds.csv puts into fold 1"):
         plan_pseudo(Request((copy,)), folder)
 
 
