@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['scale_of', 'whole_shares', 'mean_of_pixel', 'mean_levels', 'Part', 'open_parts', 'made_of', 'read_blend',
-           'blend_record', 'check_same_blend', 'write_blend']
+           'blend_record', 'start_blend', 'check_same_blend', 'write_blend']
 
 # %% ../nbs/26_blend.ipynb #37f948df
 import os
@@ -61,7 +61,7 @@ def scale_of(
 def whole_shares(
     weights: Sequence[float],  # one per run, not negative; only their proportions matter
 ) -> tuple[int, ...]:
-    """Weights as the smallest whole numbers with the same proportions, or as thousandths where there are none below 1000.
+    """Weights as the smallest whole numbers with the same proportions; thousandths where none below 1000 have them.
 
     Raises `ValueError` for a weight that is negative or no number, and where all are 0.
     """
@@ -146,7 +146,9 @@ def _open_part(run, folder):
     for name in ("oof", "folds.csv"):
         if not (run / name).exists():
             hint = "predict it first (a run of a classifier, or of counts only, cannot be blended)"
-            raise ValueError(f"{run}: there is no {name}; {hint if name == 'oof' else 'it is needed for a nested score'}")
+            raise ValueError(
+                f"{run}: there is no {name}; {hint if name == 'oof' else 'it is needed for a nested score'}"
+            )
     made = read_json(run / "config.json") if (run / "config.json").exists() else {}
     oof = _open_store(run / "oof")
     data = made.get("data", oof.meta.get("data", folder.sha256))
@@ -259,8 +261,13 @@ def blend_record(
     }
 
 # %% ../nbs/26_blend.ipynb #dc54fa33
-def _start(out, parts, folder, record):
-    "Write folds.csv and config.json; raises `ValueError` where the folder holds something else."
+def start_blend(
+    out: Path,  # the run folder to make
+    parts: Sequence[Part],
+    folder: StripFolder,
+    record: dict,  # as from `blend_record`
+) -> None:
+    "Write folds.csv and config.json, which comes last; raises `ValueError` where the folder holds something else."
     if out.resolve() in [part.run.resolve() for part in parts]:
         raise ValueError(f"{out} is one of the runs to blend: choose another folder for the blend")
     saved = read_blend(out)
@@ -285,7 +292,9 @@ def check_same_blend(
     words = {"oof": "the predictions of its runs"}
     different = [name for name in names if saved.get(name) != record.get(name)]
     if different:
-        changes = [f"{name} was {saved.get(name)}, is now {record.get(name)}" for name in different if name not in words]
+        changes = [
+            f"{name} was {saved.get(name)}, is now {record.get(name)}" for name in different if name not in words
+        ]
         changes += [f"{words[name]} are others now" for name in different if name in words]
         raise ValueError(f"{out} holds another blend: {'; '.join(changes)}. Remove {out} to blend again")
 
@@ -353,7 +362,7 @@ def write_blend(
     averaged as probabilities. Raises `ValueError` where the folder holds something else.
     """
     out = Path(out)
-    _start(out, parts, folder, record)
+    start_blend(out, parts, folder, record)
     _blend_stores(out / "oof", [part.oof for part in parts], record, progress)
     of_class = folder.n_classes, record["weights"]
     notes = _blend_scores(out / "oof_scores.csv", parts, parts[0].oof.image_ids, *of_class)
