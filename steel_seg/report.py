@@ -16,6 +16,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from .blend import made_of, read_blend
+from .blend_weights import advice, as_matrix, read_tables
 from .curves import Curves
 from .data import StripFolder, class_id, class_name
 from .decide import Decision
@@ -283,6 +285,29 @@ def _gates(gates):
     )
     return how + html_table(overall)
 
+# %% ../nbs/43_report.ipynb #3249dd65
+def _blend_tables(table, pairs, how):
+    "What a blend gains over others, and how its runs differ."
+    words = (
+        "<p>score: each fold under rules chosen on the other folds; weights that were found were also found on the "
+        "other folds. gain: what the blend scores more than this row, with its interval from low to high. "
+        "The rows “without” say what leaving one run out costs.</p>"
+    )
+    differ = html_table(as_matrix(pairs, "pixels_differ", 0.0))
+    together = html_table(as_matrix(pairs, "loss_correlation", 1.0))
+    return (
+        f"{words}{html_table(table)}{f'<p>{escape(advice(table))}</p>' if how == 'found' else ''}"
+        "<h3>Share of the pixels predicted by either of two runs that only one of them predicts, at level 128</h3>"
+        f"{differ}<h3>Correlation of the losses of two runs, over all pairs of image and class</h3>{together}"
+    )
+
+
+def _blend(run, blend):
+    "What a blend is made of, and its two tables where its folder has them."
+    tables = read_tables(run)
+    made = f"<pre>{escape(chr(10).join(made_of(blend)))}</pre>"
+    return made + (_blend_tables(*tables, blend["how"]) if tables else "")
+
 # %% ../nbs/43_report.ipynb #fe11e5e5
 _STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:1100px;margin:2rem auto;padding:0 1rem;color:#1a1a1a}
 h1,h2{line-height:1.2}h2{margin-top:2.5rem;border-bottom:1px solid #ddd}img{max-width:100%;display:block}
@@ -303,7 +328,7 @@ def _page(title, sections):
 # %% ../nbs/43_report.ipynb #a6f35d18
 def write_report(
     path: str | Path,  # the html file, replaced in one step
-    run: str | Path,  # run folder: config.json, history.csv and oof/ are read where they exist
+    run: str | Path,  # run folder: config.json, history.csv, oof/ and a blend's tables are read where they exist
     folder: StripFolder,
     curves: Curves,  # of run/oof, counted for the rules of the decision
     decision: Decision,
@@ -318,6 +343,8 @@ def write_report(
     sections = [("Scores", _scores(decision)), ("Rules", _rules(curves, decision, class_levels))]
     if gates is not None:
         sections.append(("Gates", _gates(gates)))
+    if blend := read_blend(run):
+        sections.append(("Blend", _blend(run, blend)))
     sections.append(("Labels", _labels(folder)))
     if (run / "history.csv").exists():
         figure = plot_history(pd.read_csv(run / "history.csv"))
