@@ -1,7 +1,9 @@
 """A classifier as a run of its own: its net, its labels, its training, and what is made of its scores."""
 
 import copy
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -9,11 +11,25 @@ from timm.layers.cbam import CbamModule
 from timm.models.resnet import BasicBlock, Bottleneck
 from torch import nn
 
+from steel_seg.augment import train_transform
+from steel_seg.config import TrainConfig, field_help
+from steel_seg.data import read_folder
+from steel_seg.dataset import StripDataset, epoch_batches, make_loader
+from steel_seg.loss import class_loss
 from steel_seg.model import ClassModel, build_classifier, checkpoint_encoder, load_model, save_model, verify_model
+from steel_seg.synth import make_folder
 
 ENCODER = "test_resnet.r160_in1k"
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    "40 small strips, 18 labels, all four classes in both folds, and 3 test images."
+    return read_folder(
+        make_folder(tmp_path_factory.mktemp("data") / "strips", n_train=40, n_test=3, shape=(32, 64), seed=5)
+    )
 
 
 def strips(n=2, h=32, w=64):
@@ -170,3 +186,120 @@ def test_blocks_computed_again_give_the_same_gradients():
     for (name, a), b in zip(model.named_parameters(), less.parameters(), strict=True):
         assert torch.equal(a.grad, b.grad), name
     assert all(map(torch.equal, model.buffers(), less.buffers()))
+
+
+# ---- the configuration
+
+TINY = TrainConfig(
+    task="classify",
+    encoder=ENCODER,
+    encoder_weights=None,
+    attention="cbam",
+    epochs=3,
+    batch_size=4,
+    accumulate=2,
+    lr=1e-2,
+    folds=2,
+    num_workers=0,
+    save_every=1,
+    brightness=0.5,
+)
+
+
+@pytest.mark.parametrize(
+    "wrong, says",
+    [
+        (dict(task="classifier"), "task='classifier' is not one of segment, classify"),
+        (dict(attention="CBAM"), "attention='CBAM' is not none or cbam, as task='classify' takes it"),
+        (dict(attention="scse"), "attention='scse' is not none or cbam"),
+        (dict(task="segment"), "attention='cbam' is not none or scse"),
+        (dict(arch="unet"), "arch='unet' is only for task='segment'"),
+        (dict(encoder_depth=4), "encoder_depth=4 is only for"),
+        (dict(class_head=0.5), "class_head=0.5 is only for"),
+        (dict(loss="lovasz"), "loss='lovasz' is only for"),
+        (dict(rule="rule.json"), "rule='rule.json' is only for"),
+        (dict(stages=[{}, {"loss": "lovasz"}]), "stage 2: loss='lovasz' is only for"),
+        (dict(encoder="se_resnext50_32x4d"), "similar names: seresnext50_32x4d"),
+        (dict(decoder={"num_classes": 2}), "num_classes: cannot be set"),
+    ],
+)
+def test_a_configuration_says_what_a_classifier_cannot_have(wrong, says):
+    with pytest.raises(ValueError, match=says):
+        replace(TINY, **wrong)
+
+
+def test_a_configuration_without_a_task_is_of_masks():
+    assert TrainConfig.from_json("{}").task == "segment"
+    assert TrainConfig.from_json(TINY.to_json()) == TINY
+    assert "classify" in field_help()["task"] and "cbam" in field_help()["attention"]
+
+
+# ---- labels
+
+
+def test_labels_need_no_mask_unless_a_defect_may_be_lost(folder, monkeypatch):
+    from steel_seg import dataset
+
+    def never(*args, **kwargs):
+        raise AssertionError("a mask was decoded")
+
+    monkeypatch.setattr(dataset, "decode", never)
+    flips = train_transform(brightness=0.5)
+    for transform in (None, flips):
+        data = StripDataset(folder, transform, seed=3, labels_only=True)
+        batches = make_loader(data, epoch_batches(range(len(folder)), 4, 0, 0, drop_last=False))
+        for batch in batches:
+            np.testing.assert_array_equal(batch["label"], folder.truth_area()[batch["index"]] > 0)
+    labelled = int(np.flatnonzero(folder.truth_area().any(1))[0])
+    for change in ({"crop": "16x32"}, {"blackout": 0.1}, {"black_bars": 0.1}):
+        data = StripDataset(folder, train_transform(**change), labels_only=True)
+        with pytest.raises(AssertionError, match="a mask was decoded"):
+            data[labelled]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"crop": "16x32"},
+        {"blackout": 0.5},
+        {"black_bars": 1.0, "crop": "32x48"},
+        {"crop": "32x16", "blackout": 0.3},
+    ],
+)
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_label_is_what_the_transformed_mask_shows(folder, change, num_workers):
+    transform = train_transform(**change)
+    items = epoch_batches(range(len(folder)), 5, 0, 3, drop_last=False)
+    images, labels, shown = [], [], []
+    for labels_only in (True, False):
+        loader = make_loader(StripDataset(folder, transform, 7, labels_only=labels_only), items, num_workers)
+        for batch in loader:
+            images.append(batch["image"])
+            (labels if labels_only else shown).append(batch["label" if labels_only else "mask"])
+    half = len(images) // 2
+    assert all(map(torch.equal, images[:half], images[half:]))
+    labels, shown = torch.cat(labels), torch.cat(shown).flatten(2).any(2)
+    assert torch.equal(labels.bool(), shown) and labels.dtype == torch.uint8
+    lost = (folder.truth_area() > 0).sum() - int(shown.sum())
+    assert (lost > 0) == bool(change)
+
+
+def test_labels_of_pseudo_rows_follow_those_of_the_folder(folder, tmp_path):
+    extra = read_folder(make_folder(tmp_path / "extra", n_train=9, n_test=0, shape=(32, 64), seed=8), n_classes=4)
+    data = StripDataset(folder, extra=extra, labels_only=True)
+    for i in range(len(extra)):
+        item = data[len(folder) + i]
+        np.testing.assert_array_equal(item["label"], extra.truth_area()[i] > 0)
+        assert item["image"].shape == (1, 32, 64) and set(item) == {"image", "label", "index"}
+
+
+def test_the_loss_is_the_same_for_masks_and_their_labels():
+    generator = torch.Generator().manual_seed(0)
+    masks = (torch.rand(5, 4, 8, 8, generator=generator) > 0.98).byte()
+    logits, labels = torch.randn(5, 4, generator=generator), masks.flatten(2).any(2).byte()
+    by_hand = nn.functional.binary_cross_entropy(logits.sigmoid(), labels.float())
+    torch.testing.assert_close(class_loss(logits, labels), by_hand)
+    assert torch.equal(class_loss(logits, labels), class_loss(logits, masks))
+    with pytest.raises(ValueError, match=r"\(N,C,H,W\) or \(N,C\)"):
+        class_loss(logits, labels[0])
