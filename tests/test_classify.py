@@ -12,6 +12,7 @@ from timm.models.resnet import BasicBlock, Bottleneck
 from torch import nn
 
 from steel_seg.augment import train_transform
+from steel_seg.class_scores import average_precision, best_f1, error_columns, log_loss, most_wrong, precision_recall
 from steel_seg.config import TrainConfig, field_help
 from steel_seg.data import read_folder
 from steel_seg.dataset import StripDataset, epoch_batches, make_loader
@@ -303,3 +304,42 @@ def test_the_loss_is_the_same_for_masks_and_their_labels():
     assert torch.equal(class_loss(logits, labels), class_loss(logits, masks))
     with pytest.raises(ValueError, match=r"\(N,C,H,W\) or \(N,C\)"):
         class_loss(logits, labels[0])
+
+
+# ---- what is known of scores
+
+
+def test_precision_and_recall_against_a_slow_loop():
+    rng = np.random.default_rng(3)
+    for round_to in (6, 1):  # few and many equal scores
+        score, label = rng.random(80).round(round_to), rng.random(80) < 0.3
+        curve, area, before = precision_recall(score, label), 0.0, 0.0
+        assert curve.thresh.tolist() == sorted(set(score.tolist()), reverse=True)
+        for row in curve.itertuples():
+            hits = sum(1 for s, present in zip(score, label) if s >= row.thresh and present)
+            predicted = sum(1 for s in score if s >= row.thresh)
+            assert (row.precision, row.recall) == pytest.approx((hits / predicted, hits / sum(label)))
+            area, before = area + hits / predicted * (hits / sum(label) - before), hits / sum(label)
+        assert average_precision(score, label) == pytest.approx(area)
+        f1 = 2 * curve.precision * curve.recall / (curve.precision + curve.recall).clip(1e-9)
+        assert f1.max() == pytest.approx(best_f1(score, label)[1])
+
+
+def test_log_loss_is_that_of_torch():
+    rng = np.random.default_rng(0)
+    probs, labels = rng.random((50, 3)), rng.random((50, 3)) < 0.4
+    of_torch = nn.functional.binary_cross_entropy(torch.tensor(probs), torch.tensor(labels, dtype=torch.float64))
+    assert log_loss(probs, labels).mean() == pytest.approx(of_torch.item())
+    assert np.isfinite(log_loss([[0.0]], [[1]])).all()
+
+
+def test_the_most_wrong_pairs_come_first_and_right_ones_not_at_all():
+    rng = np.random.default_rng(1)
+    probs, labels, ids = rng.random((30, 4)), rng.random((30, 4)) < 0.2, [f"{i}.jpg" for i in range(30)]
+    table, columns = most_wrong(probs, labels, ids, 1000), error_columns(probs, labels, ids)
+    distance = (table.probability - table.truth).abs()
+    assert distance.is_monotonic_decreasing and distance.min() > 0.5
+    assert len(table) == (np.abs(probs - labels) > 0.5).sum()
+    first = table.iloc[0]
+    assert columns["classifier error"].idxmax() == first.image_id
+    assert columns.loc[first.image_id, f"classifier error {first.class_id}"] == distance[0]
