@@ -19,13 +19,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from tqdm import tqdm
 
 from .config import TrainConfig
 from .curves import CurveCounter, Curves, read_curves, write_curves
 from .data import StripFolder, class_id, csv_rows
-from .evaluate import masks_and_classes
+from .evaluate import from_first, masks_and_classes
 from .files import read_json, sha256_file, write_text
 from .model import SegModel, load_model
 from .store import FLOOR, ProbStore, to_level
@@ -163,11 +162,6 @@ def _rounds(image_ids: Sequence[str], missing: set[str], batch_size: int, proces
     return [batches[i : i + processes] for i in range(0, len(batches), processes)]
 
 # %% ../nbs/39_predict.ipynb #42b8e386
-def _from_first(accelerator: Accelerator, value: Any) -> Any:
-    "The value of the first process, on all processes."
-    return broadcast_object_list([value])[0] if accelerator.num_processes > 1 else value
-
-
 def _of_all(x: torch.Tensor, size: int, accelerator: Accelerator) -> list[np.ndarray]:
     "The tensors of all processes, in order; with several processes each has `size` rows, zeros at the end."
     if accelerator.num_processes == 1:
@@ -314,7 +308,7 @@ def _predict(job: _Job, folder: StripFolder, config: TrainConfig, tta: str, prog
     if job.target is not None:
         table = _ClassTable(job.class_csv, job.image_ids, folder.n_classes) if config.class_head > 0 else None
         keep = _Keeper(job.image_ids, job.target, table)
-    missing = set(_from_first(accelerator, keep.missing() if keep else None))
+    missing = set(from_first(accelerator, keep.missing() if keep else None))
     silent = not (progress and accelerator.is_main_process)
     with tqdm(total=n, initial=n - len(missing), desc=job.name, unit="image", disable=silent) as bar:
         for group in job.groups:
