@@ -9,7 +9,7 @@ import pytest
 
 from steel_seg import cli
 
-COMMANDS = ["synth", "check-data", "train", "predict", "decide", "submit", "check", "score", "demo"]
+COMMANDS = ["synth", "check-data", "train", "predict", "blend", "decide", "submit", "check", "score", "demo"]
 
 
 @pytest.fixture(scope="module")
