@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['scale_of', 'whole_shares', 'mean_of_pixel', 'mean_levels', 'Part', 'open_parts', 'made_of', 'read_blend',
-           'blend_record', 'check_same_blend', 'write_blend']
+           'blend_record', 'start_blend', 'check_same_blend', 'write_blend']
 
 # %% ../nbs/26_blend.ipynb #37f948df
 import os
@@ -61,7 +61,7 @@ def scale_of(
 def whole_shares(
     weights: Sequence[float],  # one per run, not negative; only their proportions matter
 ) -> tuple[int, ...]:
-    """Weights as the smallest whole numbers with the same proportions, or as thousandths where there are none below 1000.
+    """Weights as the smallest whole numbers with the same proportions; thousandths where none below 1000 have them.
 
     Raises `ValueError` for a weight that is negative or no number, and where all are 0.
     """
@@ -261,8 +261,13 @@ def blend_record(
     }
 
 # %% ../nbs/26_blend.ipynb #dc54fa33
-def _start(out, parts, folder, record):
-    "Write folds.csv and config.json; raises `ValueError` where the folder holds something else."
+def start_blend(
+    out: Path,  # the run folder to make
+    parts: Sequence[Part],
+    folder: StripFolder,
+    record: dict,  # as from `blend_record`
+) -> None:
+    "Write folds.csv and config.json, which comes last; raises `ValueError` where the folder holds something else."
     if out.resolve() in [part.run.resolve() for part in parts]:
         raise ValueError(f"{out} is one of the runs to blend: choose another folder for the blend")
     saved = read_blend(out)
@@ -357,7 +362,7 @@ def write_blend(
     averaged as probabilities. Raises `ValueError` where the folder holds something else.
     """
     out = Path(out)
-    _start(out, parts, folder, record)
+    start_blend(out, parts, folder, record)
     _blend_stores(out / "oof", [part.oof for part in parts], record, progress)
     of_class = folder.n_classes, record["weights"]
     notes = _blend_scores(out / "oof_scores.csv", parts, parts[0].oof.image_ids, *of_class)

@@ -9,8 +9,21 @@ import pytest
 
 from steel_seg import cli
 
-COMMANDS = ["synth", "check-data", "train", "pseudo", "pseudo-ledger", "predict", "decide", "submit", "choose"]
-COMMANDS += ["check", "score", "demo"]
+COMMANDS = [
+    "synth",
+    "check-data",
+    "train",
+    "pseudo",
+    "pseudo-ledger",
+    "predict",
+    "blend",
+    "decide",
+    "submit",
+    "choose",
+    "check",
+    "score",
+    "demo",
+]
 
 
 @pytest.fixture(scope="module")
