@@ -433,6 +433,8 @@ def open_source(
     facts = read_json(run / "config.json")
     if facts["data"] != folder.sha256:
         raise ValueError(f"{run} was trained on other data than {folder.root}: its sha256 is {facts['data']}")
+    if facts["config"].get("task") == "classify":
+        raise ValueError(f"{run} is a classifier and makes no masks: give runs that segment")
     folds = read_folds(run / "folds.csv", folder.images.image_id)
     nets, seen = [], []
     for k in range(folds.fold.max() + 1):
