@@ -251,6 +251,62 @@ def _predict(args):
         print(f"{name}: {path}")
     return {"run": args.run, **made}
 
+# %% ../nbs/70_cli.ipynb #b5e9c6f0
+def _weights(text):
+    "'equal', 'find', or numbers; argparse shows the message of the error."
+    if text in ("equal", "find"):
+        return text
+    try:
+        return [float(number) for number in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not equal, find, or a number for each run such as .5,.3,.2"
+        ) from None
+
+
+def _add_blend(parser):
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders with the same images and folds")
+    parser.add_argument("--data", required=True, type=Path, help="the folder that holds train.csv and train_images/")
+    parser.add_argument("--out", required=True, type=Path, help="the run folder to make")
+    _add_classes(parser)
+    parser.add_argument(
+        "--weights",
+        type=_weights,
+        default="equal",
+        help="equal; find, for those that score highest out of fold; or numbers as .5,.3,.2 (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--mean",
+        choices=("probability", "logit"),
+        default="probability",
+        help="what is averaged: probabilities, or their logits (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="random seed of sample and intervals (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--sample",
+        type=int,
+        default=1000,
+        metavar="IMAGES",
+        help="number of images on which weights are found and blends are compared (default: %(default)s)",
+    )
+
+# %% ../nbs/70_cli.ipynb #2a68fd8b
+def _blend(args):
+    from steel_seg.blend_weights import blend_runs
+    from steel_seg.data import read_folder
+
+    folder = read_folder(args.data, n_classes=args.classes)
+    done = blend_runs(
+        args.runs, folder, args.out, args.weights, args.mean, seed=args.seed, most=args.sample, progress=True
+    )
+    print(done)
+    print(f"blend: {args.out}; next: steel_seg decide --data {args.data} --run {args.out}")
+    table = done.table.astype(object).where(done.table.notna(), None)
+    result = {name: done.record[name] for name in ("runs", "weights", "mean", "how", "seed", "images")}
+    return {"run": args.out, **result, "table": table.to_dict("index"), "notes": done.notes}
+
 # %% ../nbs/70_cli.ipynb #f1d5cf3a
 def _add_decide(parser):
     _add_chain(parser)
@@ -642,6 +698,7 @@ _COMMANDS = (
     _Command("check-data", _check_data, _add_check_data, "list everything that is wrong with a data folder"),
     _Command("train", _train, _add_train, "train the folds of a run, or resume their training"),
     _Command("predict", _predict, _add_predict, "predict out of fold, and the test images if there are any"),
+    _Command("blend", _blend, _add_blend, "make a run of several runs: the mean of their predictions"),
     _Command(
         "decide",
         _decide,

@@ -9,7 +9,19 @@ import pytest
 
 from steel_seg import cli
 
-COMMANDS = ["synth", "check-data", "train", "predict", "decide", "submit", "choose", "check", "score", "demo"]
+COMMANDS = [
+    "synth",
+    "check-data",
+    "train",
+    "predict",
+    "blend",
+    "decide",
+    "submit",
+    "choose",
+    "check",
+    "score",
+    "demo",
+]
 
 
 @pytest.fixture(scope="module")
