@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 from conftest import real_data
 from made import NEEDS_SCORE
-from steel_seg.class_scores import best_f1, f1_at, f1_folds, f1_intervals, f1_table, nested_f1, read_class_levels
 
+from steel_seg.class_scores import best_f1, f1_at, f1_folds, f1_intervals, f1_table, nested_f1, read_class_levels
 from steel_seg.curves import Curves, map_counts
 from steel_seg.gates import area_values, choose_gate, compare_gates, gate_rules, gate_values
 from steel_seg.metric import paired_difference
