@@ -180,17 +180,18 @@ def _train(args):
     from steel_seg.config import TrainConfig
     from steel_seg.data import read_folder
     from steel_seg.files import read_json
-    from steel_seg.train import train_run
+    from steel_seg.train import all_empty_scores, train_run
 
     options = {k.removeprefix("config_"): v for k, v in vars(args).items() if k.startswith("config_")}
     base = TrainConfig.from_json(read_json(args.config)) if args.config else TrainConfig()
     config = replace(base, **options)
-    history = train_run(args.run, read_folder(args.data, n_classes=args.classes), config, only=args.fold)
-    best = history.groupby("fold").score.max()
-    rule = f"under {config.rule}" if config.rule else "at level 128"
+    folder = read_folder(args.data, n_classes=args.classes)
+    history = train_run(args.run, folder, config, only=args.fold)
+    best = {int(fold): score for fold, score in history.groupby("fold").score.max().items()}
+    nothing, rule = all_empty_scores(args.run, folder), f" under {config.rule}" if config.rule else ""
     for fold, score in best.items():
-        print(f"fold {fold}: best score {score:.4f} {rule}")
-    return {"run": args.run, "best": {int(k): v for k, v in best.items()}}
+        print(f"fold {fold}: best score {score:.4f}{rule}, predicting nothing {nothing[fold]:.4f}")
+    return {"run": args.run, "best": best, "all_empty": {fold: nothing[fold] for fold in best}}
 
 # %% ../nbs/70_cli.ipynb #e21d03c8
 def _add_predict(parser):

@@ -97,7 +97,7 @@ class StageFields:
     ema: float = 0.0  # decay of a moving average of the weights, which is scored and kept instead; 0: no average
     average: int = 0  # number of best epochs whose mean weights are scored at the end and kept if better; 0: none
     early_stop: int = 0  # epochs without a better score after which a stage ends; 0: never
-    rule: str | None = None  # a rule.json with which epochs are scored; none: threshold level 128, no minimum area
+    rule: str | None = None  # a rule.json with which epochs are scored; none: the best rule of each epoch
 
 # %% ../nbs/35_config.ipynb #8e16d63f
 @dataclass(frozen=True)

@@ -19,16 +19,20 @@ from accelerate import Accelerator
 
 from steel_seg.augment import train_transform
 from steel_seg.config import TrainConfig
+from steel_seg.curves import CurveCounter
 from steel_seg.data import read_folder
 from steel_seg.dataset import StripDataset, epoch_batches, make_loader
+from steel_seg.decide import choose_rules
+from steel_seg.evaluate import BY_BEST_RULE, by_rules, evaluate
 from steel_seg.folds import make_folds, write_folds
 from steel_seg.loss import build_loss
 from steel_seg.metric import dice, mask_counts
 from steel_seg.model import build_model, load_model
 from steel_seg.optim import rate_at
+from steel_seg.post import Rule, apply_rules
 from steel_seg.state import load_state, save_state
 from steel_seg.synth import make_folder
-from steel_seg.train import evaluate, read_config, start_run, step_seed, train_fold, train_run
+from steel_seg.train import all_empty_scores, read_config, start_run, step_seed, train_fold, train_run
 
 # 20 training images a fold: 5 batches, so the last of 3 steps has one batch where the others have two. FPN has dropout.
 THIN = {"decoder_pyramid_channels": 32, "decoder_segmentation_channels": 32}
@@ -225,27 +229,94 @@ def test_loss_falls_and_models_know_their_images(calm, folder):
         assert meta["train_ids"] == folds.image_id[folds.fold != 0].tolist() and meta["data"] == folder.sha256
 
 
-def test_score_is_the_competitions(calm, folder):
-    "Counts on the device against masks in numpy, at a batch size that does not divide the images."
-    model = load_model(calm / "fold_0/best")
+def rules_by_hand(levels, truth, shape):
+    "What `decide` chooses by default, from levels (N,C,H,W) through the counter of stores."
+    names = [str(k) for k in range(len(levels))]
+    counter = CurveCounter(names, levels.shape[1], shape)
+    for name, level, mask in zip(names, levels, truth):
+        counter.add(name, level, mask)
+    return choose_rules(counter.finish())
+
+
+@pytest.mark.parametrize("how", ["best rule", "level 128"])
+def test_score_is_the_competitions(calm, folder, how):
+    "Counts of batches against masks in numpy, at a batch size that does not divide the images."
+    model = load_model(calm / "fold_0/last")
     with torch.no_grad():
-        model.net.segmentation_head[0].bias[[0, 3]] -= 10  # so that some pairs are empty on both sides
-    rows = list(range(13))
+        model.net.segmentation_head[0].bias[[0, 3]] -= 3  # so that some pairs are empty on both sides
+    rows = list(range(33))
     items = [StripDataset(folder)[i] for i in rows]
     with torch.inference_mode():
         prob = torch.cat([model(x["image"][None]) for x in items]).sigmoid().numpy()
-    truth = np.stack([x["mask"] for x in items])
-    d = dice(*mask_counts(np.rint(prob * 255) >= 128, truth))
+    levels, truth = np.rint(prob * 255).astype(np.uint8), np.stack([x["mask"] for x in items])
+    rules = [Rule()] * 4 if how == "level 128" else rules_by_hand(levels, truth, folder.shape)
+    d = dice(*mask_counts(np.stack([apply_rules(level, rules) for level in levels]), truth))
     model.train()
     loader = make_loader(StripDataset(folder), epoch_batches(rows, 5, 0, 0, shuffle=False, drop_last=False))
-    seen = []
-    found = evaluate(model, loader, build_loss("bce"), Accelerator(), lambda *now: seen.append(now))
-    assert model.training and seen == [(1, 3), (2, 3), (3, 3)]
-    assert found["score"] == pytest.approx(d.mean(), abs=1e-12) and {0, 1} < set(d.flat)
+    seen, scoring = [], by_rules(rules) if how == "level 128" else BY_BEST_RULE
+    found = evaluate(model, loader, build_loss("bce"), Accelerator(), lambda *now: seen.append(now), scoring)
+    assert model.training and seen == [(n, 7) for n in range(1, 8)]
     there = truth.any((2, 3))
+    assert (truth.any() and d[there].max() > 0) or how == "best rule"
+    assert found["score"] == pytest.approx(d.mean(), abs=1e-12)
     assert (found["present"], found["empty"]) == pytest.approx((d[there].mean(), d[~there].mean()), abs=1e-12)
     assert [found[f"score_{k}"] for k in (1, 2, 3, 4)] == pytest.approx(d.mean(0).tolist(), abs=1e-12)
     assert found["val_loss"] == pytest.approx(-np.where(truth, np.log(prob), np.log1p(-prob)).mean(), rel=1e-4)
+
+
+class Shows(torch.nn.Module):
+    "The logits of each image, by its first pixels: they stand for what a net has learnt."
+
+    def __init__(self, logits_of):
+        super().__init__()
+        self.logits_of = logits_of
+
+    def forward(self, images):
+        return torch.stack([self.logits_of[image.numpy().tobytes()] for image in images])
+
+
+def test_an_epoch_that_ranks_pixels_is_kept_before_one_that_shows_nothing(folder, tmp_path, monkeypatch):
+    """Epoch 1 shows nothing; the maps of epoch 2 stay below level 128, with every defect above all steel; epoch 3 is
+    as 1. At level 128 all of them score the share of empty pairs, and the first of equals would be kept."""
+    faint, blank, real = {}, {}, evaluate
+    for image_id in folder.images.image_id:
+        key = folder.image(image_id).tobytes()
+        faint[key] = torch.from_numpy(folder.mask(image_id)) * 2.3 - 2.5
+        blank[key] = torch.full_like(faint[key], -9.0)
+    nets = iter([Shows(blank), Shows(faint), Shows(blank)])
+    monkeypatch.setattr("steel_seg.train.evaluate", lambda net, *a: real(next(nets), *a))
+    run = tmp_path / "run"
+    history = train_run(run, folder, TINY, only=0, progress=False)
+    empty = all_empty_scores(run, folder)[0]
+    assert history.score.tolist() == pytest.approx([empty, 1, empty])
+    assert history.present.tolist() == pytest.approx([0, 1, 0]) and history["empty"].tolist() == pytest.approx(
+        [1, 1, 1]
+    )
+    assert load_model(run / "fold_0/best").meta["epoch"] == 2
+    assert load_model(run / "fold_0/last").meta["epoch"] == 3
+
+
+def test_a_state_that_was_scored_otherwise_is_refused(calm, folder, tmp_path):
+    "Scores at level 128 and under the best rule do not mix, neither from an earlier version nor by a changed scoring."
+    run = tmp_path / "run"
+    shutil.copytree(calm, run)
+    tensors, at = load_state(run / "fold_0/state.safetensors")
+    save_state(run / "fold_0/state.safetensors", tensors, {**at, "format": 2})
+    with pytest.raises(ValueError, match="earlier version of steel_seg, which scored epochs in another way"):
+        train_fold(run, folder, 0, progress=False)
+    made = {**at["made"], "scoring": "at level 128"}
+    save_state(run / "fold_0/state.safetensors", tensors, {**at, "made": made})
+    with pytest.raises(ValueError, match="scoring was 'at level 128', is now 'by the best rule of each epoch'"):
+        train_fold(run, folder, 0, progress=False)
+
+
+def test_the_score_of_nothing_is_printed_beside(calm, folder, tmp_path, capsys):
+    empty = f"{all_empty_scores(calm, folder)[0]:.4f}"
+    start_run(tmp_path / "run", replace(TINY, epochs=1), folder)
+    train_fold(tmp_path / "run", folder, 0)
+    assert f"scored on 20 images, where predicting nothing scores {empty}" in capsys.readouterr().out
+    train_fold(calm, folder, 0)
+    assert f"of 3, predicting nothing {empty}" in capsys.readouterr().out
 
 
 def test_workers_do_not_matter(calm, folder, tmp_path):
