@@ -20,6 +20,7 @@ from steel_seg import model as model_module
 from steel_seg.model import (
     PACKAGED,
     SegModel,
+    build_classifier,
     build_model,
     checkpoint_encoder,
     load_model,
@@ -357,6 +358,8 @@ def test_weights_of_an_installed_package(encoder, empty_cache, no_network, tmp_p
             rtol=1e-3,
             atol=1e-4,
         )
+    of_classes = build_classifier(encoder, in_channels=3, encoder_weights="imagenet").net.encoder.state_dict()
+    assert len(of_classes) == len(own) - 2 and all(torch.equal(t, own[n]) for n, t in of_classes.items())
     assert not [name for name in sys.modules if name.startswith(entry.file.split("/")[0])]
     folder = save_model(one, tmp_path / "m")
     with mock.patch.dict(PACKAGED, clear=True):
