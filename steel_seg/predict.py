@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FLIPS', 'predict_both', 'predict_probs', 'LeftOut', 'Prefilter', 'read_prefilter', 'prefilter_text', 'predict_oof',
-           'count_oof', 'predict_test']
+           'count_oof', 'predict_test', 'predict_scores']
 
 # %% ../nbs/39_predict.ipynb #00ce1322
 import os
@@ -27,8 +27,8 @@ from .config import TrainConfig
 from .curves import CurveCounter, Curves, read_curves, write_curves
 from .data import StripFolder, class_id, csv_rows
 from .evaluate import from_first, masks_and_classes
-from .files import read_json, sha256_file, write_text
-from .model import SegModel, load_model
+from .files import read_json, sha256_file, write_json, write_text
+from .model import ClassModel, SegModel, load_model
 from .store import FLOOR, ProbStore, to_level
 from .train import folds_of, read_config
 
@@ -41,7 +41,12 @@ def _check_tta(tta: str) -> None:
         raise ValueError(f"tta={tta!r} is not one of {', '.join(FLIPS)}")
 
 # %% ../nbs/39_predict.ipynb #ee61e3cc
-_Probs = tuple[torch.Tensor, torch.Tensor | None]  # of pixels (N,C,H,W), and of classes (N,C) or None
+_Probs = tuple[torch.Tensor | None, torch.Tensor | None]  # of pixels (N,C,H,W), and of classes (N,C); one may be None
+
+
+def _half_sum(a: torch.Tensor | None, b: torch.Tensor | None) -> torch.Tensor | None:
+    "The mean of two; None where there are none."
+    return None if a is None or b is None else (a + b) / 2
 
 
 def _flipped(probs_of: Callable[[torch.Tensor], _Probs], images: torch.Tensor, axes: Sequence[int]) -> _Probs:
@@ -51,24 +56,22 @@ def _flipped(probs_of: Callable[[torch.Tensor], _Probs], images: torch.Tensor, a
     axis, rest = axes[0], axes[1:]
     masks, classes = _flipped(probs_of, images, rest)
     mirrored, classes_of_mirrored = _flipped(probs_of, images.flip(axis), rest)
-    mean = (masks + mirrored.flip(axis)) / 2
-    if classes is None or classes_of_mirrored is None:
-        return mean, None
-    return mean, (classes + classes_of_mirrored) / 2
+    flipped_back = None if mirrored is None else mirrored.flip(axis)
+    return _half_sum(masks, flipped_back), _half_sum(classes, classes_of_mirrored)
 
 # %% ../nbs/39_predict.ipynb #d133b621
 def _probabilities(model: torch.nn.Module, images: torch.Tensor) -> _Probs:
     "Probabilities of pixels and of classes, as float32."
-    masks, classes = masks_and_classes(model(images))
-    return masks.float().sigmoid(), None if classes is None else classes.float().sigmoid()
+    masks, classes = (None if x is None else x.float().sigmoid() for x in masks_and_classes(model(images)))
+    return masks, classes
 
 # %% ../nbs/39_predict.ipynb #0b26b6e5
 def predict_both(
-    model: SegModel,  # on any device; its mode is left as it was
+    model: SegModel | ClassModel,  # on any device; its mode is left as it was
     images: torch.Tensor,  # (N,1,H,W) uint8, on any device
     tta: str = "hflip",  # "none"; "hflip": mean of the image and its mirror image; "flips": of all four flips
     precision: str = "no",  # "bf16" or "fp16": autocast, but not on a CPU
-) -> tuple:  # (N,C,H,W) float32 in 0..1 on the model's device; (N,C) likewise, or None where the net has no class head
+) -> tuple:  # (N,C,H,W) and (N,C), float32 in 0..1 on the model's device; None: no masks, or no class head
     "Probabilities of pixels and of classes of a batch, in eval mode; raises `ValueError` for an unknown `tta`."
     _check_tta(tta)
     device = next(model.parameters()).device
@@ -149,8 +152,9 @@ class _Keeper:
         without_classes = set(self.image_ids).difference(self.table.rows) if self.table else set()
         return [i for i in self.image_ids if i in self.target.missing or i in without_classes]
 
-    def __call__(self, image_id: str, levels: np.ndarray, classes: np.ndarray | None) -> None:
+    def __call__(self, image_id: str, levels: np.ndarray | None, classes: np.ndarray | None) -> None:
         if image_id in self.target.missing:
+            assert levels is not None  # a classifier's target misses nothing
             self.target.write(image_id, levels)
         if self.table:
             assert classes is not None  # the net of a run with a class table has a class head
@@ -174,11 +178,11 @@ def _of_all(x: torch.Tensor, size: int, accelerator: Accelerator) -> list[np.nda
 
 
 def _gathered(
-    levels: torch.Tensor, classes: torch.Tensor | None, size: int, accelerator: Accelerator
-) -> list[tuple[np.ndarray, np.ndarray | None]]:
-    "(levels, classes) of each process in turn, from batches of at most `size` images."
-    levels_of = _of_all(levels, size, accelerator)
-    classes_of = [None] * len(levels_of) if classes is None else _of_all(classes, size, accelerator)
+    levels: torch.Tensor | None, classes: torch.Tensor | None, size: int, accelerator: Accelerator
+) -> list[tuple[np.ndarray | None, np.ndarray | None]]:
+    "(levels, classes) of each process in turn, from batches of at most `size` images; None where there are none."
+    none = [None] * accelerator.num_processes
+    levels_of, classes_of = (none if x is None else _of_all(x, size, accelerator) for x in (levels, classes))
     return list(zip(levels_of, classes_of))
 
 # %% ../nbs/39_predict.ipynb #424804e1
@@ -198,7 +202,8 @@ def _keep_round(
     for image_ids, (levels, classes) in zip(batches, gathered):
         for k, image_id in enumerate(image_ids):
             if image_id in missing:
-                futures.append(threads.submit(keep, image_id, levels[k], None if classes is None else classes[k]))
+                of_image = (None if x is None else x[k] for x in (levels, classes))
+                futures.append(threads.submit(keep, image_id, *of_image))
     return futures
 
 
@@ -231,7 +236,8 @@ def _fill(
             images = torch.from_numpy(np.stack([future.result() for future in reading])[:, None])
             reading = [readers.submit(read, i) for i in next_batch]
             probs, classes = probs_of(images)
-            gathered = _gathered(_levels(probs), classes, batch_size, accelerator)
+            levels = None if probs is None else _levels(probs)
+            gathered = _gathered(levels, classes, batch_size, accelerator)
             _wait_for(keeping, bar)  # no more than one round is in memory beside this one
             keeping = _keep_round(keepers, keep, batches, gathered, missing) if keep else []
         _wait_for(keeping, bar)
@@ -246,27 +252,33 @@ def _identity(
     return {"kind": kind, "data": folder.sha256, "tta": tta, **manifests, **left_out}
 
 
+def _check_same(path: Path, saved: dict, meta: dict, *differences: str) -> None:
+    "Raise `ValueError` where what is saved at `path` is of another origin."
+    changed = [(key, saved.get(key), value) for key, value in meta.items() if saved.get(key) != value]
+    differences = *(f"{key} was {old!r}, is now {new!r}" for key, old, new in changed), *differences
+    if differences:
+        raise ValueError(
+            f"{path} was predicted with something else: {'; '.join(differences)}. Remove {path} to predict again"
+        )
+
+
 def _open_store(path: Path, image_ids: Sequence[str], folder: StripFolder, meta: dict) -> ProbStore:
     "Open the store at `path` to continue it, or make it; raises where it has another origin."
     if not path.exists():
         return ProbStore.create(path, image_ids, folder.n_classes, folder.shape, meta=meta)
     store = ProbStore.open(path, "a")
-    expected = {"prefilter": None, **meta}
-    changed = [(key, store.meta.get(key), value) for key, value in expected.items() if store.meta.get(key) != value]
-    differences = [f"{key} was {old!r}, is now {new!r}" for key, old, new in changed]
-    if store.image_ids != tuple(image_ids):
-        differences.append("it holds other images")
-    if differences:
-        raise ValueError(
-            f"{path} was predicted with something else: {'; '.join(differences)}. Remove {path} to predict again"
-        )
+    other_images = ["it holds other images"] * (store.image_ids != tuple(image_ids))
+    _check_same(path, store.meta, {"prefilter": None, **meta}, *other_images)
     return store
 
 # %% ../nbs/39_predict.ipynb #b2cdba03
-def _check_run(run: Path, folder: StripFolder, tta: str) -> TrainConfig:
-    "The configuration of a run whose folds are all trained, on this data; raises where that is not so."
+def _check_run(run: Path, folder: StripFolder, tta: str, task: str = "segment") -> TrainConfig:
+    "The configuration of a run of this task whose folds are all trained, on this data; raises where that is not so."
     _check_tta(tta)
     config, facts = read_config(run)
+    if config.task != task:
+        is_not = {"segment": "has no masks: use predict_scores", "classify": "is no classifier: use predict_oof"}
+        raise ValueError(f"{run} (task={config.task!r}) {is_not[task]}")
     if facts["data"] != folder.sha256:
         raise ValueError(
             f"{run} was trained on other data: its sha256 is {facts['data']}, that of {folder.root} is {folder.sha256}"
@@ -284,17 +296,18 @@ class _Group(NamedTuple):
     models: list[Path]  # model folders
 
 
-def _load_best(path: Path) -> SegModel:
+def _load_best(path: Path) -> SegModel | ClassModel:
     "A model on the device of this process, in the memory format that is faster than torch's own."
     model = load_model(path, Accelerator().device)
     model.to(memory_format=torch.channels_last)
     return model
 
 
-def _mean_probs(models: Sequence[SegModel], images: torch.Tensor, tta: str, precision: str) -> _Probs:
+def _mean_probs(models: Sequence[SegModel | ClassModel], images: torch.Tensor, tta: str, precision: str) -> _Probs:
     "The mean of what the models predict."
-    masks, classes = zip(*(predict_both(model, images, tta, precision) for model in models))
-    return torch.stack(masks).mean(0), None if classes[0] is None else torch.stack(classes).mean(0)
+    predicted = zip(*(predict_both(model, images, tta, precision) for model in models))
+    masks, classes = (None if of_models[0] is None else torch.stack(of_models).mean(0) for of_models in predicted)
+    return masks, classes
 
 # %% ../nbs/39_predict.ipynb #a1c421a4
 @dataclass(frozen=True, eq=False)
@@ -322,7 +335,8 @@ def _predict(job: _Job, folder: StripFolder, config: TrainConfig, tta: str, prog
     "Predict the images of a job that are missing, and keep the predictions."
     accelerator, n, keep = Accelerator(), len(job.image_ids), None
     if job.target is not None:
-        table = _ClassTable(job.class_csv, job.image_ids, folder.n_classes) if config.class_head > 0 else None
+        has_classes = config.task == "classify" or config.class_head > 0
+        table = _ClassTable(job.class_csv, job.image_ids, folder.n_classes) if has_classes else None
         keep = _Keeper(job.image_ids, job.target, table)
     missing = set(from_first(accelerator, keep.missing() if keep else None))
     silent = not (progress and accelerator.is_main_process)
@@ -358,12 +372,25 @@ def _oof_groups(run: Path, folder: StripFolder, k: int) -> list[_Group]:
     return groups
 
 # %% ../nbs/39_predict.ipynb #e6d0e46d
+def _scores_origin(run: Path) -> dict[str, Any] | None:
+    "What is known of the nets that made oof_scores.csv: a file beside it, or a class head's store; None: nothing."
+    origin = run / "oof_scores.json"
+    if origin.exists():
+        return read_json(origin)
+    return ProbStore.open(run / "oof").meta if (run / "oof").is_dir() else None
+
+
 def _nets_show_out_of_fold(run: Path, folder: StripFolder) -> bool:
     "True where the nets of a run were not trained on the images of their folds, False without nets; else it raises."
     if not any(run.glob("fold_*/best")):
         return False
-    config = _check_run(run, folder, "none")
+    config, _ = read_config(run)
+    _check_run(run, folder, "none", config.task)
     _oof_groups(run, folder, config.folds)
+    origin = _scores_origin(run)
+    if origin:
+        of_these_nets = _identity("oof", run, config.folds, folder, origin.get("tta", "none"))
+        _check_same(run / "oof_scores.csv", origin, of_these_nets)
     return True
 
 # %% ../nbs/39_predict.ipynb #317dd5d1
@@ -563,3 +590,45 @@ def predict_test(
     job = _Job("test", image_ids, groups, target, run / "test_scores.csv", left_out)
     _predict(job, folder, config, tta, progress, batch_size)
     return ProbStore.open(run / "test")
+
+# %% ../nbs/39_predict.ipynb #8a361e61
+def _scores_target(csv: Path, meta: dict) -> _Target | None:
+    "The target of a classifier's run, which misses no levels; raises where the csv is of another origin."
+    if not Accelerator().is_main_process:
+        return None
+    origin = csv.with_suffix(".json")
+    if csv.exists() and not origin.exists():
+        raise ValueError(
+            f"{csv} has no {origin.name} beside it, so its origin is not known. Remove it to predict again"
+        )
+    if csv.exists():
+        _check_same(csv, read_json(origin), meta)
+    else:
+        write_json(origin, meta)
+    return _Target(lambda image_id, levels: None, set())
+
+# %% ../nbs/39_predict.ipynb #381f69ee
+def predict_scores(
+    run: str | Path,  # a run of classifiers that is trained
+    folder: StripFolder,  # the data it was trained on
+    part: str = "oof",  # or "test"
+    tta: str = "hflip",  # as for `predict_probs`
+    progress: bool = True,  # a bar on stderr
+    batch_size: int = 8,  # images at a time
+) -> Path:  # run/oof_scores.csv or run/test_scores.csv, as `read_class_probs` reads it
+    """Predict the classes of every training image by its own fold's best net, or of test images by the mean of all.
+
+    Called again after a stop, it continues with the missing images. Raises `ValueError` as `predict_oof` and
+    `predict_test` do, and where the run is one of masks.
+    """
+    run = Path(run)
+    config = _check_run(run, folder, tta, "classify")
+    if part == "test" and not len(folder.test):
+        raise ValueError(f"{folder.root} has no test images")
+    image_ids = (folder.images if part == "oof" else folder.test).image_id.tolist()
+    best = [run / f"fold_{k}/best" for k in range(config.folds)]
+    groups = _oof_groups(run, folder, config.folds) if part == "oof" else [_Group(image_ids, best)]
+    csv = run / f"{part}_scores.csv"
+    target = _scores_target(csv, _identity(part, run, config.folds, folder, tta))
+    _predict(_Job(part, image_ids, groups, target, csv), folder, config, tta, progress, batch_size)
+    return csv
