@@ -138,11 +138,11 @@ def _score_section(table: pd.DataFrame) -> str:
     mean = table.loc["mean"]
     return f"""<p class="score">{mean["nested"]:.4f}</p>
 <p>Mean F1 over the classes, each image judged by thresholds that were chosen on the other folds: what to expect on
-fresh images. On the images that chose the thresholds it is {mean["best"]:.4f}, at .5 it is {mean["half"]:.4f}.
-The log loss is {mean["log_loss"]:.4f}.</p>{html_table(table)}
+fresh images. On the images that chose the thresholds it is {mean["best"]:.4f}, at .5 it is {mean["half"]:.4f}. The
+log loss is {mean["log_loss"]:.4f}.</p>{html_table(table)}
 <p>present: images with the class. half: F1 at a probability of .5. thresh: the best threshold, and the interval in
-which 95% of resamples of the images choose it. best: its F1 on the images that chose it, with its interval from low to high.
-nested: F1 under thresholds of the other folds.</p>"""
+which 95% of resamples of the images choose it. best: its F1 on the images that chose it, with its interval from low
+to high. nested: F1 under thresholds of the other folds.</p>"""
 
 
 _FOLDS_TEXT = """<p>present: images of the fold with the class. own: the threshold that is best on the fold's own images.
@@ -159,8 +159,9 @@ def _wrong_section(opened: ClassRun, wrong: pd.DataFrame, pictures: int) -> str:
     )
     shown = []
     for image_id in wrong.image_id.drop_duplicates()[:pictures]:
-        rows = wrong[wrong.image_id == image_id].to_dict("records")
-        said = ", ".join(f"class {r['class_id']}: {r['probability']:.3f}, truth {r['truth']}" for r in rows)
+        rows = wrong[wrong.image_id == image_id]
+        pairs = zip(rows.class_id, rows.probability, rows.truth)
+        said = ", ".join(f"class {k}: {probability:.3f}, truth {truth}" for k, probability, truth in pairs)
         picture = overlay(opened.folder.image(image_id), opened.folder.mask(image_id))
         shown.append(_picture(f"{image_id}: {said}", picture))
     return how + html_table(wrong.set_index("image_id")) + "".join(shown)
