@@ -36,6 +36,7 @@ class NetFields:
     attention: str | None = None  # segment: scse, in unet and unetplusplus; classify: cbam, in every block; or none
     class_head: float = 0.0  # loss weight of a head that predicts which classes an image shows; 0: none; segment only
     decoder: dict | None = None  # more arguments of the network as JSON, such as {"decoder_channels": [64, 32, 16]}
+    init_from: str | None = None  # a run: fold k begins from its best net of fold k; none: from encoder_weights
 
 # %% ../nbs/35_config.ipynb #37fff96b
 @dataclass(frozen=True)

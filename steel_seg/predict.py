@@ -27,6 +27,7 @@ from .data import StripFolder, class_id, csv_rows
 from .evaluate import from_first, masks_and_classes
 from .files import read_json, sha256_file, write_json, write_text
 from .model import ClassModel, SegModel, load_model
+from .seen import how_seen, seen_ids
 from .store import FLOOR, ProbStore, to_level
 from .train import folds_of, read_config
 
@@ -339,17 +340,16 @@ def _predict(job: _Job, folder: StripFolder, config: TrainConfig, tta: str, prog
 
 # %% ../nbs/39_predict.ipynb #4b8a5bc4
 def _oof_groups(run: Path, folder: StripFolder, k: int) -> list[_Group]:
-    "The images of each of `k` folds and their model; raises where a model was trained on an image of its fold."
+    "The images of each of `k` folds and their model; raises where a model has learned from an image of its fold."
     fold_of, image_ids = folds_of(run, folder, k), folder.images.image_id
     groups = [_Group(image_ids[fold_of == i].tolist(), [run / f"fold_{i}/best"]) for i in range(k)]
     for i, group in enumerate(groups):
-        train_ids = read_json(run / f"fold_{i}/best/steel_seg.json")["meta"]["train_ids"]
-        leaked = set(train_ids).intersection(group.image_ids)
+        best = run / f"fold_{i}/best"
+        leaked = seen_ids(best).intersection(group.image_ids)
         if leaked:
             raise ValueError(
-                f"{run}/fold_{i}/best was trained on {min(leaked)}, which folds.csv puts into fold {i} ({len(leaked)} "
-                "such images): its prediction would not be out of fold. Restore the folds.csv that the run was "
-                "trained with"
+                f"{how_seen(best, min(leaked))}, which folds.csv puts into fold {i} ({len(leaked)} such images): "
+                "its prediction would not be out of fold. Restore the folds.csv that the run was trained with"
             )
     return groups
 
@@ -374,9 +374,9 @@ def predict_oof(
     Called again after a stop, it continues with the missing images. With a class head the probabilities of the classes
     go to `run/oof_scores.csv`, as `read_class_levels` reads it.
 
-    Raises `ValueError` where a model's own list of training images holds an image that it is to predict (it names one),
-    where a fold is not trained to its end, or where `run/oof` was made by other models, on other data, or with other
-    `tta`.
+    Raises `ValueError` where a model, or one that it began from, was trained on an image that it is to predict (image
+    and way are named), where a fold is not trained to its end, or where `run/oof` was made by other models, on other
+    data, or with other `tta`.
     """
     run, image_ids = Path(run), folder.images.image_id.tolist()
     config = _check_run(run, folder, tta)

@@ -46,12 +46,21 @@ from steel_seg.evaluate import (
     masks_and_classes,
     to_device,
 )
-from .files import read_json, to_json, versions, whole, write_json, write_text
+from .files import read_json, sha256_file, to_json, versions, whole, write_json, write_text
 from .folds import make_folds, read_folds, write_folds
 from .loss import build_loss, class_loss
-from .model import ClassModel, SegModel, build_classifier, build_model, checkpoint_encoder, save_model
+from steel_seg.model import (
+    ClassModel,
+    SegModel,
+    build_classifier,
+    build_model,
+    checkpoint_encoder,
+    load_model,
+    save_model,
+)
 from .optim import beta1_at, build_optimizer, optimizer_parts, rate_at, restore_optimizer, set_rate
 from .post import Rule, gates_of_classifier, read_rules
+from .seen import how_seen, seen_ids
 from .state import Ema, digest, keep_best, load_state, mean_tensors, pack, save_state, unpack
 from .store import FLOOR
 
@@ -155,10 +164,30 @@ def _check_same_run(run: Path, config: TrainConfig, folder: StripFolder) -> None
     if saved != config:
         write_json(run / "config.json", {"config": asdict(config), **facts})
 
+# %% ../nbs/38_train.ipynb #fe95146a
+def _stats_of_run(config: TrainConfig, folder: StripFolder) -> tuple[float, float]:
+    "Mean and standard deviation for a new run: those of its images, or those of the run that it begins from."
+    if config.init_from is None:
+        return image_stats(folder, np.random.default_rng(config.seed))
+    _, facts = read_config(config.init_from)
+    if facts["classes"] != folder.n_classes:
+        raise ValueError(
+            f"init_from: {config.init_from} has nets for {facts['classes']} classes, the data has {folder.n_classes}"
+        )
+    return facts["mean"], facts["std"]
+
+
+def _new_folds(config: TrainConfig, folder: StripFolder) -> pd.DataFrame:
+    "The folds of a new run: those of the run that it begins from, where the images are the same; else new ones."
+    path = Path(config.init_from or "") / "folds.csv"
+    if config.init_from and set(pd.read_csv(path, dtype=str).image_id) == set(folder.images.image_id):
+        return read_folds(path, folder.images.image_id)
+    return make_folds(folder, config.folds, config.seed)
+
 # %% ../nbs/38_train.ipynb #2fbf43d6
 def _run_facts(config: TrainConfig, folder: StripFolder) -> dict:
     "The content of a new run's config.json."
-    mean, std = image_stats(folder, np.random.default_rng(config.seed))
+    mean, std = _stats_of_run(config, folder)
     return {
         "config": asdict(config),
         "data": folder.sha256,
@@ -192,6 +221,8 @@ def start_run(
 ) -> Path:
     """Make a run folder: `folds.csv` (unless the file exists) and `config.json`; returns its path.
 
+    With `init_from` the folds are those of that run where it has the same images.
+
     Where the run exists, its configuration and its data must be the same (`num_workers`, `cache` and `save_every` may
     differ); raises `ValueError` that says what differs.
     """
@@ -199,10 +230,11 @@ def start_run(
     if (run / "config.json").exists():
         _check_same_run(run, config, folder)
         return run
+    facts = _run_facts(config, folder)
     if not (run / "folds.csv").exists():
-        write_folds(run / "folds.csv", make_folds(folder, config.folds, config.seed))
+        write_folds(run / "folds.csv", _new_folds(config, folder))
     _check_scorable(run, config, folder)
-    write_json(run / "config.json", _run_facts(config, folder))  # last: a run exists when its config.json does
+    write_json(run / "config.json", facts)  # last: a run exists when its config.json does
     return run
 
 # %% ../nbs/38_train.ipynb #910e41bc
@@ -348,6 +380,41 @@ def _scoring_rules(config: TrainConfig, folder: StripFolder) -> Sequence[Rule] |
         )
     return rules
 
+# %% ../nbs/38_train.ipynb #85691e2d
+@dataclass(frozen=True, eq=False)
+class _Before:
+    "The net that a fold begins from."
+
+    model: Path  # its folder
+    sha256: str  # of its manifest, so of its weights and its memory
+    seen: frozenset[str]  # every labelled image that it has learned from
+
+
+def _net_before(config: TrainConfig, number: int) -> _Before | None:
+    "The best net of a fold of `init_from`, or None without one; raises where that fold is not finished."
+    if config.init_from is None:
+        return None
+    fold = Path(config.init_from) / f"fold_{number}"
+    if not all((fold / name / "manifest.json").exists() for name in ("best", "last")):
+        raise ValueError(
+            f"init_from: {fold} is not trained to its end, so fold {number} cannot begin from it. "
+            f"Train this fold of {config.init_from} first"
+        )
+    model = fold / "best"
+    return _Before(model, sha256_file(model / "manifest.json"), seen_ids(model))
+
+# %% ../nbs/38_train.ipynb #58cfd34b
+def _check_unseen(before: _Before, held_out: Sequence[str], fold: Path) -> None:
+    "Raise where the net that a fold begins from has learned from an image that the fold leaves out."
+    leaked = before.seen.intersection(held_out)
+    if not leaked:
+        return
+    run = before.model.parents[1]
+    raise ValueError(
+        f"{fold} leaves out {min(leaked)}, but {how_seen(before.model, min(leaked))} ({len(leaked)} such images): its "
+        f"score would not be out of fold. Begin a new run with the folds of {run}: copy its folds.csv there"
+    )
+
 # %% ../nbs/38_train.ipynb #2ec16b3b
 @dataclass(frozen=True, eq=False)
 class _Fold:
@@ -365,6 +432,8 @@ class _Fold:
     held_out: np.ndarray  # rows of folder.images that are scored
     training: np.ndarray  # rows of folder.images that are trained on
     groups: np.ndarray  # of `image_groups`
+    before: _Before | None  # the net that it begins from
+    seen_before: frozenset[str]  # labelled images behind what it begins from: its nets have seen them too
 
     @property
     def where(self) -> Path:
@@ -373,6 +442,15 @@ class _Fold:
     @property
     def train_ids(self) -> list[str]:
         return self.folder.images.image_id.to_numpy()[self.training].tolist()
+
+    @property
+    def held_out_ids(self) -> list[str]:
+        return self.folder.images.image_id.to_numpy()[self.held_out].tolist()
+
+    @property
+    def seen_ids(self) -> list[str]:
+        "Every labelled image that has an influence on the fold's nets."
+        return sorted(self.seen_before.union(self.train_ids))
 
     @property
     def scoring(self) -> Scoring:
@@ -409,8 +487,8 @@ def _open_fold(run: Path, folder: StripFolder, number: int) -> _Fold:
         raise ValueError(f"fold {number!r}: the run has folds 0 to {config.folds - 1}")
     accelerator = _accelerator(config)
     pseudo, rules = _pseudo_folder(config, folder), _scoring_rules(config, folder)
-    fold_of = folds_of(run, folder, config.folds)
-    return _Fold(
+    fold_of, before = folds_of(run, folder, config.folds), _net_before(config, number)
+    fold = _Fold(
         run,
         number,
         folder,
@@ -423,7 +501,12 @@ def _open_fold(run: Path, folder: StripFolder, number: int) -> _Fold:
         held_out=np.flatnonzero(fold_of == number),
         training=np.flatnonzero(fold_of != number),
         groups=image_groups(folder),
+        before=before,
+        seen_before=before.seen if before else frozenset(),
     )
+    if before:
+        _check_unseen(before, fold.held_out_ids, fold.where)
+    return fold
 
 # %% ../nbs/38_train.ipynb #3cb5d225
 def _made(fold: _Fold) -> dict:
@@ -436,6 +519,7 @@ def _made(fold: _Fold) -> dict:
         "std": fold.facts["std"],
         "processes": fold.accelerator.num_processes,
         "pseudo data": fold.pseudo and fold.pseudo.sha256,
+        "first net": fold.before and fold.before.sha256,
         "scoring": fold.scoring.how,
         "rules": fold.rules and [asdict(rule) for rule in fold.rules],
         "train images": hashlib.sha256("\0".join(fold.train_ids).encode()).hexdigest(),
@@ -540,6 +624,20 @@ def _net(fold: _Fold, encoder_weights: str | None) -> SegModel | ClassModel:
     net.spec["encoder_weights"] = config.encoder_weights
     return net
 
+# %% ../nbs/38_train.ipynb #fe83fb97
+def _kind_of_net(spec: dict) -> dict:
+    "What two nets must have in common, so that one can take the other's weights."
+    return {name: value for name, value in spec.items() if name != "encoder_weights"}
+
+
+def _take_weights(net: SegModel | ClassModel, before: _Before) -> None:
+    "Give a new net the weights of the one that it begins from; raises where that is another kind of net."
+    other = load_model(before.model)
+    differences = _differences(_kind_of_net(other.spec), _kind_of_net(net.spec))
+    if differences:
+        raise ValueError(f"init_from: {before.model} is another kind of net: {'; '.join(differences)}")
+    net.load_state_dict(other.state_dict())
+
 # %% ../nbs/38_train.ipynb #43a61ee9
 def _loss_of(config: TrainConfig) -> Callable[[torch.Tensor | tuple, torch.Tensor], torch.Tensor]:
     "The loss of a net's output: that of the masks plus, with a class head, that of the classes; of a classifier these."
@@ -564,10 +662,12 @@ class _Training:
             _tidy(fold.where)
         tensors, self.state = _load_fold(fold.where, _made(fold))
         self.fold, self.accelerator = fold, fold.accelerator
-        self.net = _net(fold, None if tensors else fold.config.encoder_weights)
+        self.net = _net(fold, None if tensors or fold.before else fold.config.encoder_weights)
         self.shell = copy.deepcopy(self.net)  # used to write model folders
         if tensors:
             self.net.load_state_dict(unpack("model", tensors))
+        elif fold.before:
+            _take_weights(self.net, fold.before)
         self.best = [(b["score"], b["epoch"], unpack(f"best{k}", tensors)) for k, b in enumerate(self.state.best)]
         self.scored: torch.nn.Module = self.net
         self.model: torch.nn.Module = self.net
@@ -755,7 +855,10 @@ def _publish(t: _Training) -> None:
         "data": state.made["data"],
         "precision": fold.config.precision,
         "train_ids": fold.train_ids,
+        "seen_ids": fold.seen_ids,
     }
+    if fold.before:
+        meta["began_from"] = {"model": str(fold.before.model), "sha256": fold.before.sha256}
     best = dict(state.best[0])
     if state.mean and state.mean["kept"]:
         best["mean_of_epochs"] = state.mean["epochs"]
@@ -1055,8 +1158,9 @@ def train_fold(
     number of threads. A finished fold is not trained again; what is missing of its folders is written again. The seed
     of torch's generator is changed.
 
-    Raises `ValueError` where the state is damaged or belongs to another configuration, other data or other folds, and
-    where the loss is no longer a finite number.
+    Raises `ValueError` where the state is damaged or belongs to another configuration, other data or other folds,
+    where the fold of `init_from` is not finished, has another kind of net, or a net that has seen an image that this
+    fold leaves out, and where the loss is no longer a finite number.
     """
     t = _Training(_open_fold(Path(run), folder, fold))
     state, show, history = t.state, progress and t.accelerator.is_main_process, t.fold.where / "history.csv"
