@@ -158,7 +158,9 @@ def _open_part(run, folder):
         )
     folds = read_folds(run / "folds.csv", folder.images.image_id)
     test = _open_store(run / "test") if (run / "test").exists() else None
-    return Part(run, oof, test, made, dict(zip(folds.image_id, folds.fold.tolist())))
+    part = Part(run, oof, test, made, dict(zip(folds.image_id, folds.fold.tolist())))
+    _check_nets(part)
+    return part
 
 # %% ../nbs/26_blend.ipynb #221e52f8
 def _check_stores(path, other_path, store, other):
@@ -185,6 +187,20 @@ def _check_folds(part, other):
             f"fold {other.fold[first]} ({len(different)} images differ). One of the two runs has trained on images "
             "that the other predicted out of fold: train them with the same folds.csv"
         )
+
+# %% ../nbs/26_blend.ipynb #8de4f0ee
+def _check_nets(part):
+    "Raise `ValueError` where a net of a run has seen an image that folds.csv puts into its own fold."
+    for path in sorted(part.run.glob("fold_*/best/steel_seg.json")):
+        fold = path.parent.parent.name.removeprefix("fold_")
+        meta = read_json(path).get("meta", {})
+        seen = {*meta.get("train_ids", ()), *meta.get("seen_ids", ())}
+        if leaked := sorted(i for i, of_image in part.fold.items() if str(of_image) == fold and i in seen):
+            raise ValueError(
+                f"{path.parent} was trained on {leaked[0]!r}, which {part.run}/folds.csv puts into fold {fold} "
+                f"({len(leaked)} such images): its prediction is not out of fold. Restore the folds.csv that the run "
+                "was trained with"
+            )
 
 # %% ../nbs/26_blend.ipynb #6f040376
 def open_parts(

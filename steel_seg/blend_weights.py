@@ -35,7 +35,7 @@ from steel_seg.blend import (
 )
 from .curves import Curves
 from .data import StripFolder
-from .decide import choose_rules, nested_dice
+from .decide import choose_rules, fold_choices
 from .files import write_text
 from .metric import Interval, paired_difference
 from .score import dice_at
@@ -203,13 +203,14 @@ def blended_dice(
     mean: str = "probability",
 ) -> np.ndarray:  # (N,C) float64
     "Dice of every image and class of a blend, each fold under rules that were chosen on the other folds."
-    folds = np.unique(sample.fold).tolist()
-    by_fold = {k: tuple(shares[k] if isinstance(shares, Mapping) else shares) for k in folds}
+    by_fold = {k: tuple(shares[k] if isinstance(shares, Mapping) else shares) for k in np.unique(sample.fold).tolist()}
     scores = np.empty(sample.truth.shape)
     for distinct in sorted(set(by_fold.values())):
-        of_blend = nested_dice(sample.curves(distinct, mean), sample.fold)
-        rows = np.isin(sample.fold, [k for k in folds if by_fold[k] == distinct])
-        scores[rows] = of_blend[rows]
+        curves = sample.curves(distinct, mean)
+        choices = fold_choices(curves, sample.fold)
+        for k in (k for k, of_fold in by_fold.items() if of_fold == distinct):
+            rows = sample.fold == k
+            scores[rows] = dice_at(curves, choices.rules(k))[rows]
     return scores
 
 # %% ../nbs/27_blend_weights.ipynb #2dcfed3b

@@ -208,6 +208,16 @@ def in_another_fold(run, folder):
     return [f"{folds.image_id[2]!r} is in fold", "folds.csv differ", "1 images differ"]
 
 
+def with_copied_folds(run, folder):
+    "The nets were trained with other folds than the folds.csv that lies there now says."
+    folds = read_folds(run / "folds.csv", folder.images.image_id)
+    image_id = folds.image_id[folds.fold == 2].iloc[-1]
+    for k in range(3):
+        meta = {"train_ids": folds.image_id[folds.fold != k].tolist(), "seen_ids": [image_id]}
+        write_json(run / f"fold_{k}/best/steel_seg.json", {"meta": meta})
+    return ["fold_2/best was trained on", repr(image_id), "puts into fold 2 (1 such images)"]
+
+
 def of_other_data(run, folder):
     write_json(run / "config.json", {"data": "0" * 64})
     return ["was made of other data", "0" * 64]
@@ -250,6 +260,7 @@ def without_predictions(run, folder):
 
 PLANTED = [
     in_another_fold,
+    with_copied_folds,
     of_other_data,
     with_other_images,
     with_other_classes,
