@@ -287,6 +287,14 @@ def test_each_fold_trains_on_its_own_labels(folder, run, labels, tmp_path):
     assert weights(runs[0], fold=0) == weights(runs[1], fold=0) and weights(runs[0], fold=1) != weights(runs[1], fold=1)
 
 
+def test_a_new_run_takes_the_folds_of_its_labels(folder, run, labels, tmp_path):
+    "Another seed would make other folds, and be refused; the folder of labels has the right ones."
+    start_run(tmp_path / "run", with_labels(labels, seed=9), folder)
+    assert (tmp_path / "run/folds.csv").read_bytes() == (run / "folds.csv").read_bytes()
+    start_run(tmp_path / "plain", replace(ONE, seed=9), folder)
+    assert (tmp_path / "plain/folds.csv").read_bytes() != (run / "folds.csv").read_bytes()
+
+
 def test_round_two_takes_runs_of_round_one(folder, second, labels, tmp_path):
     ledger = predict_and_make(tmp_path / "two", Request((second,), keep=Keep("all")), folder)
     assert ledger["round"].tolist() == [1, 2] and read_pseudo(tmp_path / "two").round == 2
