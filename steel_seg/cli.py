@@ -248,23 +248,26 @@ def _predict_missing(plan, tta):
 
 
 def _pseudo(args):
+    from steel_seg import pseudo_folder
     from steel_seg.data import read_folder
-    from steel_seg.pseudo_folder import Request, is_made, make_pseudo, plan_pseudo, shown_ledger
     from steel_seg.pseudo_rules import Keep
 
     keep = Keep(args.keep, args.sure, args.agree, args.high, args.low)
-    request = Request(tuple(args.runs), args.images, keep, args.rule, args.truth, args.tta)
-    plan = plan_pseudo(request, read_folder(args.data, n_classes=args.classes))
-    if not is_made(args.out, plan):
+    request = pseudo_folder.Request(tuple(args.runs), args.images, keep, args.rule, args.truth, args.tta)
+    plan = pseudo_folder.plan_pseudo(request, read_folder(args.data, n_classes=args.classes))
+    if not pseudo_folder.is_made(args.out, plan):
         _predict_missing(plan, args.tta)
     if int(os.environ.get("RANK", 0)):
         return {}  # of several processes the first one writes
-    ledger = make_pseudo(args.out, plan)
+    ledger = pseudo_folder.make_pseudo(args.out, plan)
     rule = request.rule_path()
     print(f"masks by {rule}" if rule.exists() else "masks at level 128: no run is decided (steel_seg decide)")
-    print(shown_ledger(ledger).to_string())
+    print(pseudo_folder.shown_ledger(ledger).to_string())
+    absent = pseudo_folder.classes_without_masks(args.out, plan.unlabelled.n_classes)
+    if absent:
+        print(f"no label shows {', '.join(absent)}: nets that are trained on them learn that it is absent")
     print(f"{args.out}: train with --sampler pseudo --pseudo {args.out}")
-    return {"pseudo": args.out, "round": len(ledger), "ledger": ledger.to_dict("records")}
+    return {"pseudo": args.out, "round": int(ledger["round"].iloc[-1]), "ledger": ledger.to_dict("records")}
 
 # %% ../nbs/70_cli.ipynb #2b64bdd6
 def _add_pseudo_ledger(parser):

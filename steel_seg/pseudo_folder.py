@@ -7,7 +7,8 @@ __all__ = ['LEDGER_COLUMNS', 'LeftOut', 'unlabelled_images', 'images_digest', 'u
            'write_labels', 'FoldLabels', 'PseudoFolder', 'write_seen', 'read_seen', 'write_pseudo', 'read_pseudo',
            'open_fold', 'read_ledger', 'write_ledger', 'add_round', 'Verdict', 'pseudo_verdict', 'judged',
            'shown_ledger', 'Source', 'rules_by_fold', 'open_source', 'Sources', 'open_sources', 'Labeller',
-           'read_truth', 'Request', 'Plan', 'plan_pseudo', 'is_made', 'make_pseudo', 'judge_round']
+           'read_truth', 'Request', 'Plan', 'plan_pseudo', 'is_made', 'make_pseudo', 'classes_without_masks',
+           'judge_round']
 
 # %% ../nbs/29_pseudo_folder.ipynb #1122033c
 import csv
@@ -28,7 +29,16 @@ from tqdm import tqdm
 
 from .blend import mean_levels, read_blend, whole_shares
 from .class_scores import read_class_levels
-from .data import StripFolder, _list_images, class_id, csv_rows, read_folder, read_table, same_bytes
+from steel_seg.data import (
+    StripFolder,
+    _list_images,
+    class_id,
+    class_name,
+    csv_rows,
+    read_folder,
+    read_table,
+    same_bytes,
+)
 from .files import read_json, sha256_file, to_json, whole, write_json, write_text
 from .folds import read_folds
 from .metric import Interval, dice, paired_difference
@@ -800,6 +810,16 @@ def make_pseudo(
         counts = [len(result.left_out) + len(plan.unfit) for result in results[:-1]]
         write_pseudo(temp, round, plan.made, plan.unlabelled.n_classes, counts)
     return ledger
+
+# %% ../nbs/29_pseudo_folder.ipynb #f7828f9c
+def classes_without_masks(
+    root: str | Path,  # a folder of pseudo labels
+    n_classes: int,
+) -> list[str]:
+    "The names of the classes that no label of any fold shows."
+    folders = [read_folder(of_fold, n_classes) for of_fold in Path(root).glob("fold_*")]
+    shown = {channel for folder in folders for channel in folder.masks.channel}
+    return [class_name(c) for c in range(n_classes) if c not in shown]
 
 # %% ../nbs/29_pseudo_folder.ipynb #ec17bfca
 def _nested(run: Path, folder: StripFolder) -> np.ndarray:  # (N,C)
