@@ -441,9 +441,9 @@ def open_source(
     "A run to make labels. Raises `ValueError` for other data, an untrained fold, and a net that has seen its fold."
     run = Path(run)
     facts = read_json(run / "config.json")
-    if facts["data"] != folder.sha256:
-        raise ValueError(f"{run} was trained on other data than {folder.root}: its sha256 is {facts['data']}")
-    if facts["config"].get("task") == "classify":
+    if facts.get("data") != folder.sha256:
+        raise ValueError(f"{run} was trained on other data than {folder.root}: its sha256 is {facts.get('data')}")
+    if facts.get("config", {}).get("task") == "classify":
         raise ValueError(f"{run} is a classifier and makes no masks: give runs that segment")
     folds = read_folds(run / "folds.csv", folder.images.image_id)
     nets, seen = [], []
@@ -832,7 +832,7 @@ def _nested(run: Path, folder: StripFolder) -> np.ndarray:  # (N,C)
 def _check_comparable(before: Path, after: Path, folder: StripFolder) -> None:
     "Raise where two runs are not of the same data and folds, or the second has no ledger."
     for run in (before, after):
-        if read_json(run / "config.json")["data"] != folder.sha256:
+        if read_json(run / "config.json").get("data") != folder.sha256:
             raise ValueError(f"{run} was made with other data than {folder.root}")
     a, b = (read_folds(run / "folds.csv", folder.images.image_id) for run in (before, after))
     if (a.fold != b.fold).any():
@@ -857,7 +857,7 @@ def judge_round(
     verdict = pseudo_verdict(_nested(before, folder), _nested(after, folder), rng)
     ledger = judged(read_ledger(after / "ledger.csv"), verdict)
     write_ledger(after / "ledger.csv", ledger)
-    labels = read_json(after / "config.json")["config"].get("pseudo")
+    labels = read_json(after / "config.json").get("config", {}).get("pseudo")
     of_labels = Path(labels or "") / "ledger.csv"
     if labels and of_labels.exists() and len(read_ledger(of_labels)) == len(ledger):
         write_ledger(of_labels, ledger)
