@@ -207,6 +207,14 @@ def _add_predict(parser):
         action="store_true",
         help="write only the pixel counts of the out-of-fold predictions (curves.npz), not the predictions",
     )
+    parser.add_argument(
+        "--prefilter",
+        type=Path,
+        metavar="RUN",
+        help="run of a classifier: an image is not segmented, its maps are empty, where this classifier has every "
+        "class below --below; prints first what that saves and which labelled defects it loses",
+    )
+    parser.add_argument("--below", type=float, default=0.02, help="probability for --prefilter (default: %(default)s)")
     _add_rule(parser.add_argument_group("options of the counts, used with --count-only"))
 
 # %% ../nbs/70_cli.ipynb #2686a23f
@@ -232,17 +240,20 @@ def _counting(base_rule):
 # %% ../nbs/70_cli.ipynb #34d0ce51
 def _predict(args):
     from steel_seg.data import read_folder
-    from steel_seg.predict import count_oof, predict_oof, predict_test
+    from steel_seg.predict import count_oof, predict_oof, predict_test, prefilter_text, read_prefilter
 
     folder = read_folder(args.data, n_classes=args.classes)
-    made = {}
+    made, how = {}, {"tta": args.tta}
+    if args.prefilter:
+        how["prefilter"] = read_prefilter(args.prefilter, folder, args.below)
+        print(prefilter_text(how["prefilter"], folder), flush=True)
     if args.count_only:
-        count_oof(args.run, folder, args.tta, **_counting(_base_rule(args)))
+        count_oof(args.run, folder, **how, **_counting(_base_rule(args)))
         made["curves"] = args.run / "curves.npz"
     else:
-        made["oof"] = predict_oof(args.run, folder, tta=args.tta).path
+        made["oof"] = predict_oof(args.run, folder, **how).path
     if len(folder.test):
-        made["test"] = predict_test(args.run, folder, tta=args.tta).path
+        made["test"] = predict_test(args.run, folder, **how).path
     for name in ("oof_scores", "test_scores"):
         path = args.run / f"{name}.csv"
         if path.exists():
@@ -375,6 +386,15 @@ def _classifier_facts(path, prefix):
 
     return {"classifier": {"file": path.name, "sha256": sha256_file(path), "prefix": prefix}}
 
+# %% ../nbs/70_cli.ipynb #b91bccb9
+def _print_left_out(run, part):
+    "A line about images that a classifier left out of segmentation, if there are any."
+    from steel_seg.store import run_prefilter_line
+
+    line = run_prefilter_line(run, part)
+    if line:
+        print(line)
+
 # %% ../nbs/70_cli.ipynb #7e9d5ef2
 def _decide(args):
     import numpy as np
@@ -402,6 +422,7 @@ def _decide(args):
     decision.save(run / "rule.json", data_sha256=folder.sha256, seed=args.seed, **facts)
     report = write_report(run / "report.html", run, folder, curves, decision, class_levels, table)
     print(decision)
+    _print_left_out(run, "oof")
     scored = {name: getattr(decision, name) for name in ("nested", "optimistic", "all_empty")}
     return {"rule": run / "rule.json", "report": report, **scored}
 
@@ -451,6 +472,7 @@ def _submit(args):
     summary = _print_faults(check_submission(out, sample, folder.shape, folder.n_classes), 20)
     source = "out-of-fold" if oof else "test"
     print(f"{out}: from {source} predictions, {summary['errors']} errors, {summary['warnings']} warnings")
+    _print_left_out(run, "oof" if oof else "test")
     return {"submission": out, "sample": sample, "oof": oof, "exit": int(summary["errors"] > 0), **summary}
 
 # %% ../nbs/70_cli.ipynb #27b77944

@@ -24,7 +24,7 @@ from .decide import Decision, never_reason
 from .files import read_json, to_json, write_text
 from .post import Rule, apply_rules
 from .score import dice_at, rows_of
-from .store import ProbStore
+from .store import ProbStore, run_prefilter_line
 from .surface import surface
 from .two_submissions import choice_lines, read_choice, shown_table
 from .viz import COMPARE, class_colours, compare, overlay, plot_history, plot_surface, to_png
@@ -393,7 +393,9 @@ def write_report(
     Without a store of predictions (they were only counted) it shows no predictions.
     """
     run = Path(run)
-    sections = [("Scores", _scores(decision)), ("Rules", _rules(curves, decision, class_levels))]
+    left_out = run_prefilter_line(run)
+    scores = _scores(decision) + (f"<p>{escape(left_out)}. Their maps are empty.</p>" if left_out else "")
+    sections = [("Scores", scores), ("Rules", _rules(curves, decision, class_levels))]
     if gates is not None:
         sections.append(("Gates", _gates(gates)))
     if blend := read_blend(run):
