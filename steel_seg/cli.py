@@ -211,6 +211,14 @@ def _add_predict(parser):
         action="store_true",
         help="write only the pixel counts of the out-of-fold predictions (curves.npz), not the predictions",
     )
+    parser.add_argument(
+        "--prefilter",
+        type=Path,
+        metavar="RUN",
+        help="run of a classifier: an image is not segmented, its maps are empty, where this classifier has every "
+        "class below --below; prints first what that saves and which labelled defects it loses",
+    )
+    parser.add_argument("--below", type=float, default=0.02, help="probability for --prefilter (default: %(default)s)")
     _add_rule(parser.add_argument_group("options of the counts, used with --count-only"))
 
 # %% ../nbs/70_cli.ipynb #2686a23f
@@ -241,30 +249,39 @@ def _predict_classes(args, folder):
     from steel_seg.class_report import write_class_report
     from steel_seg.predict import predict_scores
 
-    if args.count_only:
-        raise ValueError(f"{args.run} is a run of classifiers: it has no masks to count; leave out --count-only")
+    for option, given in (("--count-only", args.count_only), ("--prefilter", args.prefilter)):
+        if given:
+            raise ValueError(f"{args.run} is a run of classifiers, which have no masks: leave out {option}")
     predict_scores(args.run, folder, tta=args.tta)
     if len(folder.test):
         predict_scores(args.run, folder, "test", tta=args.tta)
     return {"report": write_class_report(args.run / "report.html", args.run, folder, np.random.default_rng(0))}
 
+# %% ../nbs/70_cli.ipynb #c4ba9bcc
+def _predict_masks(args, folder):
+    "Stores or counts of a run of masks: the files by name."
+    from steel_seg.predict import count_oof, predict_oof, predict_test, prefilter_text, read_prefilter
+
+    made, how = {}, {"tta": args.tta}
+    if args.prefilter:
+        how["prefilter"] = read_prefilter(args.prefilter, folder, args.below)
+        print(prefilter_text(how["prefilter"], folder), flush=True)
+    if args.count_only:
+        count_oof(args.run, folder, **how, **_counting(_base_rule(args)))
+        made["curves"] = args.run / "curves.npz"
+    else:
+        made["oof"] = predict_oof(args.run, folder, **how).path
+    if len(folder.test):
+        made["test"] = predict_test(args.run, folder, **how).path
+    return made
+
 # %% ../nbs/70_cli.ipynb #34d0ce51
 def _predict(args):
     from steel_seg.data import read_folder
     from steel_seg.open_run import is_classifier
-    from steel_seg.predict import count_oof, predict_oof, predict_test
 
     folder = read_folder(args.data, n_classes=args.classes)
-    made = {}
-    if is_classifier(args.run):
-        made = _predict_classes(args, folder)
-    elif args.count_only:
-        count_oof(args.run, folder, args.tta, **_counting(_base_rule(args)))
-        made["curves"] = args.run / "curves.npz"
-    else:
-        made["oof"] = predict_oof(args.run, folder, tta=args.tta).path
-    if len(folder.test) and not is_classifier(args.run):
-        made["test"] = predict_test(args.run, folder, tta=args.tta).path
+    made = _predict_classes(args, folder) if is_classifier(args.run) else _predict_masks(args, folder)
     for name in ("oof_scores", "test_scores"):
         path = args.run / f"{name}.csv"
         if path.exists():
@@ -272,6 +289,62 @@ def _predict(args):
     for name, path in made.items():
         print(f"{name}: {path}")
     return {"run": args.run, **made}
+
+# %% ../nbs/70_cli.ipynb #b5e9c6f0
+def _weights(text):
+    "'equal', 'find', or numbers; argparse shows the message of the error."
+    if text in ("equal", "find"):
+        return text
+    try:
+        return [float(number) for number in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not equal, find, or a number for each run such as .5,.3,.2"
+        ) from None
+
+
+def _add_blend(parser):
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders with the same images and folds")
+    parser.add_argument("--data", required=True, type=Path, help="the folder that holds train.csv and train_images/")
+    parser.add_argument("--out", required=True, type=Path, help="the run folder to make")
+    _add_classes(parser)
+    parser.add_argument(
+        "--weights",
+        type=_weights,
+        default="equal",
+        help="equal; find, for those that score highest out of fold; or numbers as .5,.3,.2 (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--mean",
+        choices=("probability", "logit"),
+        default="probability",
+        help="what is averaged: probabilities, or their logits (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="random seed of sample and intervals (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--sample",
+        type=int,
+        default=1000,
+        metavar="IMAGES",
+        help="number of images on which weights are found and blends are compared (default: %(default)s)",
+    )
+
+# %% ../nbs/70_cli.ipynb #2a68fd8b
+def _blend(args):
+    from steel_seg.blend_weights import blend_runs
+    from steel_seg.data import read_folder
+
+    folder = read_folder(args.data, n_classes=args.classes)
+    done = blend_runs(
+        args.runs, folder, args.out, args.weights, args.mean, seed=args.seed, most=args.sample, progress=True
+    )
+    print(done)
+    print(f"blend: {args.out}; next: steel_seg decide --data {args.data} --run {args.out}")
+    table = done.table.astype(object).where(done.table.notna(), None)
+    result = {name: done.record[name] for name in ("runs", "weights", "mean", "how", "seed", "images")}
+    return {"run": args.out, **result, "table": table.to_dict("index"), "notes": done.notes}
 
 # %% ../nbs/70_cli.ipynb #f1d5cf3a
 def _add_decide(parser):
@@ -331,12 +404,12 @@ def _class_levels(path, prefix, image_ids, n_classes):
     return None if path is None else read_class_levels(path, image_ids, n_classes, prefix)
 
 # %% ../nbs/70_cli.ipynb #ee1e017a
-def _gate_table(run, curves, fold, class_levels, rng, base_rule):
+def _gate_table(run, curves, fold, class_levels, rng, how, base_rule):
     "Print the expected score of every gate, and write the table to gates.csv."
     from steel_seg.files import write_text
     from steel_seg.gates import compare_gates
 
-    table = compare_gates(curves, fold, class_levels, rng, base_rule)
+    table = compare_gates(curves, fold, class_levels, rng, how, base_rule)
     columns = ["optimistic", "nested", "difference", "low", "high"]
     print(table.xs("all", level="row")[columns].round(4).to_string(), "\n")
     write_text(run / "gates.csv", table.to_csv())
@@ -347,6 +420,15 @@ def _classifier_facts(path, prefix):
     from steel_seg.files import sha256_file
 
     return {"classifier": {"file": path.name, "sha256": sha256_file(path), "prefix": prefix}}
+
+# %% ../nbs/70_cli.ipynb #b91bccb9
+def _print_left_out(run, part):
+    "A line about images that a classifier left out of segmentation, if there are any."
+    from steel_seg.store import run_prefilter_line
+
+    line = run_prefilter_line(run, part)
+    if line:
+        print(line)
 
 # %% ../nbs/70_cli.ipynb #7e9d5ef2
 def _decide(args):
@@ -368,15 +450,16 @@ def _decide(args):
     rng = np.random.default_rng(args.seed)
     table = None
     if class_levels is not None or args.compare_gates:
-        table = _gate_table(run, curves, fold, class_levels, rng, base_rule)
+        table = _gate_table(run, curves, fold, class_levels, rng, args.how, base_rule)
     if args.gate == "none":
         decision = decide(curves, fold, rng, args.how, base_rule)
     else:
-        decision = decide_gate(curves, fold, rng, args.gate, class_levels, base_rule)
+        decision = decide_gate(curves, fold, rng, args.gate, class_levels, base_rule, args.how)
     facts = {} if class_levels is None else _classifier_facts(scores, args.scores_prefix)
     decision.save(run / "rule.json", data_sha256=folder.sha256, seed=args.seed, **facts)
     report = write_report(run / "report.html", run, folder, curves, decision, class_levels, table)
     print(decision)
+    _print_left_out(run, "oof")
     scored = {name: getattr(decision, name) for name in ("nested", "optimistic", "all_empty")}
     return {"rule": run / "rule.json", "report": report, **scored}
 
@@ -427,7 +510,117 @@ def _submit(args):
     summary = _print_faults(check_submission(out, sample, folder.shape, folder.n_classes), 20)
     source = "out-of-fold" if oof else "test"
     print(f"{out}: from {source} predictions, {summary['errors']} errors, {summary['warnings']} warnings")
+    _print_left_out(run, "oof" if oof else "test")
     return {"submission": out, "sample": sample, "oof": oof, "exit": int(summary["errors"] > 0), **summary}
+
+# %% ../nbs/70_cli.ipynb #27b77944
+def _add_choose(parser):
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders after `decide`, two or more")
+    parser.add_argument("--data", required=True, type=Path, help="the folder that holds train.csv and train_images/")
+    _add_classes(parser)
+    parser.add_argument("--seed", type=int, default=0, help="random seed of the bootstrap (default: %(default)s)")
+    parser.add_argument(
+        "--images", type=int, help="number of fresh images to expect the maximum on (default: the test images)"
+    )
+    parser.add_argument(
+        "--public", type=Path, help="a csv with the columns run and public: public scores, to warn by, not to choose by"
+    )
+    parser.add_argument(
+        "--public-images", type=int, help="on how many images they were scored (default: 1801/5506 of --images)"
+    )
+    parser.add_argument(
+        "--scores",
+        type=Path,
+        action="append",
+        default=[],
+        help="a csv with a classifier's probabilities that a run was decided with; may be given several times "
+        "(default: oof_scores.csv of the run)",
+    )
+    parser.add_argument(
+        "--out", type=Path, help="a folder to copy the two checked submissions to, as submission_1.csv and _2.csv"
+    )
+
+# %% ../nbs/70_cli.ipynb #1dde9fc2
+def _fresh_images(args, folder):
+    "The number of fresh images: the given one, that of the test images, of the sample, or of the labelled images."
+    from steel_seg.submit import read_submission
+
+    if args.images is not None:
+        return args.images
+    if len(folder.test):
+        return len(folder.test)
+    sample = _existing(args.data / "sample_submission.csv")
+    if sample is not None:
+        return int(read_submission(sample)[0].image_id.nunique())
+    print(f"{args.data} has no test images: as many fresh images as labelled ones are expected (--images)")
+    return len(folder.images)
+
+# %% ../nbs/70_cli.ipynb #3b258c64
+def _faults_of_submission(run, args, folder):
+    "Check the submission of a run, and print what is wrong or missing; whether it can be handed in."
+    from steel_seg.submit import check_submission
+
+    path, again = run / "submission.csv", f"steel_seg submit --data {args.data} --run {run}"
+    if not path.exists():
+        print(f"{run} has no submission.csv yet: {again}")
+        return False
+    if path.stat().st_mtime_ns < (run / "rule.json").stat().st_mtime_ns:
+        print(f"warning: {path} is older than the rules of the run: {again}")
+    own = _existing(run / "sample_submission.csv")
+    sample = (_existing(args.data / "sample_submission.csv") or own) if len(folder.test) else own
+    summary = _print_faults(check_submission(path, sample, folder.shape, folder.n_classes), 20)
+    print(f"{path}: {summary['errors']} errors, {summary['warnings']} warnings")
+    return summary["errors"] == 0
+
+
+def _copy_submissions(chosen, args, folder):
+    "Copy the submissions of the two runs to --out if both can be handed in; their paths, none if not."
+    import shutil
+
+    from steel_seg.files import whole
+
+    good = [_faults_of_submission(run, args, folder) for run in chosen]
+    if not all(good):
+        print(f"nothing was copied to {args.out}")
+        return []
+    paths = [args.out / f"submission_{k}.csv" for k in (1, 2)]
+    for run, path in zip(chosen, paths):
+        with whole(path) as temp:
+            shutil.copyfile(run / "submission.csv", temp)
+        print(f"{path}: of {run}")
+    return paths
+
+# %% ../nbs/70_cli.ipynb #05cade9c
+def _choose(args):
+    import numpy as np
+
+    from steel_seg.data import read_folder
+    from steel_seg.two_submissions import choice_lines, choose_two, read_public, run_names, run_scores, write_choice
+
+    names = run_names(args.runs)
+    if len(names) < 2:
+        raise ValueError(f"one run leaves nothing to choose: give two or more, not only {args.runs[0]}")
+    folder = read_folder(args.data, n_classes=args.classes)
+    size, public = _fresh_images(args, folder), args.public and read_public(args.public, args.runs)
+    scores = run_scores(args.runs, folder, args.scores)
+    choice = choose_two(names, scores, size, np.random.default_rng(args.seed), public, args.public_images)
+    print(choice)
+    folders = [*args.runs, *([args.out] if args.out else [])]
+    tables = [write_choice(path / "choose.csv", choice) for path in folders]
+    for run in args.runs:
+        if (run / "report.html").exists():
+            from steel_seg.report import show_choice
+
+            show_choice(run / "report.html", run / "choose.csv")
+    run_of = dict(zip(names, args.runs))
+    chosen = run_of[choice.first], run_of[choice.second]
+    records = [{"run": name, **row} for name, row in choice.table.to_dict("index").items()]
+    result = {"first": chosen[0], "second": chosen[1], "images": size, "table": records, "csv": tables}
+    result["lines"] = choice_lines(choice.table)
+    if args.out:
+        result["submissions"] = _copy_submissions(chosen, args, folder)
+        result["exit"] = int(not result["submissions"])
+    return result
 
 # %% ../nbs/70_cli.ipynb #ee254387
 def _size_near(*paths):
@@ -565,6 +758,7 @@ _COMMANDS = (
     _Command("check-data", _check_data, _add_check_data, "list everything that is wrong with a data folder"),
     _Command("train", _train, _add_train, "train the folds of a run, or resume their training"),
     _Command("predict", _predict, _add_predict, "predict out of fold, and the test images if there are any"),
+    _Command("blend", _blend, _add_blend, "make a run of several runs: the mean of their predictions"),
     _Command(
         "decide",
         _decide,
@@ -572,6 +766,7 @@ _COMMANDS = (
         "choose the rule of each class from the out-of-fold predictions; writes rule.json and report.html",
     ),
     _Command("submit", _submit, _add_submit, "write a submission and check it"),
+    _Command("choose", _choose, _add_choose, "choose the two of several decided runs to hand in; writes choose.csv"),
     _Command("check", _check, _add_check, "list every fault of a submission by row"),
     _Command("score", _score, _add_score, "the competition's score of a submission, per class and overall"),
     _Command("demo", _demo, _add_demo, "the whole chain in minutes, on a synthetic folder or on --data"),

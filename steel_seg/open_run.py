@@ -151,7 +151,7 @@ def require_masks(
 def open_run(
     run: str | Path | OpenRun,  # a run folder that holds oof/; an open run is returned as it is
     folder: str | Path | StripFolder | None = None,  # the data folder; None: data/ in the run folder
-    scores: str | Path | None = None,  # a classifier's csv or run, as for `scores_file`, if a gate needs it
+    scores: str | Path | None = None,  # a classifier's csv or run, as for `scores_file`; None: that of the run, if any
 ) -> OpenRun:
     "Open what a run predicted out of fold. Raises `ValueError` if a part is missing, unfinished or of other data."
     if isinstance(run, OpenRun):
@@ -171,6 +171,8 @@ def open_run(
     image_ids = list(store.image_ids)
     fold = _folds_of(run, folder, image_ids)
     curves = run_curves(store, folder, saved=saved.result())
+    if scores is None and (run / "oof_scores.csv").exists():
+        scores = run / "oof_scores.csv"
     class_levels = None
     if scores is not None:
         class_levels = read_class_levels(scores_file(scores), image_ids, folder.n_classes)

@@ -120,6 +120,9 @@ def read_config(
 ) -> tuple[TrainConfig, dict]:
     "A run's configuration, and facts saved with it: data (sha256 of the folder), classes, shape, mean, std, versions."
     facts = read_json(Path(run) / "config.json")
+    if isinstance(facts, dict) and "blend" in facts:
+        names = ", ".join(facts["blend"]["runs"])
+        raise ValueError(f"{run} is a blend of {names} and has no nets of its own: train or predict these runs instead")
     if not isinstance(facts, dict) or "config" not in facts:
         raise ValueError(f'{run}/config.json: not a run\'s configuration (no "config" in it)')
     return TrainConfig.from_json(facts.pop("config")), facts
