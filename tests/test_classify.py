@@ -594,5 +594,11 @@ def test_from_the_command_line_to_a_gate_by_score(folder, tmp_path, capsys):
     assert "score" in table
     done("submit", "--data", data, "--run", run, "--scores", classifier)
     assert (run / "submission.csv").exists()
+    gated = tmp_path / "gated"
+    shutil.copytree(run, gated, ignore=shutil.ignore_patterns("oof", "test", "curves.npz"))
+    said = done("predict", "--data", data, "--run", gated, "--prefilter", classifier, "--below", ".4")
+    assert f"every class is below 0.4 by {classifier.name}" in said
+    assert main(["predict", "--data", data, "--run", str(classifier), "--prefilter", str(classifier)]) == 2
+    assert "leave out --prefilter" in capsys.readouterr().err
     assert main(["submit", "--data", data, "--run", str(run), "--scores", str(tmp_path)]) == 2
     assert "has no test_scores.csv" in capsys.readouterr().err
