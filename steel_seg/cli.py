@@ -85,7 +85,7 @@ def _add_scores(parser):
     parser.add_argument(
         "--scores",
         type=Path,
-        help="a csv with the probability of a classifier for each image and class "
+        help="a csv with the probability of a classifier for each image and class, or the run folder of a classifier "
         "(default: the file that `predict` writes into the run for a network with a class head)",
     )
     parser.add_argument(
@@ -188,6 +188,10 @@ def _train(args):
     folder = read_folder(args.data, n_classes=args.classes)
     history = train_run(args.run, folder, config, only=args.fold)
     best = {int(fold): score for fold, score in history.groupby("fold").score.max().items()}
+    if config.task == "classify":
+        for fold, score in best.items():
+            print(f"fold {fold}: best mean F1 {score:.4f}; its net is kept in {args.run}/fold_{fold}/best")
+        return {"run": args.run, "best": best}
     nothing, rule = all_empty_scores(args.run, folder), f" under {config.rule}" if config.rule else ""
     for fold, score in best.items():
         print(f"fold {fold}: best score {score:.4f}{rule}, predicting nothing {nothing[fold]:.4f}")
@@ -237,12 +241,27 @@ def _counting(base_rule):
         "smallest": max(1, base_rule.min_component),
     }
 
-# %% ../nbs/70_cli.ipynb #34d0ce51
-def _predict(args):
-    from steel_seg.data import read_folder
+# %% ../nbs/70_cli.ipynb #760dcd83
+def _predict_classes(args, folder):
+    "Class scores and report of a run of classifiers: the files by name."
+    import numpy as np
+
+    from steel_seg.class_report import write_class_report
+    from steel_seg.predict import predict_scores
+
+    for option, given in (("--count-only", args.count_only), ("--prefilter", args.prefilter)):
+        if given:
+            raise ValueError(f"{args.run} is a run of classifiers, which have no masks: leave out {option}")
+    predict_scores(args.run, folder, tta=args.tta)
+    if len(folder.test):
+        predict_scores(args.run, folder, "test", tta=args.tta)
+    return {"report": write_class_report(args.run / "report.html", args.run, folder, np.random.default_rng(0))}
+
+# %% ../nbs/70_cli.ipynb #c4ba9bcc
+def _predict_masks(args, folder):
+    "Stores or counts of a run of masks: the files by name."
     from steel_seg.predict import count_oof, predict_oof, predict_test, prefilter_text, read_prefilter
 
-    folder = read_folder(args.data, n_classes=args.classes)
     made, how = {}, {"tta": args.tta}
     if args.prefilter:
         how["prefilter"] = read_prefilter(args.prefilter, folder, args.below)
@@ -254,6 +273,15 @@ def _predict(args):
         made["oof"] = predict_oof(args.run, folder, **how).path
     if len(folder.test):
         made["test"] = predict_test(args.run, folder, **how).path
+    return made
+
+# %% ../nbs/70_cli.ipynb #34d0ce51
+def _predict(args):
+    from steel_seg.data import read_folder
+    from steel_seg.open_run import is_classifier
+
+    folder = read_folder(args.data, n_classes=args.classes)
+    made = _predict_classes(args, folder) if is_classifier(args.run) else _predict_masks(args, folder)
     for name in ("oof_scores", "test_scores"):
         path = args.run / f"{name}.csv"
         if path.exists():
@@ -362,6 +390,13 @@ def _curves(run, folder, base_rule):
     return curves
 
 # %% ../nbs/70_cli.ipynb #12737212
+def _scores_path(args, part):
+    "The csv of a classifier: --scores, a file or a run, or the run's own; None if there is none."
+    from steel_seg.class_scores import scores_file
+
+    return scores_file(args.scores, part) if args.scores else _existing(args.run / f"{part}_scores.csv")
+
+
 def _class_levels(path, prefix, image_ids, n_classes):
     "Levels of a classifier from a csv; None if there is no csv."
     from steel_seg.class_scores import read_class_levels
@@ -403,11 +438,13 @@ def _decide(args):
     from steel_seg.decide import decide
     from steel_seg.folds import read_folds
     from steel_seg.gates import decide_gate
+    from steel_seg.open_run import require_masks
     from steel_seg.report import write_report
 
+    require_masks(args.run)
     run, folder, base_rule = args.run, read_folder(args.data, n_classes=args.classes), _base_rule(args)
     curves = _curves(run, folder, base_rule)
-    scores = args.scores or _existing(run / "oof_scores.csv")
+    scores = _scores_path(args, "oof")
     class_levels = _class_levels(scores, args.scores_prefix, curves.image_ids, folder.n_classes)
     fold = read_folds(run / "folds.csv", curves.image_ids).fold.to_numpy()
     rng = np.random.default_rng(args.seed)
@@ -450,15 +487,16 @@ def _sample(args, store, folder, oof):
 # %% ../nbs/70_cli.ipynb #7fae4aaf
 def _submit(args):
     from steel_seg.data import read_folder
-    from steel_seg.open_run import require_classifier
+    from steel_seg.open_run import require_classifier, require_masks
     from steel_seg.post import apply_rules, read_rules
     from steel_seg.store import ProbStore
     from steel_seg.submit import check_submission, write_submission
 
+    require_masks(args.run)
     run, folder = args.run, read_folder(args.data, n_classes=args.classes)
     rules, _ = read_rules(run / "rule.json")
     oof = not len(folder.test)
-    scores = args.scores or _existing(run / ("oof_scores.csv" if oof else "test_scores.csv"))
+    scores = _scores_path(args, "oof" if oof else "test")
     require_classifier(rules, scores, f"{run}/rule.json")
     store = ProbStore.open(run / ("oof" if oof else "test"))
     sample = _sample(args, store, folder, oof)

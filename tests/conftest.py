@@ -18,11 +18,12 @@ GROUPS = {
     "test_monitor": "monitor",
     "test_pipeline": "pipeline",
     "test_train": "train",
+    "test_classify": "classify",
     "test_curves": "curves",
 }
 LEFT_OUT = {
     "browser": ("test_live", "test_live_widgets"),
-    "training": ("test_recipe", "test_train", "test_pipeline", "test_predict", "test_monitor"),
+    "training": ("test_recipe", "test_classify", "test_train", "test_pipeline", "test_predict", "test_monitor"),
     "net": ("test_model", "test_dataset", "test_loss", "test_optim"),
 }
 
