@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['PROGRAM', 'SNAKEFILE', 'tidy_up', 'Places', 'write_plan', 'why_changed', 'graph_text', 'draw_graph', 'write_graph',
-           'snakemake_command', 'Job', 'Outcome', 'run_engine']
+           'snakemake_command', 'Job', 'Outcome', 'run_engine', 'write_recipe_report']
 
 # %% ../nbs/49_engine.ipynb #bca5c72d
+import io
 import os
 import re
 import shlex
@@ -16,14 +17,19 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
+from html import escape
 from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any
+from urllib.parse import quote
 
+import pandas as pd
 from matplotlib.figure import Figure
 
 from .files import read_json, to_json, write_json, write_text
-from .recipe import Step, keys_of
+from .post import read_rules
+from .recipe import Step, keys_of, plan_table
+from .report import _page, html_table
 
 # %% ../nbs/49_engine.ipynb #0c2eb7f3
 def _done_files(step: Step) -> list[str]:
@@ -523,3 +529,56 @@ def run_engine(
                     f"(its logs: {root}/.snakemake/log)"
                 ) from None
     return outcome
+
+# %% ../nbs/49_engine.ipynb #d7f3137b
+def _csv_section(title: str, path: Path, words: str) -> list[tuple[str, str]]:
+    "A section with the table of a csv; none where the file does not exist."
+    if not path.exists():
+        return []
+    return [(title, f"<p>{escape(words)}</p>{html_table(pd.read_csv(path))}")]
+
+
+_GAINS_WORDS = (
+    "Each step against what was before it, on the same out-of-fold images. The score is nested: rules were chosen on "
+    "the other folds. A step helps where the interval of the difference, from low to high, lies above 0; where it "
+    "holds 0, these images cannot tell. The best net is the one with the highest score here, which flatters it a little."
+)
+_CHOICE_WORDS = "The candidates, and the two that are handed in: submissions/submission_1.csv and submission_2.csv."
+_LEDGER_WORDS = "Each round of pseudo labels: what was taken and left, and what it was worth."
+_COST_WORDS = "What the recipe was expected to cost at most, in hours of the device that was measured."
+
+# %% ../nbs/49_engine.ipynb #5d5f5600
+def _runs_section(root: Path, steps: Sequence[Step]) -> list[tuple[str, str]]:
+    "The runs that have a rule, each with its score and a link to its report."
+    rows = []
+    for step in steps:
+        rule = root / step.name / "rule.json"
+        if step.kind == "decide" and rule.exists():
+            nested = read_rules(rule)[1]["nested"]
+            link = f'<a href="{quote(step.name)}/report.html">{escape(step.name)}</a>'
+            rows.append(f"<li>{link}: {nested['value']:.4f} ({nested['low']:.4f} to {nested['high']:.4f})</li>")
+    return [("Runs with a rule", f"<ul>{''.join(rows)}</ul>")] if rows else []
+
+
+def _steps_section(steps: Sequence[Step]) -> tuple[str, str]:
+    "The graph and the table of the steps."
+    picture = io.StringIO()
+    draw_graph(steps).savefig(picture, format="svg")
+    svg = picture.getvalue()
+    return "Steps", svg[svg.index("<svg") :] + html_table(plan_table(steps))
+
+# %% ../nbs/49_engine.ipynb #eb7c6349
+def write_recipe_report(
+    root: str | Path,  # the folder of a recipe
+    steps: Sequence[Step],
+) -> Path:  # report.html
+    "Write the report of a recipe from what its steps wrote; returns its path."
+    root = Path(root)
+    sections = _csv_section("What each step added", root / "gains.csv", _GAINS_WORDS)
+    for ledger in sorted(root.glob("*/ledger.csv")):
+        sections += _csv_section(f"Pseudo labels: {ledger.parent.name}", ledger, _LEDGER_WORDS)
+    sections += _csv_section("Two submissions", root / "submissions" / "choose.csv", _CHOICE_WORDS)
+    sections += _runs_section(root, steps)
+    sections += _csv_section("Cost", root / "cost.csv", _COST_WORDS)
+    sections.append(_steps_section(steps))
+    return write_text(root / "report.html", _page(f"steel_seg recipe: {root.name}", sections))

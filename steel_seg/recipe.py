@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SMALL_PIXELS', 'SIZES', 'Recipe', 'read_recipe', 'small_recipe', 'full_recipe', 'Step', 'steps_of', 'without_pseudo',
-           'plan_table', 'keys_of']
+           'plan_table', 'keys_of', 'Measured', 'seconds_of', 'cost_table']
 
 # %% ../nbs/48_recipe.ipynb #dcec9c81
 import hashlib
@@ -332,7 +332,7 @@ def _candidate_steps(recipe: Recipe, name: str, made_by: str, gated: bool) -> li
     "The rule of a run, and its submission."
     run = ("--data", "{data}", "--run", name)
     decide = ("decide", *run, "--seed", str(recipe.seed))
-    submit = ("submit", *run, "--out", f"submissions/{name}.csv")
+    submit = ("submit", *run)
     needs: tuple[str, ...] = (f"{made_by}/{name}",)
     if gated and recipe.gate != "none":
         decide += _gate_options(recipe)
@@ -353,7 +353,9 @@ def _choose_steps(recipe: Recipe) -> list[Step]:
     if not recipe.choose:
         return []
     names = list(_candidates(recipe))
-    command = ("choose", *names, "--data", "{data}", "--seed", str(recipe.seed))
+    command = ("choose", *names, "--data", "{data}", "--seed", str(recipe.seed), "--out", "submissions")
+    if _gate_options(recipe)[2:]:
+        command += _gate_options(recipe)[2:]
     return [Step("choose", "recipe", command, tuple(f"submit/{name}" for name in names))]
 
 # %% ../nbs/48_recipe.ipynb #4023aaf7
@@ -418,3 +420,52 @@ def keys_of(
         facts = [data, step.command, step.folds, settings, [keys[need] for need in step.needs]]
         keys[step.id] = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
     return keys
+
+# %% ../nbs/48_recipe.ipynb #821421d6
+@dataclass(frozen=True)
+class Measured:
+    "A training, measured for some steps."
+
+    seconds: float  # of one step
+    steps: int  # of an epoch
+    epochs: int  # of all stages, at most: it may stop early
+    images: int  # of one step
+    pixels: int  # of an image as it is trained on
+
+
+_FORWARD = 1 / 3  # time of a forward pass as a part of that of a training step
+
+
+def seconds_of(
+    measured: Measured,
+    folds: int,
+    images: int,  # training images of the folder
+    test_images: int,
+    pixels: int,  # of a whole image
+    flips: int,  # passes over an image in prediction: 1, 2 or 4
+) -> tuple[float, float]:  # of training all folds, and of predicting
+    "Seconds that one training and its prediction take on one device."
+    whole = measured.seconds / measured.images * pixels / measured.pixels * _FORWARD
+    epoch = measured.steps * measured.seconds + images / folds * whole
+    return folds * measured.epochs * epoch, flips * whole * (images + folds * test_images)
+
+# %% ../nbs/48_recipe.ipynb #ae5b62be
+_FLIPS = {"none": 1, "hflip": 2, "flips": 4}  # passes over an image by `tta`
+
+
+def cost_table(
+    measured: Mapping[str, Measured],  # of the trainings, by the name of the run
+    recipe: Recipe,
+    images: int,  # training images of the folder
+    test_images: int,
+    pixels: int,  # of a whole image
+) -> pd.DataFrame:  # a row per run, and "all"; hours of one device
+    "What a recipe costs at most, in hours of one device like the one that was measured."
+    rows = {}
+    for name, m in measured.items():
+        train, predict = seconds_of(m, recipe.folds, images, test_images, pixels, _FLIPS[recipe.tta])
+        rows[name] = {"seconds per step": m.seconds, "train": train / 3600, "predict": predict / 3600}
+    table = pd.DataFrame(rows.values(), index=list(rows))
+    table.loc["all"] = [float("nan"), table.train.sum(), table.predict.sum()]
+    table["hours"] = table.train + table.predict
+    return table
