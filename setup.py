@@ -10,6 +10,8 @@ ini = ConfigParser(delimiters=["="], interpolation=None)
 ini.read(here / "settings.ini", encoding="utf-8")
 cfg = ini["DEFAULT"]
 readme = here / "README.md"
+extras = {name: cfg[f"{name}_requirements"].split() for name in ("dev", "bench", "recipe")}
+extras["dev"] += extras["recipe"]  # the tests use them
 
 setup(
     name=cfg["lib_name"],
@@ -23,10 +25,13 @@ setup(
     keywords=cfg["keywords"].split(),
     license="Apache-2.0",
     packages=find_packages(include=[cfg["lib_path"], cfg["lib_path"] + ".*"]),
-    package_data={cfg["lib_path"]: ["py.typed", "workflow/Snakefile"], cfg["lib_path"] + ".look": ["static/*.js", "static/*.css"]},
+    package_data={
+        cfg["lib_path"]: ["py.typed", "workflow/Snakefile"],
+        cfg["lib_path"] + ".look": ["static/*.js", "static/*.css"],
+    },
     python_requires=">=" + cfg["min_python"],
     install_requires=cfg["requirements"].split(),
-    extras_require={name: cfg[f"{name}_requirements"].split() for name in ("dev", "bench", "recipe")},
+    extras_require=extras,
     entry_points={"console_scripts": cfg["console_scripts"].split()},
     zip_safe=False,
 )

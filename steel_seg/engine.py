@@ -541,7 +541,7 @@ def _csv_section(title: str, path: Path, words: str) -> list[tuple[str, str]]:
 _GAINS_WORDS = (
     "Each step against what was before it, on the same out-of-fold images. The score is nested: rules were chosen on "
     "the other folds. A step helps where the interval of the difference, from low to high, lies above 0; where it "
-    "holds 0, these images cannot tell. The best net is the one with the highest score here, which flatters it a little."
+    "holds 0, these images cannot tell. The best net has the highest score here, which flatters it a little."
 )
 _CHOICE_WORDS = "The candidates, and the two that are handed in: submissions/submission_1.csv and submission_2.csv."
 _LEDGER_WORDS = "Each round of pseudo labels: what was taken and left, and what it was worth."
