@@ -725,7 +725,11 @@ def _recipe(args):
         _estimate(args, recipe, steps, folder)
     keys, places = keys_of(steps, _data_facts(recipe, folder)), _places(args, recipe, folder)
     result = {"run": args.run}
-    outcome = run_engine(args.run, steps, keys, places, recipe.threads, args.jobs, args.dry_run, args.engine)
+    try:
+        outcome = run_engine(args.run, steps, keys, places, recipe.threads, args.jobs, args.dry_run, args.engine)
+    except KeyboardInterrupt:
+        print("steel_seg recipe: stopped; the same command goes on from here", file=sys.stderr)
+        return {**result, "exit": 130}
     result["jobs"] = [job.title for job in outcome.jobs]
     if args.dry_run:
         print(f"{len(outcome.jobs)} jobs would run" if outcome.jobs else "nothing to do")
