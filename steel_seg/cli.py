@@ -180,17 +180,18 @@ def _train(args):
     from steel_seg.config import TrainConfig
     from steel_seg.data import read_folder
     from steel_seg.files import read_json
-    from steel_seg.train import train_run
+    from steel_seg.train import all_empty_scores, train_run
 
     options = {k.removeprefix("config_"): v for k, v in vars(args).items() if k.startswith("config_")}
     base = TrainConfig.from_json(read_json(args.config)) if args.config else TrainConfig()
     config = replace(base, **options)
-    history = train_run(args.run, read_folder(args.data, n_classes=args.classes), config, only=args.fold)
-    best = history.groupby("fold").score.max()
-    rule = f"under {config.rule}" if config.rule else "at level 128"
+    folder = read_folder(args.data, n_classes=args.classes)
+    history = train_run(args.run, folder, config, only=args.fold)
+    best = {int(fold): score for fold, score in history.groupby("fold").score.max().items()}
+    nothing, rule = all_empty_scores(args.run, folder), f" under {config.rule}" if config.rule else ""
     for fold, score in best.items():
-        print(f"fold {fold}: best score {score:.4f} {rule}")
-    return {"run": args.run, "best": {int(k): v for k, v in best.items()}}
+        print(f"fold {fold}: best score {score:.4f}{rule}, predicting nothing {nothing[fold]:.4f}")
+    return {"run": args.run, "best": best, "all_empty": {fold: nothing[fold] for fold in best}}
 
 # %% ../nbs/70_cli.ipynb #e21d03c8
 def _add_predict(parser):
@@ -301,12 +302,12 @@ def _class_levels(path, prefix, image_ids, n_classes):
     return None if path is None else read_class_levels(path, image_ids, n_classes, prefix)
 
 # %% ../nbs/70_cli.ipynb #ee1e017a
-def _gate_table(run, curves, fold, class_levels, rng, base_rule):
+def _gate_table(run, curves, fold, class_levels, rng, how, base_rule):
     "Print the expected score of every gate, and write the table to gates.csv."
     from steel_seg.files import write_text
     from steel_seg.gates import compare_gates
 
-    table = compare_gates(curves, fold, class_levels, rng, base_rule)
+    table = compare_gates(curves, fold, class_levels, rng, how, base_rule)
     columns = ["optimistic", "nested", "difference", "low", "high"]
     print(table.xs("all", level="row")[columns].round(4).to_string(), "\n")
     write_text(run / "gates.csv", table.to_csv())
@@ -336,11 +337,11 @@ def _decide(args):
     rng = np.random.default_rng(args.seed)
     table = None
     if class_levels is not None or args.compare_gates:
-        table = _gate_table(run, curves, fold, class_levels, rng, base_rule)
+        table = _gate_table(run, curves, fold, class_levels, rng, args.how, base_rule)
     if args.gate == "none":
         decision = decide(curves, fold, rng, args.how, base_rule)
     else:
-        decision = decide_gate(curves, fold, rng, args.gate, class_levels, base_rule)
+        decision = decide_gate(curves, fold, rng, args.gate, class_levels, base_rule, args.how)
     facts = {} if class_levels is None else _classifier_facts(scores, args.scores_prefix)
     decision.save(run / "rule.json", data_sha256=folder.sha256, seed=args.seed, **facts)
     report = write_report(run / "report.html", run, folder, curves, decision, class_levels, table)
@@ -395,6 +396,115 @@ def _submit(args):
     source = "out-of-fold" if oof else "test"
     print(f"{out}: from {source} predictions, {summary['errors']} errors, {summary['warnings']} warnings")
     return {"submission": out, "sample": sample, "oof": oof, "exit": int(summary["errors"] > 0), **summary}
+
+# %% ../nbs/70_cli.ipynb #27b77944
+def _add_choose(parser):
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders after `decide`, two or more")
+    parser.add_argument("--data", required=True, type=Path, help="the folder that holds train.csv and train_images/")
+    _add_classes(parser)
+    parser.add_argument("--seed", type=int, default=0, help="random seed of the bootstrap (default: %(default)s)")
+    parser.add_argument(
+        "--images", type=int, help="number of fresh images to expect the maximum on (default: the test images)"
+    )
+    parser.add_argument(
+        "--public", type=Path, help="a csv with the columns run and public: public scores, to warn by, not to choose by"
+    )
+    parser.add_argument(
+        "--public-images", type=int, help="on how many images they were scored (default: 1801/5506 of --images)"
+    )
+    parser.add_argument(
+        "--scores",
+        type=Path,
+        action="append",
+        default=[],
+        help="a csv with a classifier's probabilities that a run was decided with; may be given several times "
+        "(default: oof_scores.csv of the run)",
+    )
+    parser.add_argument(
+        "--out", type=Path, help="a folder to copy the two checked submissions to, as submission_1.csv and _2.csv"
+    )
+
+# %% ../nbs/70_cli.ipynb #1dde9fc2
+def _fresh_images(args, folder):
+    "The number of fresh images: the given one, that of the test images, of the sample, or of the labelled images."
+    from steel_seg.submit import read_submission
+
+    if args.images is not None:
+        return args.images
+    if len(folder.test):
+        return len(folder.test)
+    sample = _existing(args.data / "sample_submission.csv")
+    if sample is not None:
+        return int(read_submission(sample)[0].image_id.nunique())
+    print(f"{args.data} has no test images: as many fresh images as labelled ones are expected (--images)")
+    return len(folder.images)
+
+# %% ../nbs/70_cli.ipynb #3b258c64
+def _faults_of_submission(run, args, folder):
+    "Check the submission of a run, and print what is wrong or missing; whether it can be handed in."
+    from steel_seg.submit import check_submission
+
+    path, again = run / "submission.csv", f"steel_seg submit --data {args.data} --run {run}"
+    if not path.exists():
+        print(f"{run} has no submission.csv yet: {again}")
+        return False
+    if path.stat().st_mtime_ns < (run / "rule.json").stat().st_mtime_ns:
+        print(f"warning: {path} is older than the rules of the run: {again}")
+    own = _existing(run / "sample_submission.csv")
+    sample = (_existing(args.data / "sample_submission.csv") or own) if len(folder.test) else own
+    summary = _print_faults(check_submission(path, sample, folder.shape, folder.n_classes), 20)
+    print(f"{path}: {summary['errors']} errors, {summary['warnings']} warnings")
+    return summary["errors"] == 0
+
+
+def _copy_submissions(chosen, args, folder):
+    "Copy the submissions of the two runs to --out if both can be handed in; their paths, none if not."
+    import shutil
+
+    from steel_seg.files import whole
+
+    good = [_faults_of_submission(run, args, folder) for run in chosen]
+    if not all(good):
+        print(f"nothing was copied to {args.out}")
+        return []
+    paths = [args.out / f"submission_{k}.csv" for k in (1, 2)]
+    for run, path in zip(chosen, paths):
+        with whole(path) as temp:
+            shutil.copyfile(run / "submission.csv", temp)
+        print(f"{path}: of {run}")
+    return paths
+
+# %% ../nbs/70_cli.ipynb #05cade9c
+def _choose(args):
+    import numpy as np
+
+    from steel_seg.data import read_folder
+    from steel_seg.two_submissions import choice_lines, choose_two, read_public, run_names, run_scores, write_choice
+
+    names = run_names(args.runs)
+    if len(names) < 2:
+        raise ValueError(f"one run leaves nothing to choose: give two or more, not only {args.runs[0]}")
+    folder = read_folder(args.data, n_classes=args.classes)
+    size, public = _fresh_images(args, folder), args.public and read_public(args.public, args.runs)
+    scores = run_scores(args.runs, folder, args.scores)
+    choice = choose_two(names, scores, size, np.random.default_rng(args.seed), public, args.public_images)
+    print(choice)
+    folders = [*args.runs, *([args.out] if args.out else [])]
+    tables = [write_choice(path / "choose.csv", choice) for path in folders]
+    for run in args.runs:
+        if (run / "report.html").exists():
+            from steel_seg.report import show_choice
+
+            show_choice(run / "report.html", run / "choose.csv")
+    run_of = dict(zip(names, args.runs))
+    chosen = run_of[choice.first], run_of[choice.second]
+    records = [{"run": name, **row} for name, row in choice.table.to_dict("index").items()]
+    result = {"first": chosen[0], "second": chosen[1], "images": size, "table": records, "csv": tables}
+    result["lines"] = choice_lines(choice.table)
+    if args.out:
+        result["submissions"] = _copy_submissions(chosen, args, folder)
+        result["exit"] = int(not result["submissions"])
+    return result
 
 # %% ../nbs/70_cli.ipynb #ee254387
 def _size_near(*paths):
@@ -781,6 +891,7 @@ _COMMANDS = (
         "choose the rule of each class from the out-of-fold predictions; writes rule.json and report.html",
     ),
     _Command("submit", _submit, _add_submit, "write a submission and check it"),
+    _Command("choose", _choose, _add_choose, "choose the two of several decided runs to hand in; writes choose.csv"),
     _Command("check", _check, _add_check, "list every fault of a submission by row"),
     _Command("score", _score, _add_score, "the competition's score of a submission, per class and overall"),
     _Command("demo", _demo, _add_demo, "the whole chain in minutes, on a synthetic folder or on --data"),

@@ -35,6 +35,7 @@ class NetFields:
     attention: str | None = None  # scse: attention in the decoder of unet and unetplusplus; none: no attention
     class_head: float = 0.0  # loss weight of a head that predicts which classes an image shows; 0: no head
     decoder: dict | None = None  # more arguments of the network as JSON, such as {"decoder_channels": [64, 32, 16]}
+    init_from: str | None = None  # a run: fold k begins from its best net of fold k; none: from encoder_weights
 
 # %% ../nbs/35_config.ipynb #37fff96b
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ class StageFields:
     ema: float = 0.0  # decay of a moving average of the weights, which is scored and kept instead; 0: no average
     average: int = 0  # number of best epochs whose mean weights are scored at the end and kept if better; 0: none
     early_stop: int = 0  # epochs without a better score after which a stage ends; 0: never
-    rule: str | None = None  # a rule.json with which epochs are scored; none: threshold level 128, no minimum area
+    rule: str | None = None  # a rule.json with which epochs are scored; none: the best rule of each epoch
 
 # %% ../nbs/35_config.ipynb #8e16d63f
 @dataclass(frozen=True)

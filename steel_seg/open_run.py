@@ -14,8 +14,8 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from .class_scores import read_class_levels
 
+from .class_scores import read_class_levels
 from .curves import Curves, curves_of, read_curves, write_curves
 from .data import StripFolder, read_folder
 from .files import read_json

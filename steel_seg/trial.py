@@ -21,7 +21,7 @@ from numba import njit
 
 from .curves import Curves
 from .data import class_name
-from .decide import choose_rules, nested_dice
+from .decide import fold_choices, nested_dice
 from .metric import dice
 from .open_run import OpenRun, pair_dice, run_rules
 from .post import GATE_KINDS, Rule, Rules, apply_rule
@@ -460,12 +460,12 @@ def nested_choices(
     fold_of_image, choices = opened.fold, {}
     assert fold_of_image is not None
     for how in ("plateau", "best"):
+        of_folds = fold_choices(opened.curves, fold_of_image, how, base_rule, opened.class_levels)
         rules_of_fold = {}
-        for fold in [*np.unique(fold_of_image).tolist(), None]:  # None: chosen on all images
+        for fold in [*of_folds.folds, None]:  # None: chosen on all images
             if not wanted():
                 return {}
-            weight = None if fold is None else fold_of_image != fold
-            rules_of_fold[fold] = choose_rules(opened.curves, how, base_rule, opened.class_levels, weight=weight)
+            rules_of_fold[fold] = of_folds.rules(fold)
         all_rules = rules_of_fold.pop(None)
         nested = nested_dice(opened.curves, fold_of_image, rules_of_fold, class_levels=opened.class_levels)
         choices[how] = NestedDice(nested, pair_dice(opened, all_rules))

@@ -9,7 +9,7 @@ import pytest
 
 from steel_seg import cli
 
-COMMANDS = ["synth", "check-data", "train", "predict", "decide", "submit", "check", "score", "demo"]
+COMMANDS = ["synth", "check-data", "train", "predict", "decide", "submit", "choose", "check", "score", "demo"]
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +133,7 @@ MISTAKES = {
     "unknown option": ["check", "{d}/empty.csv", "--sampel", "x"],
     "no run": ["decide", "--data", "{data}", "--run", "{d}/none"],
     "no rule": ["submit", "--data", "{data}", "--run", "{d}/none"],
+    "nothing to choose from": ["choose", "--data", "{data}", "{d}/none", "{d}/r0"],
     "nothing trained": ["predict", "--data", "{data}", "--run", "{d}/none"],
     "unknown net": ["train", "--data", "{data}", "--run", "{d}/r1", "--arch", "unet3"],
     "unknown field": ["train", "--data", "{data}", "--run", "{d}/r2", "--config", "{d}/odd.json"],

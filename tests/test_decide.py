@@ -14,6 +14,7 @@ from steel_seg.decide import (
     choose_rules,
     compare_rules,
     decide,
+    fold_choices,
     nested_dice,
     nested_rules,
     smooth_surface,
@@ -360,19 +361,20 @@ def test_a_template_is_kept_and_chosen_under():
 
 
 @pytest.mark.parametrize("how", CHOOSERS)
-def test_a_fold_does_not_choose_its_own_rule(how):
+@pytest.mark.parametrize("must_gain", [False, True])
+def test_a_fold_does_not_choose_its_own_rule(how, must_gain):
     rng = np.random.default_rng(10)
     changed = 0
 
     def nested(curves, fold):
-        return nested_rules(curves, fold, how, rng=np.random.default_rng(2))
+        return nested_rules(curves, fold, how, rng=np.random.default_rng(2), must_gain=must_gain)
 
     for _ in range(20 if how == "best" else 6):
         levels, truth = random_maps(rng, n=12)
         fold = rng.permutation(np.arange(12) % 3)
         rules = nested(curves_from(levels, truth), fold)
         assert sorted(rules) == [0, 1, 2]
-        if how != "bagged":
+        if how != "bagged" and not must_gain:
             assert rules[1] == choose_rules(curves_from(levels, truth).take(fold != 1), how)
         for k in range(3):
             other_levels, other_truth = random_maps(rng, n=12)
@@ -380,7 +382,8 @@ def test_a_fold_does_not_choose_its_own_rule(how):
             other = nested(curves_from(np.where(mine, other_levels, levels), np.where(mine, other_truth, truth)), fold)
             assert other[k] == rules[k]
             changed += any(other[j] != rules[j] for j in range(3) if j != k)
-    assert changed > (30 if how == "best" else 6)  # the folds that do see the change choose otherwise
+    # The folds that do see the change choose otherwise.
+    assert changed > (30 if how == "best" and not must_gain else 6)
 
 
 @pytest.mark.parametrize("how", ["best", "pooled"])
@@ -393,12 +396,70 @@ def test_the_nested_score_is_each_fold_under_the_others_rules(how):
         want[i] = dice_at(
             curves.take([i]), choose_rules(curves.take([j for j in range(11) if fold[j] != fold[i]]), how)
         )[0]
-    assert np.array_equal(nested_dice(curves, fold, how=how), want) and np.array_equal(
-        nested_dice(curves, fold.tolist(), how=how), want
-    )
+    for folds in (fold, fold.tolist()):
+        assert np.array_equal(nested_dice(curves, folds, how=how, must_gain=False), want)
     for bad in (np.zeros(11), fold[:-1], fold[None]):
         with pytest.raises(ValueError):
             nested_dice(curves, bad)
+
+
+def slow_gain(curves, fold, how):
+    "What the rules of the other folds gain over predicting nothing, image by image; of one fold, in five parts."
+    part = fold if len(set(fold)) > 1 else np.concatenate([[k] * len(p) for k, p in enumerate(np.array_split(fold, 5))])
+    gains = np.zeros((len(fold), 2))
+    for i in range(len(fold)):
+        rules = choose_rules(curves.take(part != part[i]), how)
+        gains[i] = dice_at(curves.take([i]), rules)[0] - (curves.truth[i] == 0)
+    return gains.mean(0)
+
+
+@pytest.mark.parametrize("how", ["best", "pooled"])
+@pytest.mark.parametrize("folds", [2, 3])
+def test_a_class_that_gains_nothing_on_other_images_is_never_predicted(how, folds):
+    rng, dropped = np.random.default_rng(15), 0
+    for _ in range(12):
+        curves = random_curves(rng, n=24)
+        fold = np.sort(rng.permutation(np.arange(24) % folds))
+        never = Rule(128, int(np.prod(curves.shape)) + 1)
+        for left_out in (None, *range(folds)):
+            images = np.ones(24, bool) if left_out is None else fold != left_out
+            gain = slow_gain(curves.take(images), fold[images], how)
+            choices = fold_choices(curves, fold, how)
+            assert choices.gain(left_out) == pytest.approx(gain, abs=1e-12)
+            chosen = choose_rules(curves.take(images), how)
+            with_others = gain + min(1, 10 / images.sum()) * gain[::-1]
+            want = [rule if a > 0 or b > 1e-12 else never for rule, a, b in zip(chosen, gain, with_others)]
+            assert choices.rules(left_out) == tuple(want)
+            dropped += sum(a != b for a, b in zip(chosen, want))
+        decision = decide(curves, fold, np.random.default_rng(0), how, resamples=2)
+        assert decision.rules == choices.rules() and decision.fold_rules == choices.fold_rules()
+        for c, (name, row) in enumerate(decision.choice.iterrows()):
+            line = next(line for line in str(decision).splitlines() if line.startswith(name))
+            if decision.rules[c] != choices.chosen()[c]:
+                assert row.never_predict and row.dropped_thresh == choices.chosen()[c].thresh
+                assert "on images that did not choose it" in line
+            else:
+                assert np.isnan(row.dropped_thresh)
+    assert dropped > 3
+
+
+def test_two_folds_whose_nets_differ_are_not_worth_a_rule():
+    """The rules look good on the images that chose them. On the other fold, whose levels are higher, they lose.
+
+    Before the step the nested score was below that of predicting nothing.
+    """
+    rng, n = np.random.default_rng(16), 40
+    fold = np.arange(n) % 2
+    truth = np.zeros((n, 1, 6, 8), bool)
+    truth[:8, 0, :3] = True
+    levels = np.where(truth, 90, np.where(rng.random(truth.shape) < 0.9, 60, 0)).astype(np.uint8)
+    levels[fold == 1] = np.minimum(levels[fold == 1].astype(int) + 40, 255) * (levels[fold == 1] > 0)
+    curves = curves_from(levels, truth)
+    without = nested_dice(curves, fold, how="best", must_gain=False).mean()
+    decision = decide(curves, fold, np.random.default_rng(0), how="best", resamples=2)
+    assert without < decision.all_empty <= decision.nested.value
+    assert decision.rules[0].min_area > 48 and decision.choice.gain.iloc[0] < 0
+    assert "less than predicting nothing" in str(decision)
 
 
 def test_two_sets_of_rules_are_compared_on_the_same_images():
@@ -422,7 +483,9 @@ def test_a_decision_says_the_same_twice_and_adds_up(how, tmp_path):
         and decision.choice.equals(again.choice)
     )
     if how != "bagged":
-        assert decision.rules == choose_rules(curves, how) and decision.fold_rules == nested_rules(curves, fold, how)
+        assert decision.fold_rules == nested_rules(curves, fold, how)
+        for rule, chosen, never in zip(decision.rules, choose_rules(curves, how), decision.choice.never_predict):
+            assert rule == chosen or never
     assert decision.images == 20 and decision.how == how
     assert decision.optimistic.value == pytest.approx(dice_at(curves, decision.rules).mean())
     assert decision.nested.value == pytest.approx(nested_dice(curves, fold, decision.fold_rules).mean())
@@ -483,7 +546,7 @@ def test_two_images_and_one_class_are_enough():
             decision = decide(curves, [0, 1], rng, how, resamples=3)
             assert len(decision.rules) == 1 and 0 <= decision.nested.value <= 1 and str(decision)
             if how != "bagged":
-                for k in (0, 1):
+                for k in (0, 1):  # one image is left: nothing says what a rule gains, and it is kept
                     assert decision.fold_rules[k] == choose_rules(curves.take([1 - k]), how)
         with pytest.raises(ValueError):
             decide(curves.take([0]), [0], rng, how)

@@ -7,13 +7,14 @@ import pandas as pd
 import pytest
 from conftest import real_data
 from made import NEEDS_SCORE
-from steel_seg.class_scores import best_f1, f1_at, f1_folds, f1_intervals, f1_table, nested_f1, read_class_levels
 
+from steel_seg.class_scores import best_f1, f1_at, f1_folds, f1_intervals, f1_table, nested_f1, read_class_levels
 from steel_seg.curves import Curves, map_counts
-from steel_seg.gates import area_values, choose_gate, compare_gates, gate_rules, gate_values
+from steel_seg.decide import choose_rules, decide, fold_choices
+from steel_seg.gates import area_values, compare_gates, decide_gate, gate_choices, gate_rules, gate_values
 from steel_seg.metric import paired_difference
 from steel_seg.post import GATE_KINDS, Rule
-from steel_seg.score import dice_at
+from steel_seg.score import dice_at, dice_rows, rows_of
 
 
 def random_case(rng, n=14, c=2, shape=(4, 9), floor=13):
@@ -41,49 +42,55 @@ GRID = {
     "product": (1,),
     "area": (1, 2, 6),
 }
-THRESHES, AREAS = (13, 60, 110, 150, 220), (0, 2, 5, 12, 37)
+HOWS = ["pooled", "best"]
 
 
-def every_rule(by):
-    return [Rule(t, a, gate=g, gate_by=by or "peak") for g in GRID[by] for t in THRESHES for a in AREAS]
+def mean_under_gate(curves, c, by, gate, levels, images):
+    "The highest mean Dice of class c over some images that any threshold and area reaches under a gate: brute force."
+    rows = rows_of(curves, c, Rule(gate=gate, gate_by=by), levels[:, c])
+    return max(
+        dice_rows(rows, t, a)[images].mean()
+        for t in range(max(1, curves.floor), 256, 4)
+        for a in area_values(curves.shape)
+    )
 
 
-def means(curves, c, rules, scores, images):
-    "Mean Dice of class c over some images under each rule, one at a time."
-    mean_dices = []
-    for rule in rules:
-        rules_all = [Rule()] * curves.truth.shape[1]
-        rules_all[c] = rule
-        mean_dices.append(dice_at(curves, rules_all, scores)[images, c].mean())
-    return np.array(mean_dices)
-
-
-@pytest.mark.parametrize("by", list(GRID))
-def test_the_setting_chosen_is_the_best_of_all_on_the_images_that_choose(by):
-    rng = np.random.default_rng(0)
-    changed = 0
-    for _ in range(12):
+@pytest.mark.parametrize("by", [by for by in GRID if by])
+def test_the_gate_chosen_as_best_is_the_best_of_all_on_the_images_that_choose(by):
+    rng, changed = np.random.default_rng(0), 0
+    for _ in range(2):
         curves, scores, fold = random_case(rng)
-        for c in (0, 1):
-            best, others = choose_gate(
-                curves, c, by, fold, scores[:, c], gates=GRID[by], threshes=THRESHES, min_areas=AREAS
-            )
-            assert sorted(others) == sorted(set(fold.tolist()))
-            for k, rule in ((None, best), *others.items()):
-                images = fold != k
-                every = means(curves, c, every_rule(by), scores, images)
-                got, nothing = means(curves, c, [rule], scores, images)[0], (curves.truth[images, c] == 0).mean()
-                assert got == pytest.approx(every.max(), abs=1e-12), (by, rule)
-                assert (
-                    rule.gate_by == (by or "peak")
-                    and rule.gate in GRID[by]
-                    and rule.thresh in THRESHES
-                    and rule.min_area in AREAS
-                )
-                if every.max() <= nothing + 1e-12:
-                    assert rule.min_area == 37  # never
-                changed += len(set(others.values())) > 1
-    assert changed > 5
+        choices = gate_choices(curves, fold, by, "best", class_levels=scores, gates=GRID[by], must_gain=False)
+        for left_out in (None, *sorted(set(fold.tolist()))):
+            images = np.ones(len(fold), bool) if left_out is None else fold != left_out
+            rules = choices.rules(left_out)
+            changed += rules != choices.rules()
+            for c, rule in enumerate(rules):
+                every = [mean_under_gate(curves, c, by, gate, scores, images) for gate in GRID[by]]
+                assert every[GRID[by].index(rule.gate)] == pytest.approx(max(every), abs=1e-12)
+                assert rule.gate_by == by
+                if every[0] >= max(every) - 1e-12:
+                    assert rule.gate == GRID[by][0]  # no gate where none gains
+    assert changed or by == "product"
+
+
+@pytest.mark.parametrize("how", ["pooled", "plateau", "best", "middle"])
+@pytest.mark.parametrize("by", [by for by in GRID if by])
+def test_threshold_and_area_are_chosen_under_the_gate_as_without_one(by, how):
+    rng = np.random.default_rng(3)
+    curves, scores, fold = random_case(rng, n=20)
+    choices = gate_choices(curves, fold, by, how, class_levels=scores, gates=GRID[by])
+    for left_out in (None, 0, 1, 2):
+        images = np.ones(len(fold), bool) if left_out is None else fold != left_out
+        rules = choices.chosen(left_out)
+        assert rules == choose_rules(curves.take(images), how, rules, scores[images])
+    if by != "product":  # the first gate changes nothing: then all is as without a gate
+        ungated = gate_choices(curves, fold, by, how, class_levels=scores, gates=GRID[by][:1])
+        of_none = fold_choices(curves, fold, how)
+        for left_out in (None, 0, 1, 2):
+            assert [(r.thresh, r.min_area) for r in ungated.rules(left_out)] == [
+                (r.thresh, r.min_area) for r in of_none.rules(left_out)
+            ]
 
 
 def test_of_a_tie_the_middle():
@@ -97,46 +104,39 @@ def test_of_a_tie_the_middle():
     hit = area * np.array([1, 0, 1, 0])[:, None, None].astype(np.int32)
     hit[::2, 0, 0] = 10
     curves = Curves(tuple("abcd"), area, hit, np.array([[10], [0], [10], [0]]), 13, (1, 50))
-    rule, others = choose_gate(
-        curves,
-        0,
-        "score",
-        [0, 0, 1, 1],
-        np.array([200, 100, 200, 100]),
-        gates=(0, 50, 100, 101, 120, 140, 180, 200, 201),
-        threshes=(20, 60, 100, 150, 200, 201),
-        min_areas=(0, 4, 10, 11),
-    )
-    assert (
-        rule == others[0] == others[1] == Rule(100, 4, gate=140, gate_by="score")
-    )  # gates 101..200, levels 20..200, areas 0..10
+    scores = np.array([[200], [100], [200], [100]])
+    gates = (0, 50, 100, 101, 120, 140, 180, 200, 201)
+    choices = gate_choices(curves, [0, 0, 1, 1], "score", "best", class_levels=scores, gates=gates)
+    for rules in (choices.chosen(), choices.chosen(0), choices.chosen(1)):
+        assert rules == (Rule(106, 5, gate=140, gate_by="score"),)  # gates 101..200, levels 13..200, areas 0..10
     with pytest.raises(ValueError, match="at least two folds"):
-        choose_gate(curves, 0, "score", [0] * 4, [1, 2, 3, 4])
+        gate_choices(curves, [0] * 4, "score", class_levels=scores)
     with pytest.raises(ValueError, match="fold has shape"):
-        choose_gate(curves, 0, "score", [0, 1], [1, 2, 3, 4])
+        gate_choices(curves, [0, 1], "score", class_levels=scores)
     for by in NEEDS_SCORE:
         with pytest.raises(ValueError, match=f"gate_by='{by}' needs a score"):
-            choose_gate(curves, 0, by, [0, 0, 1, 1])
+            gate_choices(curves, [0, 0, 1, 1], by)
     with pytest.raises(ValueError, match="integers"):
-        choose_gate(curves, 0, "score", [0, 0, 1, 1], np.array([0.2, 0.1, 0.3, 0.4]))
+        gate_choices(curves, [0, 0, 1, 1], "score", class_levels=scores / 255).rules()
 
 
-def test_the_table_is_what_its_rules_score():
+@pytest.mark.parametrize("how", HOWS)
+def test_the_table_is_what_its_rules_score(how):
     rng = np.random.default_rng(1)
-    grid = dict(threshes=THRESHES, min_areas=AREAS)
-    for _ in range(4):
+    for _ in range(2):
         curves, scores, fold = random_case(rng, n=20)
-        table = compare_gates(curves, fold, scores, np.random.default_rng(7), n_boot=200, **grid)
+        table = compare_gates(curves, fold, scores, np.random.default_rng(7), how, n_boot=200)
         assert list(dict.fromkeys(table.index.get_level_values(0))) == ["none", *GATE_KINDS] and list(
             table.loc["none"].index
         ) == ["all", "class 1", "class 2"]
         nested = {}
         for by in (None, *GATE_KINDS):
             name, nested[by] = by or "none", np.empty(curves.truth.shape)
-            best, others = zip(*[choose_gate(curves, c, by, fold, scores[:, c], **grid) for c in (0, 1)])
+            choices = gate_choices(curves, fold, by, how, class_levels=scores)
+            best, others = choices.rules(), choices.fold_rules()
             assert gate_rules(table, name) == best
             for k in set(fold.tolist()):
-                nested[by][fold == k] = dice_at(curves.take(fold == k), [o[k] for o in others], scores[fold == k])
+                nested[by][fold == k] = dice_at(curves.take(fold == k), others[k], scores[fold == k])
             for row, classes in (("all", slice(None)), ("class 1", [0]), ("class 2", [1])):
                 shown = table.loc[(name, row)]
                 assert shown.optimistic == pytest.approx(dice_at(curves, best, scores)[:, classes].mean(), abs=1e-12)
@@ -150,14 +150,12 @@ def test_the_table_is_what_its_rules_score():
                 )
                 assert abs(interval.low - shown.low) < 0.03 and abs(interval.high - shown.high) < 0.03
             for c in (0, 1):
-                gates = [o[k].gate for o in others[c : c + 1] for k in o]
+                gates = [rules[c].gate for rules in others.values()]
                 assert (table.gate_low[name, f"class {c + 1}"], table.gate_high[name, f"class {c + 1}"]) == (
                     min(gates),
                     max(gates),
                 )
-            if by != "product":
-                assert table.optimistic[name, "all"] >= table.optimistic["none", "all"] - 1e-12  # more to choose from
-        again = compare_gates(curves, fold, scores, np.random.default_rng(7), n_boot=200, **grid)
+        again = compare_gates(curves, fold, scores, np.random.default_rng(7), how, n_boot=200)
         pd.testing.assert_frame_equal(table, again)
         mixed = gate_rules(table, ["sum", "none"], Rule(fill_holes=True))
         assert mixed == (
@@ -167,31 +165,48 @@ def test_the_table_is_what_its_rules_score():
     for bad in ("vote", ["sum"], ["sum", "vote"]):
         with pytest.raises(ValueError, match="needs one of none, peak, score"):
             gate_rules(table, bad)
-    with pytest.raises(ValueError, match="scores of shape"):
+    with pytest.raises(ValueError, match="class_levels of shape"):
         compare_gates(curves, fold, scores[:, 0], rng)
     with pytest.raises(ValueError, match="default_rng"):
-        compare_gates(curves, fold, None, 7, **grid)
+        compare_gates(curves, fold, None, 7)
+
+
+@pytest.mark.parametrize("how", HOWS)
+def test_the_table_and_the_decision_say_the_same(how):
+    """No gate is what `decide` does, and a gate is what `decide_gate` does, for every way of choosing.
+
+    The table once compared with a base that nobody would use: the best point of a grid, where `decide` takes `pooled`.
+    """
+    curves, scores, fold = random_case(np.random.default_rng(5), n=40)
+    table = compare_gates(curves, fold, scores, np.random.default_rng(0), how, n_boot=10)
+    decision = decide(curves, fold, np.random.default_rng(0), how, resamples=2)
+    assert table.nested["none", "all"] == pytest.approx(decision.nested.value, abs=1e-12)
+    assert table.optimistic["none", "all"] == pytest.approx(decision.optimistic.value, abs=1e-12)
+    assert gate_rules(table, "none") == decision.rules
+    for by in GATE_KINDS:
+        decision = decide_gate(curves, fold, np.random.default_rng(0), by, scores, how=how, resamples=2)
+        assert decision.how == how
+        assert table.nested[by, "all"] == pytest.approx(decision.nested.value, abs=1e-12)
+        assert gate_rules(table, by) == decision.rules
+
+
+def test_ways_of_choosing_differ_under_a_gate():
+    curves, scores, fold = random_case(np.random.default_rng(6), n=40)
+    chosen = {how: gate_choices(curves, fold, "score", how, class_levels=scores).rules() for how in HOWS}
+    assert chosen["pooled"] != chosen["best"]
 
 
 def test_a_fold_has_no_say_in_its_own_setting():
     rng = np.random.default_rng(2)
     curves, scores, fold = random_case(rng, n=20)
     for by in GRID:
-        _, others = choose_gate(curves, 0, by, fold, scores[:, 0], gates=GRID[by], threshes=THRESHES, min_areas=AREAS)
-        area, hit, given = curves.area.copy(), curves.hit.copy(), scores.copy()
-        in_fold = fold == 1
-        area[in_fold, 0, 1:], hit[in_fold], given[in_fold, 0] = 0, 0, rng.permutation(given[in_fold, 0])
-        _, changed = choose_gate(
-            replace(curves, area=area, hit=hit),
-            0,
-            by,
-            fold,
-            given[:, 0],
-            gates=GRID[by],
-            threshes=THRESHES,
-            min_areas=AREAS,
-        )
-        assert changed[1] == others[1]
+        for how in HOWS:
+            before = gate_choices(curves, fold, by, how, class_levels=scores).rules(1)
+            area, hit, given = curves.area.copy(), curves.hit.copy(), scores.copy()
+            in_fold = fold == 1
+            area[in_fold, :, 1:], hit[in_fold], given[in_fold] = 0, 0, rng.permutation(given[in_fold])
+            changed = replace(curves, area=area, hit=hit)
+            assert gate_choices(changed, fold, by, how, class_levels=given).rules(1) == before
 
 
 def test_fills_and_components_of_the_rule_are_kept():
@@ -205,14 +220,11 @@ def test_fills_and_components_of_the_rule_are_kept():
     other = replace(other, truth=raw.truth, hit=np.minimum(other.hit, raw.truth[..., None]).astype(np.int32))
     both = replace(raw, filled=other)
     for by in GRID:
-        grid = dict(gates=GRID[by], threshes=THRESHES, min_areas=AREAS)
-        best, others = choose_gate(both, 0, by, fold, scores[:, 0], Rule(fill_holes=True), **grid)
-        assert best.fill_holes and all(r.fill_holes for r in others.values())
-        if by in ("peak", "sum"):
-            every = means(both, 0, [replace(r, fill_holes=True) for r in every_rule(by)], scores, fold >= 0)
-            assert means(both, 0, [best], scores, fold >= 0)[0] == pytest.approx(every.max(), abs=1e-12)
-        else:
-            assert replace(best, fill_holes=False) == choose_gate(other, 0, by, fold, scores[:, 0], **grid)[0]
+        of_filled = gate_choices(both, fold, by, base_rule=Rule(fill_holes=True), class_levels=scores).rules()
+        assert all(rule.fill_holes for rule in of_filled)
+        if by not in ("peak", "sum"):
+            of_other = gate_choices(other, fold, by, class_levels=scores).rules()
+            assert tuple(replace(rule, fill_holes=False) for rule in of_filled) == of_other
 
 
 def test_values_to_try():

@@ -18,6 +18,7 @@ from test_train import TINY, Stop, assert_same, calm, folder, processes, weights
 from steel_seg import cli
 from steel_seg.config import TrainConfig, field_help
 from steel_seg.dataset import StripDataset, epoch_batches, make_loader
+from steel_seg.evaluate import evaluate
 from steel_seg.model import SegModel, load_model
 from steel_seg.optim import rate_at
 from steel_seg.post import Rule, write_rules
@@ -25,7 +26,7 @@ from steel_seg.predict import predict_oof
 from steel_seg.state import load_state, mean_tensors
 from steel_seg.store import ProbStore
 from steel_seg.synth import make_folder
-from steel_seg.train import evaluate, fitting_batch, start_run, train_fold, train_run
+from steel_seg.train import fitting_batch, start_run, train_fold, train_run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -19,16 +19,22 @@ from accelerate import Accelerator
 
 from steel_seg.augment import train_transform
 from steel_seg.config import TrainConfig
+from steel_seg.curves import CurveCounter
 from steel_seg.data import read_folder
 from steel_seg.dataset import StripDataset, epoch_batches, make_loader
+from steel_seg.decide import choose_rules
+from steel_seg.evaluate import BY_BEST_RULE, by_rules, evaluate
 from steel_seg.folds import make_folds, write_folds
 from steel_seg.loss import build_loss
 from steel_seg.metric import dice, mask_counts
-from steel_seg.model import build_model, load_model
+from steel_seg.model import build_model, load_model, save_model
 from steel_seg.optim import rate_at
+from steel_seg.post import Rule, apply_rules
+from steel_seg.predict import count_oof, predict_oof
+from steel_seg.seen import seen_ids
 from steel_seg.state import load_state, save_state
 from steel_seg.synth import make_folder
-from steel_seg.train import evaluate, read_config, start_run, step_seed, train_fold, train_run
+from steel_seg.train import all_empty_scores, read_config, start_run, step_seed, train_fold, train_run
 
 # 20 training images a fold: 5 batches, so the last of 3 steps has one batch where the others have two. FPN has dropout.
 THIN = {"decoder_pyramid_channels": 32, "decoder_segmentation_channels": 32}
@@ -225,27 +231,94 @@ def test_loss_falls_and_models_know_their_images(calm, folder):
         assert meta["train_ids"] == folds.image_id[folds.fold != 0].tolist() and meta["data"] == folder.sha256
 
 
-def test_score_is_the_competitions(calm, folder):
-    "Counts on the device against masks in numpy, at a batch size that does not divide the images."
-    model = load_model(calm / "fold_0/best")
+def rules_by_hand(levels, truth, shape):
+    "What `decide` chooses by default, from levels (N,C,H,W) through the counter of stores."
+    names = [str(k) for k in range(len(levels))]
+    counter = CurveCounter(names, levels.shape[1], shape)
+    for name, level, mask in zip(names, levels, truth):
+        counter.add(name, level, mask)
+    return choose_rules(counter.finish())
+
+
+@pytest.mark.parametrize("how", ["best rule", "level 128"])
+def test_score_is_the_competitions(calm, folder, how):
+    "Counts of batches against masks in numpy, at a batch size that does not divide the images."
+    model = load_model(calm / "fold_0/last")
     with torch.no_grad():
-        model.net.segmentation_head[0].bias[[0, 3]] -= 10  # so that some pairs are empty on both sides
-    rows = list(range(13))
+        model.net.segmentation_head[0].bias[[0, 3]] -= 3  # so that some pairs are empty on both sides
+    rows = list(range(33))
     items = [StripDataset(folder)[i] for i in rows]
     with torch.inference_mode():
         prob = torch.cat([model(x["image"][None]) for x in items]).sigmoid().numpy()
-    truth = np.stack([x["mask"] for x in items])
-    d = dice(*mask_counts(np.rint(prob * 255) >= 128, truth))
+    levels, truth = np.rint(prob * 255).astype(np.uint8), np.stack([x["mask"] for x in items])
+    rules = [Rule()] * 4 if how == "level 128" else rules_by_hand(levels, truth, folder.shape)
+    d = dice(*mask_counts(np.stack([apply_rules(level, rules) for level in levels]), truth))
     model.train()
     loader = make_loader(StripDataset(folder), epoch_batches(rows, 5, 0, 0, shuffle=False, drop_last=False))
-    seen = []
-    found = evaluate(model, loader, build_loss("bce"), Accelerator(), lambda *now: seen.append(now))
-    assert model.training and seen == [(1, 3), (2, 3), (3, 3)]
-    assert found["score"] == pytest.approx(d.mean(), abs=1e-12) and {0, 1} < set(d.flat)
+    seen, scoring = [], by_rules(rules) if how == "level 128" else BY_BEST_RULE
+    found = evaluate(model, loader, build_loss("bce"), Accelerator(), lambda *now: seen.append(now), scoring)
+    assert model.training and seen == [(n, 7) for n in range(1, 8)]
     there = truth.any((2, 3))
+    assert (truth.any() and d[there].max() > 0) or how == "best rule"
+    assert found["score"] == pytest.approx(d.mean(), abs=1e-12)
     assert (found["present"], found["empty"]) == pytest.approx((d[there].mean(), d[~there].mean()), abs=1e-12)
     assert [found[f"score_{k}"] for k in (1, 2, 3, 4)] == pytest.approx(d.mean(0).tolist(), abs=1e-12)
     assert found["val_loss"] == pytest.approx(-np.where(truth, np.log(prob), np.log1p(-prob)).mean(), rel=1e-4)
+
+
+class Shows(torch.nn.Module):
+    "The logits of each image, by its first pixels: they stand for what a net has learnt."
+
+    def __init__(self, logits_of):
+        super().__init__()
+        self.logits_of = logits_of
+
+    def forward(self, images):
+        return torch.stack([self.logits_of[image.numpy().tobytes()] for image in images])
+
+
+def test_an_epoch_that_ranks_pixels_is_kept_before_one_that_shows_nothing(folder, tmp_path, monkeypatch):
+    """Epoch 1 shows nothing; the maps of epoch 2 stay below level 128, with every defect above all steel; epoch 3 is
+    as 1. At level 128 all of them score the share of empty pairs, and the first of equals would be kept."""
+    faint, blank, real = {}, {}, evaluate
+    for image_id in folder.images.image_id:
+        key = folder.image(image_id).tobytes()
+        faint[key] = torch.from_numpy(folder.mask(image_id)) * 2.3 - 2.5
+        blank[key] = torch.full_like(faint[key], -9.0)
+    nets = iter([Shows(blank), Shows(faint), Shows(blank)])
+    monkeypatch.setattr("steel_seg.train.evaluate", lambda net, *a: real(next(nets), *a))
+    run = tmp_path / "run"
+    history = train_run(run, folder, TINY, only=0, progress=False)
+    empty = all_empty_scores(run, folder)[0]
+    assert history.score.tolist() == pytest.approx([empty, 1, empty])
+    assert history.present.tolist() == pytest.approx([0, 1, 0]) and history["empty"].tolist() == pytest.approx(
+        [1, 1, 1]
+    )
+    assert load_model(run / "fold_0/best").meta["epoch"] == 2
+    assert load_model(run / "fold_0/last").meta["epoch"] == 3
+
+
+def test_a_state_that_was_scored_otherwise_is_refused(calm, folder, tmp_path):
+    "Scores at level 128 and under the best rule do not mix, neither from an earlier version nor by a changed scoring."
+    run = tmp_path / "run"
+    shutil.copytree(calm, run)
+    tensors, at = load_state(run / "fold_0/state.safetensors")
+    save_state(run / "fold_0/state.safetensors", tensors, {**at, "format": 2})
+    with pytest.raises(ValueError, match="earlier version of steel_seg, which scored epochs in another way"):
+        train_fold(run, folder, 0, progress=False)
+    made = {**at["made"], "scoring": "at level 128"}
+    save_state(run / "fold_0/state.safetensors", tensors, {**at, "made": made})
+    with pytest.raises(ValueError, match="scoring was 'at level 128', is now 'by the best rule of each epoch'"):
+        train_fold(run, folder, 0, progress=False)
+
+
+def test_the_score_of_nothing_is_printed_beside(calm, folder, tmp_path, capsys):
+    empty = f"{all_empty_scores(calm, folder)[0]:.4f}"
+    start_run(tmp_path / "run", replace(TINY, epochs=1), folder)
+    train_fold(tmp_path / "run", folder, 0)
+    assert f"scored on 20 images, where predicting nothing scores {empty}" in capsys.readouterr().out
+    train_fold(calm, folder, 0)
+    assert f"of 3, predicting nothing {empty}" in capsys.readouterr().out
 
 
 def test_workers_do_not_matter(calm, folder, tmp_path):
@@ -467,6 +540,165 @@ def test_other_data_is_refused(calm, folder, tmp_path):
     changed.write_bytes(changed.read_bytes() + b"\0")
     with pytest.raises(ValueError, match="data was '.*', is now '.*'"):
         train_fold(calm, read_folder(tmp_path / "same"), 0, progress=False)
+
+
+# ---- begun from another run
+
+
+def part_of(folder, path, image_ids):
+    "The data folder with some of its training images only."
+    shutil.copytree(folder.root, path)
+    for image in (path / "train_images").iterdir():
+        if image.name not in image_ids:
+            image.unlink()
+    rows = pd.read_csv(path / "train.csv", dtype=str)
+    rows[rows.ImageId.isin(image_ids)].to_csv(path / "train.csv", index=False)
+    return read_folder(path)
+
+
+def begun_from(run, **changes):
+    return replace(TINY, **{"init_from": str(run), "epochs": 1, "seed": 7, **changes})
+
+
+@pytest.fixture(scope="module")
+def chain(calm, folder, tmp_path_factory):
+    """(second run, image): the second run began from the first. Its data lacks an image that the first was trained
+    on, and its folds are else the same."""
+    where = tmp_path_factory.mktemp("chain")
+    folds = pd.read_csv(calm / "folds.csv")
+    lost = folds.image_id[folds.fold == 1].iloc[3]
+    folds = folds[folds.image_id != lost]
+    (where / "second").mkdir()
+    write_folds(where / "second/folds.csv", folds)
+    data = part_of(folder, where / "data", set(folds.image_id))
+    train_run(where / "second", data, begun_from(calm), only=0, progress=False)
+    return where / "second", lost
+
+
+def with_image_in_fold_0(calm, run, image_id):
+    "A new run whose folds.csv is that of the first, with one image moved."
+    run.mkdir()
+    folds = pd.read_csv(calm / "folds.csv")
+    write_folds(run / "folds.csv", folds.assign(fold=folds.fold.where(folds.image_id != image_id, 0)))
+
+
+def test_a_run_begins_with_the_weights_of_another(calm, folder, tmp_path):
+    "A step of 1e-30 moves no weight: after an epoch the parameters are still those of the first run's best net."
+    train_run(tmp_path / "run", folder, begun_from(calm, lr=1e-30), only=0, progress=False)
+    first = load_model(calm / "fold_0/best")
+    net = load_model(tmp_path / "run/fold_0/last")
+    assert all(torch.equal(p, first.get_parameter(name)) for name, p in net.named_parameters())
+    assert (tmp_path / "run/folds.csv").read_bytes() == (calm / "folds.csv").read_bytes()  # another seed, same folds
+    other = train_run(tmp_path / "new", folder, replace(begun_from(calm), init_from=None), only=0, progress=False)
+    assert other.score.notna().all() and weights(tmp_path / "new") != weights(tmp_path / "run")
+
+
+def test_mean_and_deviation_go_with_the_net(calm, chain):
+    first, second = read_config(calm)[1], read_config(chain[0])[1]
+    assert (second["mean"], second["std"]) == (first["mean"], first["std"]) and second["data"] != first["data"]
+
+
+def test_a_chain_remembers(calm, chain, folder, tmp_path):
+    second, lost = chain
+    of_first, of_second = seen_ids(calm / "fold_0/best"), seen_ids(second / "fold_0/best")
+    assert lost in of_first and of_first == of_second
+    for name in ("best", "last"):
+        meta = load_model(second / "fold_0" / name).meta
+        assert lost not in meta["train_ids"] and meta["seen_ids"] == sorted(of_first)
+    third = tmp_path / "third"
+    with_image_in_fold_0(calm, third, "no image")
+    train_run(third, folder, begun_from(second, epochs=1), only=0, progress=False)
+    assert seen_ids(third / "fold_0/best") == of_first
+    assert load_model(third / "fold_0/best").meta["began_from"]["model"] == str(second / "fold_0/best")
+
+
+def test_a_leak_through_a_chain_is_refused_at_training(calm, chain, folder, tmp_path):
+    "The second run never had the image, the first did; the third leaves it out."
+    second, lost = chain
+    third = tmp_path / "third"
+    with_image_in_fold_0(calm, third, lost)
+    with pytest.raises(ValueError) as e:
+        train_run(third, folder, begun_from(second), only=0, progress=False)
+    way = f"{second}/fold_0/best began from {calm}/fold_0/best, which was trained on {lost} (1 such images)"
+    assert f"{third}/fold_0 leaves out {lost}, but {way}" in str(e.value)
+    assert "copy its folds.csv there" in str(e.value) and not (third / "fold_0").exists()
+
+
+def test_a_leak_through_a_chain_is_refused_at_prediction(calm, chain, folder, tmp_path):
+    "A net of the second run is put into a run whose fold 0 has the image that the first net was trained on."
+    second, lost = chain
+    third = tmp_path / "third"
+    with_image_in_fold_0(calm, third, lost)
+    train_run(third, folder, replace(TINY, epochs=1), progress=False)
+    shutil.rmtree(third / "fold_0/best")
+    shutil.copytree(second / "fold_0/best", third / "fold_0/best")
+    for predict in (predict_oof, count_oof):
+        with pytest.raises(ValueError) as e:
+            predict(third, folder, progress=False)
+        way = f"{third}/fold_0/best began from {calm}/fold_0/best, which was trained on {lost}"
+        assert f"{way}, which {third}/folds.csv puts into fold 0 (1 such images)" in str(e.value)
+    assert not (third / "oof").exists()
+
+
+def test_a_begun_run_is_resumed_with_the_same_net_or_not_at_all(calm, folder, tmp_path):
+    "Stopped and resumed it has the bits of an unbroken run; with another first net it is refused."
+    config = begun_from(tmp_path / "first", epochs=2)
+    shutil.copytree(calm, tmp_path / "first")
+    train_run(tmp_path / "unbroken", folder, config, only=0, progress=False)
+    run = start_run(tmp_path / "run", config, folder)
+    for place in ((0, 0), (1, 1)):
+
+        def stop(*now, place=place):
+            if now == place:
+                raise Stop
+
+        with pytest.raises(Stop):
+            train_fold(run, folder, 0, progress=False, on_step=stop)
+    best = tmp_path / "first/fold_0/best"
+    net = load_model(best)
+    save_model(net, best, {**net.meta, "epoch": 99})
+    with pytest.raises(ValueError, match="first net was '.*', is now '.*'"):
+        train_fold(run, folder, 0, progress=False)
+    save_model(net, best, net.meta)
+    train_fold(run, folder, 0, progress=False)
+    assert_same(tmp_path / "unbroken", run)
+
+
+@pytest.mark.kill
+def test_a_begun_run_survives_kills(calm, folder, processes, tmp_path):
+    config = begun_from(calm, epochs=2)
+    train_run(tmp_path / "unbroken", folder, config, only=0, progress=False)
+    run = start_run(tmp_path / "run", config, folder)
+    for n in (3, 9):
+        child = processes.Process(target=_die_at, args=(n, run, folder))
+        child.start()
+        child.join(120)
+        assert child.exitcode == -signal.SIGKILL
+    train_fold(run, folder, 0, progress=False)
+    assert_same(tmp_path / "unbroken", run)
+
+
+def test_what_cannot_be_begun_from_is_refused(calm, folder, tmp_path):
+    "A fold that is not finished, another kind of net, other classes, and a folder that is no run."
+    with pytest.raises(ValueError, match="fold_1 is not trained to its end, so fold 1 cannot begin from it"):
+        train_run(tmp_path / "unfinished", folder, begun_from(calm), only=1, progress=False)
+    for changes, says in (
+        (dict(class_head=0.1), "class_head was False, is now True"),
+        (dict(in_channels=3), "in_channels was 1, is now 3"),
+        (dict(arch="unet", decoder=None), "arch was 'fpn', is now 'unet'"),
+    ):
+        with pytest.raises(ValueError, match=f"fold_0/best is another kind of net: .*{says}"):
+            train_run(tmp_path / "_".join(changes), folder, begun_from(calm, **changes), only=0, progress=False)
+    (tmp_path / "three").mkdir()
+    facts = json.loads((calm / "config.json").read_text())
+    (tmp_path / "three/config.json").write_text(json.dumps({**facts, "classes": 3}))
+    with pytest.raises(ValueError, match="three has nets for 3 classes, the data has 4"):
+        train_run(tmp_path / "of_three", folder, begun_from(tmp_path / "three"), only=0, progress=False)
+    (tmp_path / "blend").mkdir()
+    (tmp_path / "blend/config.json").write_text(json.dumps({"blend": {}, "classes": 4}))
+    with pytest.raises(ValueError, match="blend/config.json: not a run's configuration"):
+        train_run(tmp_path / "of_blend", folder, begun_from(tmp_path / "blend"), only=0, progress=False)
+    assert not (tmp_path / "of_three").exists() and not (tmp_path / "of_blend").exists()
 
 
 # ---- for those who watch
