@@ -28,7 +28,7 @@ from matplotlib.figure import Figure
 
 from .files import read_json, to_json, write_json, write_text
 from .post import read_rules
-from .recipe import Step, keys_of, plan_table
+from .recipe import Step, plan_table
 from .report import _page, html_table
 
 # %% ../nbs/49_engine.ipynb #0c2eb7f3
