@@ -774,6 +774,15 @@ class _EnoughSteps(Exception):
     "Ends a training that is only measured."
 
 
+def _pixels_of(config, shape):
+    "The number of pixels of an image as a training takes it; `shape`: (H,W) of the whole image."
+    from math import prod
+
+    from steel_seg.data import parse_shape
+
+    return prod(parse_shape(config.crop) if config.crop else shape)
+
+
 def _measured(step, folder, n=6):
     "A training, measured for n steps in a folder that is removed."
     import tempfile
@@ -800,9 +809,8 @@ def _measured(step, folder, n=6):
         steps = read_json(Path(d) / "fold_0/progress.json")["steps"]
     between = sorted(b - a for a, b in zip(clock, clock[1:]))
     stages = config.plan()
-    crop = tuple(map(int, stages[0].crop.lower().split("x"))) if stages[0].crop else folder.shape
-    epochs = sum(stage.epochs for stage in stages)
-    return Measured(between[len(between) // 2], steps, epochs, config.batch_size * config.accumulate, crop[0] * crop[1])
+    epochs, images = sum(stage.epochs for stage in stages), stages[0].batch_size * stages[0].accumulate
+    return Measured(between[len(between) // 2], steps, epochs, images, _pixels_of(stages[0], folder.shape))
 
 # %% ../nbs/70_cli.ipynb #58b9890f
 def _estimate(args, recipe, steps, folder):

@@ -9,7 +9,20 @@ import pytest
 
 from steel_seg import cli
 
-COMMANDS = ["synth", "check-data", "train", "predict", "decide", "submit", "choose", "check", "score", "demo"]
+COMMANDS = [
+    "synth",
+    "check-data",
+    "train",
+    "predict",
+    "decide",
+    "submit",
+    "choose",
+    "check",
+    "score",
+    "demo",
+    "gains",
+    "recipe",
+]
 
 
 @pytest.fixture(scope="module")
