@@ -333,7 +333,7 @@ def _oof_groups(run: Path, folder: StripFolder, k: int) -> list[_Group]:
         leaked = seen_ids(best).intersection(group.image_ids)
         if leaked:
             raise ValueError(
-                f"{how_seen(best, min(leaked))}, which {run}/folds.csv puts into fold {i} ({len(leaked)} such images): "
+                f"{how_seen(best, min(leaked))}, which folds.csv puts into fold {i} ({len(leaked)} such images): "
                 "its prediction would not be out of fold. Restore the folds.csv that the run was trained with"
             )
     return groups

@@ -438,3 +438,29 @@ def test_real_classifiers():
         score, label = frame[f"resnet50_{c + 1}"].to_numpy(), frame[f"label_{c + 1}"].to_numpy() > 0
         predicted = score >= np.unique(score)[:, None]
         assert best_f1(score, label)[1] == (2 * (predicted & label).sum(1) / (predicted.sum(1) + label.sum())).max()
+
+
+@pytest.mark.real
+def test_every_gate_with_a_real_classifier():
+    "The labels and probabilities are real; the maps are made up for these labels."
+    path = real_data("severstal-classifier") / "validation_probabilities.csv"
+    frame = pd.read_csv(path)[::4]
+    shown = frame.filter(regex="^label_").to_numpy() > 0
+    levels = read_class_levels(path, frame.ImageId, 4, "resnet50_")
+    rng = np.random.default_rng(0)
+    alarm = rng.random(shown.shape) < 0.15
+    peak = np.where(shown, rng.integers(120, 256, shown.shape), np.where(alarm, rng.integers(60, 200, shown.shape), 0))
+    area = (np.arange(256) <= peak[..., None]) * 500 * (peak[..., None] > 0)
+    truth = np.where(shown, 500, 0)
+    hit = np.minimum(area * 0.9, truth[..., None])
+    area[..., 0], hit[..., 0] = 4000, truth
+    curves = Curves(tuple(frame.ImageId), area.astype(np.int32), hit.astype(np.int32), truth, 13, (40, 100))
+    fold = np.arange(len(frame)) % 5
+    table = compare_gates(curves, fold, levels, np.random.default_rng(0), n_boot=200).xs("all", level="row")
+    assert list(table.index) == ["none", *GATE_KINDS]
+    assert table.nested["none"] == pytest.approx(
+        decide(curves, fold, np.random.default_rng(0), resamples=1).nested.value, abs=1e-12
+    )
+    for by in ("score", "sum", "product"):
+        assert table.low[by] > 0  # false alarms that have nothing to do with the classifier's mistakes
+    assert table.low["peak"] <= table.difference["peak"] <= table.high["peak"]
