@@ -163,9 +163,22 @@ def write_plan(
     return root / "plan.json"
 
 # %% ../nbs/49_engine.ipynb #915cb21d
+def _options_of(command: Sequence[str]) -> dict[str, str]:
+    "The words of a command by the option that they follow; those before the first option are `command`."
+    words: dict[str, list[str]] = {"command": []}
+    name = "command"
+    for part in command:
+        if part.startswith("--"):
+            name = part
+            words.setdefault(name, [])
+        else:
+            words[name].append(part)
+    return {name: " ".join(values) for name, values in words.items()}
+
+
 def _settings_of(step: Step) -> dict:
-    "Settings and command of a step as one dict."
-    return {**(step.settings or {}), "command": " ".join(step.command)}
+    "Settings and options of a step as one dict."
+    return {**(step.settings or {}), **_options_of(step.command)}
 
 
 def _setting_changes(old: Step, new: Step) -> list[str]:
