@@ -173,7 +173,7 @@ def small_recipe(
 
     return Recipe(
         nets={
-            "unet": {"arch": "unet", "decoder": {"decoder_channels": [64, 48, 32, 24, 16]}},
+            "unet": {"arch": "unet", "decoder": {"decoder_channels": [48, 32, 24, 16, 8]}},
             "fpn": {"arch": "fpn", "decoder": thin, "loss": "bce + .5*lovasz"},
         },
         phases={
