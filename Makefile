@@ -65,7 +65,7 @@ test-oldest: .venv-oldest/ready
 	  $(addprefix tests/test_,$(addsuffix .py,rle rle_fast metric data folds store curves post score surface decide gates submit augment optim model pipeline))
 .venv-oldest/ready: .venv/ready constraints-oldest.txt
 	test -x .venv-oldest/bin/python || $(BIN)/uv venv -q -p 3.11 .venv-oldest
-	$(BIN)/uv pip install -q --python .venv-oldest/bin/python -c constraints-oldest.txt -e . pytest pytest-xdist hypothesis pycocotools
+	$(BIN)/uv pip install -q --python .venv-oldest/bin/python -c constraints-oldest.txt -e ".[weights]" pytest pytest-xdist hypothesis pycocotools efficientnet-lite-pytorch
 	touch $@
 
 lab: .venv/ready

@@ -10,8 +10,8 @@ ini = ConfigParser(delimiters=["="], interpolation=None)
 ini.read(here / "settings.ini", encoding="utf-8")
 cfg = ini["DEFAULT"]
 readme = here / "README.md"
-extras = {name: cfg[f"{name}_requirements"].split() for name in ("dev", "bench", "recipe")}
-extras["dev"] += extras["recipe"]  # the tests use them
+extras = {name: cfg[f"{name}_requirements"].split() for name in ("dev", "weights", "bench", "recipe")}
+extras["dev"] += extras["weights"] + extras["recipe"]  # the tests use them
 
 setup(
     name=cfg["lib_name"],

@@ -90,12 +90,13 @@ def main():
     parser.add_argument("--out", default="benchmarks/results.json")
     parser.add_argument("--seconds", type=float, default=3, help="for each row")
     args = parser.parse_args()
+    import blends
     import counts
     import latency
     import rle
     import training
 
-    rows = [row for module in (rle, counts, training, latency) for row in module.rows()]
+    rows = [row for module in (rle, counts, blends, training, latency) for row in module.rows()]
     rows = [
         row for row in rows if not args.only or any(word in f"{row['what']} {row['against']}" for word in args.only)
     ]

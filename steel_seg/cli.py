@@ -207,6 +207,14 @@ def _add_predict(parser):
         action="store_true",
         help="write only the pixel counts of the out-of-fold predictions (curves.npz), not the predictions",
     )
+    parser.add_argument(
+        "--prefilter",
+        type=Path,
+        metavar="RUN",
+        help="run of a classifier: an image is not segmented, its maps are empty, where this classifier has every "
+        "class below --below; prints first what that saves and which labelled defects it loses",
+    )
+    parser.add_argument("--below", type=float, default=0.02, help="probability for --prefilter (default: %(default)s)")
     _add_rule(parser.add_argument_group("options of the counts, used with --count-only"))
 
 # %% ../nbs/70_cli.ipynb #2686a23f
@@ -232,17 +240,20 @@ def _counting(base_rule):
 # %% ../nbs/70_cli.ipynb #34d0ce51
 def _predict(args):
     from steel_seg.data import read_folder
-    from steel_seg.predict import count_oof, predict_oof, predict_test
+    from steel_seg.predict import count_oof, predict_oof, predict_test, prefilter_text, read_prefilter
 
     folder = read_folder(args.data, n_classes=args.classes)
-    made = {}
+    made, how = {}, {"tta": args.tta}
+    if args.prefilter:
+        how["prefilter"] = read_prefilter(args.prefilter, folder, args.below)
+        print(prefilter_text(how["prefilter"], folder), flush=True)
     if args.count_only:
-        count_oof(args.run, folder, args.tta, **_counting(_base_rule(args)))
+        count_oof(args.run, folder, **how, **_counting(_base_rule(args)))
         made["curves"] = args.run / "curves.npz"
     else:
-        made["oof"] = predict_oof(args.run, folder, tta=args.tta).path
+        made["oof"] = predict_oof(args.run, folder, **how).path
     if len(folder.test):
-        made["test"] = predict_test(args.run, folder, tta=args.tta).path
+        made["test"] = predict_test(args.run, folder, **how).path
     for name in ("oof_scores", "test_scores"):
         path = args.run / f"{name}.csv"
         if path.exists():
@@ -250,6 +261,62 @@ def _predict(args):
     for name, path in made.items():
         print(f"{name}: {path}")
     return {"run": args.run, **made}
+
+# %% ../nbs/70_cli.ipynb #b5e9c6f0
+def _weights(text):
+    "'equal', 'find', or numbers; argparse shows the message of the error."
+    if text in ("equal", "find"):
+        return text
+    try:
+        return [float(number) for number in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not equal, find, or a number for each run such as .5,.3,.2"
+        ) from None
+
+
+def _add_blend(parser):
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders with the same images and folds")
+    parser.add_argument("--data", required=True, type=Path, help="the folder that holds train.csv and train_images/")
+    parser.add_argument("--out", required=True, type=Path, help="the run folder to make")
+    _add_classes(parser)
+    parser.add_argument(
+        "--weights",
+        type=_weights,
+        default="equal",
+        help="equal; find, for those that score highest out of fold; or numbers as .5,.3,.2 (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--mean",
+        choices=("probability", "logit"),
+        default="probability",
+        help="what is averaged: probabilities, or their logits (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="random seed of sample and intervals (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--sample",
+        type=int,
+        default=1000,
+        metavar="IMAGES",
+        help="number of images on which weights are found and blends are compared (default: %(default)s)",
+    )
+
+# %% ../nbs/70_cli.ipynb #2a68fd8b
+def _blend(args):
+    from steel_seg.blend_weights import blend_runs
+    from steel_seg.data import read_folder
+
+    folder = read_folder(args.data, n_classes=args.classes)
+    done = blend_runs(
+        args.runs, folder, args.out, args.weights, args.mean, seed=args.seed, most=args.sample, progress=True
+    )
+    print(done)
+    print(f"blend: {args.out}; next: steel_seg decide --data {args.data} --run {args.out}")
+    table = done.table.astype(object).where(done.table.notna(), None)
+    result = {name: done.record[name] for name in ("runs", "weights", "mean", "how", "seed", "images")}
+    return {"run": args.out, **result, "table": table.to_dict("index"), "notes": done.notes}
 
 # %% ../nbs/70_cli.ipynb #f1d5cf3a
 def _add_decide(parser):
@@ -319,6 +386,15 @@ def _classifier_facts(path, prefix):
 
     return {"classifier": {"file": path.name, "sha256": sha256_file(path), "prefix": prefix}}
 
+# %% ../nbs/70_cli.ipynb #b91bccb9
+def _print_left_out(run, part):
+    "A line about images that a classifier left out of segmentation, if there are any."
+    from steel_seg.store import run_prefilter_line
+
+    line = run_prefilter_line(run, part)
+    if line:
+        print(line)
+
 # %% ../nbs/70_cli.ipynb #7e9d5ef2
 def _decide(args):
     import numpy as np
@@ -346,6 +422,7 @@ def _decide(args):
     decision.save(run / "rule.json", data_sha256=folder.sha256, seed=args.seed, **facts)
     report = write_report(run / "report.html", run, folder, curves, decision, class_levels, table)
     print(decision)
+    _print_left_out(run, "oof")
     scored = {name: getattr(decision, name) for name in ("nested", "optimistic", "all_empty")}
     return {"rule": run / "rule.json", "report": report, **scored}
 
@@ -395,6 +472,7 @@ def _submit(args):
     summary = _print_faults(check_submission(out, sample, folder.shape, folder.n_classes), 20)
     source = "out-of-fold" if oof else "test"
     print(f"{out}: from {source} predictions, {summary['errors']} errors, {summary['warnings']} warnings")
+    _print_left_out(run, "oof" if oof else "test")
     return {"submission": out, "sample": sample, "oof": oof, "exit": int(summary["errors"] > 0), **summary}
 
 # %% ../nbs/70_cli.ipynb #27b77944
@@ -892,6 +970,7 @@ _COMMANDS = (
     _Command("check-data", _check_data, _add_check_data, "list everything that is wrong with a data folder"),
     _Command("train", _train, _add_train, "train the folds of a run, or resume their training"),
     _Command("predict", _predict, _add_predict, "predict out of fold, and the test images if there are any"),
+    _Command("blend", _blend, _add_blend, "make a run of several runs: the mean of their predictions"),
     _Command(
         "decide",
         _decide,

@@ -19,7 +19,7 @@ import torch
 from .augment import TrainTransform, train_transform
 from .dataset import SAMPLERS
 from .loss import build_loss
-from .model import ARCHS
+from .model import ARCHS, check_class_arguments
 from .optim import OPTIMISERS, SCHEDULES
 
 # %% ../nbs/35_config.ipynb #31752276
@@ -27,13 +27,14 @@ from .optim import OPTIMISERS, SCHEDULES
 class NetFields:
     "The network."
 
-    arch: str = "fpn"  # unet, unetplusplus, fpn, pspnet, deeplabv3plus or manet
-    encoder: str = "se_resnext50_32x4d"  # any encoder of segmentation_models_pytorch, or tu- and a timm model name
+    task: str = "segment"  # segment: a mask for each class; classify: only which classes an image shows
+    arch: str = "fpn"  # unet, unetplusplus, fpn, pspnet, deeplabv3plus or manet; segment only
+    encoder: str = "se_resnext50_32x4d"  # any of segmentation_models_pytorch, or tu- and a timm name; classify: of timm
     encoder_weights: str | None = "imagenet"  # imagenet, a local file or folder of weights, or none: random weights
-    encoder_depth: int = 5  # how many times the encoder halves the image, 1 to 5 (fpn: 3 to 5)
+    encoder_depth: int = 5  # how many times the encoder halves the image, 1 to 5 (fpn: 3 to 5); segment only
     in_channels: int = 1  # 1: grey image; 3: grey image repeated three times
-    attention: str | None = None  # scse: attention in the decoder of unet and unetplusplus; none: no attention
-    class_head: float = 0.0  # loss weight of a head that predicts which classes an image shows; 0: no head
+    attention: str | None = None  # segment: scse, in unet and unetplusplus; classify: cbam, in every block; or none
+    class_head: float = 0.0  # loss weight of a head that predicts which classes an image shows; 0: none; segment only
     decoder: dict | None = None  # more arguments of the network as JSON, such as {"decoder_channels": [64, 32, 16]}
     init_from: str | None = None  # a run: fold k begins from its best net of fold k; none: from encoder_weights
 
@@ -42,7 +43,7 @@ class NetFields:
 class LossFields:
     "The loss that is minimised."
 
-    loss: str = "bce_dice"  # bce, weighted_bce, dice, lovasz, symmetric_lovasz, focal, or a sum: "bce + .5*lovasz"
+    loss: str = "bce_dice"  # of masks: bce, weighted_bce, dice, lovasz, symmetric_lovasz, focal, or "bce + .5*lovasz"
     loss_args: dict | None = None  # arguments of the loss as JSON, such as {"per": "class"} or {"gamma": 3}
 
 
@@ -196,6 +197,7 @@ def _check_ranges(config: Any) -> None:
 
 # %% ../nbs/35_config.ipynb #a14938b0
 _CHOICES = {  # field: the values it may have
+    "task": ("segment", "classify"),
     "arch": ARCHS,
     "precision": ("no", "bf16", "fp16"),
     "in_channels": (1, 3),
@@ -234,6 +236,29 @@ def _check_names(config: Any) -> None:
     if config.sampler == "pseudo" and not config.pseudo:
         raise ValueError("sampler='pseudo' needs pseudo: the folder with the pseudo-labelled images")
 
+# %% ../nbs/35_config.ipynb #7f6d2b4d
+_ATTENTION = {"segment": (None, "scse"), "classify": (None, "cbam")}
+_SEGMENT_ONLY = {  # field: its default
+    f.name: f.default
+    for part in (NetFields, LossFields, StageFields)
+    for f in fields(part)
+    if f.name in ("arch", "encoder_depth", "class_head", "loss", "loss_args", "rule")
+}
+
+
+def _check_task(config: Any) -> None:
+    allowed = _ATTENTION[config.task]
+    if config.attention not in allowed:
+        raise ValueError(
+            f"attention={config.attention!r} is not none or {allowed[1]}, as task={config.task!r} takes it"
+        )
+    if config.task == "segment":
+        return
+    for name, default in _SEGMENT_ONLY.items():
+        if getattr(config, name) != default:
+            raise ValueError(f"{name}={getattr(config, name)!r} is only for task='segment': a classifier has no masks")
+    check_class_arguments(config.encoder, config.attention, config.decoder or {})
+
 # %% ../nbs/35_config.ipynb #ae477d25
 STAGE_FIELDS = tuple(
     f.name
@@ -271,7 +296,7 @@ class TrainConfig(  # in reverse: a dataclass takes the fields of its last base 
             object.__setattr__(self, name, _as_json(name, getattr(self, name)))
         for f in fields(self):
             object.__setattr__(self, f.name, _typed(f.name, getattr(self, f.name), f.type))
-        for check in (_check_ranges, _check_choices, _check_factors, _check_compile, _check_names):
+        for check in (_check_ranges, _check_choices, _check_factors, _check_compile, _check_names, _check_task):
             check(self)
         build_loss(self.loss, self.loss_args)  # raises for an unknown loss or argument
         self.transform()

@@ -94,12 +94,20 @@ def _check_size(image_id: str, size: Sequence[int], first: Sequence[int]) -> Non
             "batch: a crop must have one size for all images"
         )
 
+# %% ../nbs/31_dataset.ipynb #8e68b518
+def _may_remove_defects(transform: Any) -> bool:
+    "Whether a transform may take a defect, or its label, out of an image; not known of one that is not ours."
+    if isinstance(transform, TrainTransform):
+        return transform.crop is not None or transform.blackout > 0 or transform.black_bars > 0
+    return transform is not None
+
 # %% ../nbs/31_dataset.ipynb #87e7f468
 class StripDataset(Dataset):
     """Train images of a folder with their masks; item `(epoch, i, draw)` depends on these three, transform and seed.
 
     `i` is the row in `folder.images`, and from len(folder) on in `extra.images`; `(epoch, i)` means draw 0, a bare `i`
-    epoch 0. An item is a dict of `image` (1,H,W) uint8 tensor, `mask` (C,H,W) uint8 tensor and `index` (i).
+    epoch 0. An item is a dict of `image` (1,H,W) uint8 tensor, `mask` (C,H,W) uint8 tensor and `index` (i); with
+    `labels_only` it has `label` (C,) uint8 in place of the mask: 1 for the classes that the transformed image shows.
     Raises `IndexError` outside 0..len-1, and `ValueError` for an image that is unreadable or of another size than the
     folder's (by name), for a cache of other images, for an `extra` of another size or number of classes, and for a
     transform that gives images of several sizes in one batch.
@@ -113,9 +121,12 @@ class StripDataset(Dataset):
         cache: "ImageCache | None" = None,  # the folder's; None reads its files
         extra: "StripFolder | None" = None,  # another folder, for example of pseudo-labelled images
         extra_cache: "ImageCache | None" = None,  # and its cache
+        labels_only: bool = False,  # labels of images in place of masks; masks are decoded only where they decide them
     ):
         self.transform, self.seed, self.shape, self.n_classes = transform, seed, tuple(folder.shape), folder.n_classes
+        self.target = "label" if labels_only else "mask"
         self._marked_only = transform is None or isinstance(transform, TrainTransform)
+        self._decodes = not labels_only or _may_remove_defects(transform)
         self._rows: list[_Row] = []
         for part, part_cache in ((folder, cache), (extra, extra_cache)):
             if part is not None:
@@ -128,26 +139,36 @@ class StripDataset(Dataset):
 
     def __getitem__(self, item: int | tuple[int, ...]) -> dict[str, Any]:
         batch = self.__getitems__([item])
-        return {"image": batch["image"][0], "mask": batch["mask"][0], "index": int(batch["index"][0])}
+        return {"image": batch["image"][0], self.target: batch[self.target][0], "index": int(batch["index"][0])}
+
+    def _item(self, item: tuple[int, int, int], scratch: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[int]]:
+        "Image (H,W), masks (n,H,W), their n channels; where none is decoded, (n,1,1) ones for the marked classes."
+        epoch, i, draw = item
+        row = self._rows[i]
+        image, mask, channels = _load(row if self._decodes else row._replace(rles=()), scratch, self._marked_only)
+        if self.transform is not None:
+            image, mask = augment(self.transform, image, mask, item_seed(self.seed, epoch, i, draw))
+        if self._decodes:
+            return image, mask, channels
+        return image, np.ones((len(row.rles), 1, 1), np.uint8), [c for c, _ in row.rles]
 
     def __getitems__(self, items: Sequence[int | tuple[int, ...]]) -> dict[str, torch.Tensor]:
-        "One batch: the images (N,1,H,W) and masks (N,C,H,W) of `items`, and index (N,) int64."
+        "One batch: the images (N,1,H,W) of `items`, their masks (N,C,H,W) or labels (N,C), and index (N,) int64."
         scratch = np.empty((self.n_classes, *self.shape), np.uint8)
-        images = masks = torch.empty(0)
+        images = targets = torch.empty(0)
+        labels_only = self.target == "label"
         for k, (epoch, i, draw) in enumerate(map(_split, items)):
             if not 0 <= i < len(self):
                 raise IndexError(f"image {i} of {len(self)}")
-            image, mask, channels = _load(self._rows[i], scratch, self._marked_only)
-            if self.transform is not None:
-                image, mask = augment(self.transform, image, mask, item_seed(self.seed, epoch, i, draw))
+            image, mask, channels = self._item((epoch, i, draw), scratch)
             if k == 0:
                 images = _new_batch(len(items), 1, *image.shape)
-                masks = _new_batch(len(items), self.n_classes, *image.shape).zero_()
+                targets = _new_batch(len(items), self.n_classes, *(() if labels_only else image.shape)).zero_()
             _check_size(self.image_ids[i], image.shape, images.shape[2:])
             images.numpy()[k, 0] = image
             for c, channel in zip(channels, mask):
-                masks.numpy()[k, c] = channel
-        return {"image": images, "mask": masks, "index": torch.tensor([_split(item)[1] for item in items])}
+                targets.numpy()[k, c] = channel.any() if labels_only else channel
+        return {"image": images, self.target: targets, "index": torch.tensor([_split(item)[1] for item in items])}
 
 # %% ../nbs/31_dataset.ipynb #9f0ce601
 def image_groups(
@@ -368,7 +389,7 @@ def make_loader(
     dataset: StripDataset,
     batches: Any,  # a list from `epoch_batches`, or the rest of it after a resume; or any batch sampler
     num_workers: int = 0,  # processes that read ahead; 0 reads in this one
-) -> DataLoader:  # yields dict(image (N,1,H,W) uint8, mask (N,C,H,W) uint8, index (N,) int64)
+) -> DataLoader:  # yields dict(image (N,1,H,W) uint8, mask (N,C,H,W) or label (N,C) uint8, index (N,) int64)
     "A loader over exactly these batches in this order; the tensors do not depend on `num_workers`."
     return DataLoader(
         dataset,

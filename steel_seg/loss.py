@@ -194,17 +194,17 @@ def symmetric_lovasz(
 # %% ../nbs/33_loss.ipynb #a487bc89
 def class_loss(
     class_logits: torch.Tensor,  # (N,C), any float dtype
-    target: torch.Tensor,  # (N,C,H,W), 0/1, uint8 or float
+    target: torch.Tensor,  # masks (N,C,H,W) or labels of images (N,C), 0/1, uint8 or float
 ) -> torch.Tensor:  # scalar, float32
     """Binary cross-entropy of whether each class has any pixel in each image; the mean over images and classes.
 
     Raises `ValueError` when the logits are not one for each image and class of the target.
     """
-    if class_logits.ndim != 2 or target.ndim != 4 or class_logits.shape != target.shape[:2]:
+    if class_logits.ndim != 2 or target.ndim not in (2, 4) or class_logits.shape != target.shape[:2]:
         got = f"{tuple(class_logits.shape)} and {tuple(target.shape)}"
-        raise ValueError(f"class_logits must be (N,C) for a target (N,C,H,W), got {got}")
+        raise ValueError(f"class_logits must be (N,C) for a target (N,C,H,W) or (N,C), got {got}")
     class_logits = _at_least_float32(class_logits)
-    present = (target > 0.5).flatten(2).any(2)
+    present = (target > 0.5).flatten(2).any(2) if target.ndim == 4 else target > 0.5
     return F.binary_cross_entropy_with_logits(class_logits, present.to(class_logits.dtype))
 
 # %% ../nbs/33_loss.ipynb #8fa0ac96

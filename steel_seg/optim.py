@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:  # at run time it would load every library of nets, which a configuration does not need
-    from steel_seg.model import SegModel
+    from steel_seg.model import ClassModel, SegModel
 
 # %% ../nbs/34_optim.ipynb #cd6a3cca
 def _rectification(t: int, beta2: float) -> float | None:
@@ -151,7 +151,7 @@ OPTIMISERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 }
 
 
-def _groups(model: "SegModel", lr: float, weight_decay: float, encoder_lr: float) -> list[dict[str, Any]]:
+def _groups(model: "SegModel | ClassModel", lr: float, weight_decay: float, encoder_lr: float) -> list[dict[str, Any]]:
     "Parameter groups: encoder and the rest, with and without weight decay; `scale` is the group's fraction of lr."
     encoder = {id(p) for p in model.net.encoder.parameters()}
     groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
@@ -166,7 +166,7 @@ def _groups(model: "SegModel", lr: float, weight_decay: float, encoder_lr: float
 # %% ../nbs/34_optim.ipynb #ac376bfb
 def build_optimizer(
     name: str,  # a key of `OPTIMISERS`
-    model: "SegModel",
+    model: "SegModel | ClassModel",
     lr: float,  # learning rate of the decoder and the heads
     weight_decay: float = 1e-2,  # of weights; not of biases and norms
     encoder_lr: float = 1.0,  # encoder learning rate as a fraction of lr; 0 freezes the encoder

@@ -214,6 +214,16 @@ def _fold_progress(fold_dir: Path, fold: int, epochs: int, history: pd.DataFrame
         return FoldProgress(state="silent", **known)
     return FoldProgress(state=doing, left=float(_left(news, history, epochs)), **known)
 
+# %% ../nbs/40_progress.ipynb #c02d165d
+def _blend_note(made: dict) -> str:
+    "What to say of a run that is a blend; empty where a config.json is that of no blend."
+    blend = made.get("blend")
+    if not isinstance(blend, dict):
+        return ""
+    runs = blend.get("runs")
+    names = ", ".join(map(str, runs)) if isinstance(runs, list) else "other runs"
+    return f"it is a blend of {names}: nothing is trained in it, look at these runs"
+
 # %% ../nbs/40_progress.ipynb #90c8390a
 def read_progress(
     run: str | Path,  # a run folder; it may not exist yet
@@ -225,6 +235,8 @@ def read_progress(
     if not run.is_dir():
         return Progress(run, "there is no such folder yet: waiting for a training to make it")
     made = _object(run / "config.json")
+    if note := _blend_note(made):
+        return Progress(run, note)
     config = made.get("config")
     config = config if isinstance(config, dict) else {}
     k, epochs, n, shape = _whole(config.get("folds")), _planned(config), _whole(made.get("classes")), made.get("shape")

@@ -16,13 +16,15 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from .blend import made_of, read_blend
+from .blend_weights import advice, as_matrix, read_tables
 from .curves import Curves
 from .data import StripFolder, class_id, class_name
 from .decide import Decision, never_reason
 from .files import read_json, to_json, write_text
 from .post import Rule, apply_rules
 from .score import dice_at, rows_of
-from .store import ProbStore
+from .store import ProbStore, run_prefilter_line
 from .surface import surface
 from .two_submissions import choice_lines, read_choice, shown_table
 from .viz import COMPARE, class_colours, compare, overlay, plot_history, plot_surface, to_png
@@ -294,6 +296,29 @@ def _gates(gates):
     )
     return how + html_table(overall)
 
+# %% ../nbs/43_report.ipynb #3249dd65
+def _blend_tables(table, pairs, how):
+    "What a blend gains over others, and how its runs differ."
+    words = (
+        "<p>score: each fold under rules chosen on the other folds; weights that were found were also found on the "
+        "other folds. gain: what the blend scores more than this row, with its interval from low to high. "
+        "The rows “without” say what leaving one run out costs.</p>"
+    )
+    differ = html_table(as_matrix(pairs, "pixels_differ", 0.0))
+    together = html_table(as_matrix(pairs, "loss_correlation", 1.0))
+    return (
+        f"{words}{html_table(table)}{f'<p>{escape(advice(table))}</p>' if how == 'found' else ''}"
+        "<h3>Share of the pixels predicted by either of two runs that only one of them predicts, at level 128</h3>"
+        f"{differ}<h3>Correlation of the losses of two runs, over all pairs of image and class</h3>{together}"
+    )
+
+
+def _blend(run, blend):
+    "What a blend is made of, and its two tables where its folder has them."
+    tables = read_tables(run)
+    made = f"<pre>{escape(chr(10).join(made_of(blend)))}</pre>"
+    return made + (_blend_tables(*tables, blend["how"]) if tables else "")
+
 # %% ../nbs/43_report.ipynb #144b955e
 def _two_submissions(path):
     "The table of choose.csv, what it leaves open in words, and how to read it."
@@ -356,7 +381,7 @@ def show_choice(
 # %% ../nbs/43_report.ipynb #a6f35d18
 def write_report(
     path: str | Path,  # the html file, replaced in one step
-    run: str | Path,  # run folder: config.json, history.csv, choose.csv and oof/ are read where they exist
+    run: str | Path,  # its config.json, history.csv, choose.csv, oof/ and a blend's tables are read where they exist
     folder: StripFolder,
     curves: Curves,  # of run/oof, counted for the rules of the decision
     decision: Decision,
@@ -368,9 +393,13 @@ def write_report(
     Without a store of predictions (they were only counted) it shows no predictions.
     """
     run = Path(run)
-    sections = [("Scores", _scores(decision)), ("Rules", _rules(curves, decision, class_levels))]
+    left_out = run_prefilter_line(run)
+    scores = _scores(decision) + (f"<p>{escape(left_out)}. Their maps are empty.</p>" if left_out else "")
+    sections = [("Scores", scores), ("Rules", _rules(curves, decision, class_levels))]
     if gates is not None:
         sections.append(("Gates", _gates(gates)))
+    if blend := read_blend(run):
+        sections.append(("Blend", _blend(run, blend)))
     if (run / "choose.csv").exists():
         sections.append(("Two submissions", _two_submissions(run / "choose.csv")))
     sections.append(("Labels", _labels(folder)))

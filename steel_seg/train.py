@@ -36,11 +36,28 @@ from .cache import ImageCache, open_cache
 from .config import TrainConfig
 from .data import StripFolder, read_folder
 from .dataset import StripDataset, epoch_batches, epoch_mix, epoch_order, image_groups, make_loader
-from .evaluate import BY_BEST_RULE, Scoring, by_rules, evaluate, logit_levels, masks_and_classes, to_device
+from steel_seg.evaluate import (
+    BY_BEST_RULE,
+    BY_CLASS_F1,
+    Scoring,
+    by_rules,
+    evaluate,
+    logit_levels,
+    masks_and_classes,
+    to_device,
+)
 from .files import read_json, sha256_file, to_json, versions, whole, write_json, write_text
 from .folds import make_folds, read_folds, write_folds
 from .loss import build_loss, class_loss
-from .model import SegModel, build_model, checkpoint_encoder, load_model, save_model
+from steel_seg.model import (
+    ClassModel,
+    SegModel,
+    build_classifier,
+    build_model,
+    checkpoint_encoder,
+    load_model,
+    save_model,
+)
 from .optim import beta1_at, build_optimizer, optimizer_parts, rate_at, restore_optimizer, set_rate
 from .post import Rule, gates_of_classifier, read_rules
 from .seen import how_seen, seen_ids
@@ -103,6 +120,9 @@ def read_config(
 ) -> tuple[TrainConfig, dict]:
     "A run's configuration, and facts saved with it: data (sha256 of the folder), classes, shape, mean, std, versions."
     facts = read_json(Path(run) / "config.json")
+    if isinstance(facts, dict) and "blend" in facts:
+        names = ", ".join(facts["blend"]["runs"])
+        raise ValueError(f"{run} is a blend of {names} and has no nets of its own: train or predict these runs instead")
     if not isinstance(facts, dict) or "config" not in facts:
         raise ValueError(f'{run}/config.json: not a run\'s configuration (no "config" in it)')
     return TrainConfig.from_json(facts.pop("config")), facts
@@ -182,6 +202,20 @@ def _run_facts(config: TrainConfig, folder: StripFolder) -> dict:
         "versions": versions(),
     }
 
+# %% ../nbs/38_train.ipynb #ae7b2fbc
+def _check_scorable(run: Path, config: TrainConfig, folder: StripFolder) -> None:
+    "Raise `ValueError` where a classifier could not be scored on a fold."
+    fold_of = folds_of(run, folder, config.folds)
+    if config.task != "classify":
+        return
+    labelled = (folder.truth_area() > 0).sum(1)
+    for k in range(config.folds):
+        if not labelled[fold_of == k].sum():
+            raise ValueError(
+                f"{run}/folds.csv: no image of fold {k} shows a defect, so a classifier cannot be scored on it: "
+                "use fewer folds"
+            )
+
 # %% ../nbs/38_train.ipynb #b47ab2f4
 def start_run(
     run: str | Path,  # made where it does not exist
@@ -202,12 +236,12 @@ def start_run(
     facts = _run_facts(config, folder)
     if not (run / "folds.csv").exists():
         write_folds(run / "folds.csv", _new_folds(config, folder))
-    folds_of(run, folder, config.folds)
+    _check_scorable(run, config, folder)
     write_json(run / "config.json", facts)  # last: a run exists when its config.json does
     return run
 
 # %% ../nbs/38_train.ipynb #910e41bc
-def _model_folder(where: Path, shell: SegModel, tensors: dict, meta: dict) -> None:
+def _model_folder(where: Path, shell: SegModel | ClassModel, tensors: dict, meta: dict) -> None:
     "Write one model folder from a state's tensors (through `shell`, a net of that shape), unless it is up to date."
     meta = {**meta, "weights": digest("", tensors)}
     if (where / "steel_seg.json").exists() and read_json(where / "steel_seg.json").get("meta") == meta:
@@ -423,7 +457,19 @@ class _Fold:
 
     @property
     def scoring(self) -> Scoring:
+        if self.classifies:
+            return BY_CLASS_F1
         return by_rules(self.rules) if self.rules else BY_BEST_RULE
+
+    @property
+    def classifies(self) -> bool:
+        "Whether the net is a classifier, which needs no masks."
+        return self.config.task == "classify"
+
+    @property
+    def blind_score(self) -> float:
+        "The score of a net that does not look at its images."
+        return self.scoring.blind_score(self.folder.truth_area()[self.held_out])
 
     @property
     def empty(self) -> np.ndarray:  # bool, a row per held-out image, a column per class
@@ -559,23 +605,25 @@ def _load_fold(where: Path, made: dict) -> tuple[dict, FoldState]:
     return tensors, FoldState.from_facts(facts)
 
 # %% ../nbs/38_train.ipynb #aa203e9a
-def _net(fold: _Fold, encoder_weights: str | None) -> SegModel:
+def _net(fold: _Fold, encoder_weights: str | None) -> SegModel | ClassModel:
     "The net of a fold before its first step."
     config = fold.config
     torch.manual_seed(step_seed(config.seed, "weights", fold.number))
-    net = build_model(
-        config.arch,
-        config.encoder,
-        fold.folder.n_classes,
-        config.in_channels,
-        encoder_weights,
-        config.encoder_depth,
-        fold.facts["mean"],
-        fold.facts["std"],
-        attention=config.attention,
-        class_head=config.class_head > 0,
+    shared = {
+        "encoder": config.encoder,
+        "n_classes": fold.folder.n_classes,
+        "in_channels": config.in_channels,
+        "encoder_weights": encoder_weights,
+        "mean": fold.facts["mean"],
+        "std": fold.facts["std"],
+        "attention": config.attention,
         **(config.decoder or {}),
-    )
+    }
+    if fold.classifies:
+        net = build_classifier(**shared)
+    else:
+        of_masks = {"encoder_depth": config.encoder_depth, "class_head": config.class_head > 0}
+        net = build_model(config.arch, **of_masks, **shared)
     net.spec["encoder_weights"] = config.encoder_weights
     return net
 
@@ -585,7 +633,7 @@ def _kind_of_net(spec: dict) -> dict:
     return {name: value for name, value in spec.items() if name != "encoder_weights"}
 
 
-def _take_weights(net: SegModel, before: _Before) -> None:
+def _take_weights(net: SegModel | ClassModel, before: _Before) -> None:
     "Give a new net the weights of the one that it begins from; raises where that is another kind of net."
     other = load_model(before.model)
     differences = _differences(_kind_of_net(other.spec), _kind_of_net(net.spec))
@@ -595,7 +643,9 @@ def _take_weights(net: SegModel, before: _Before) -> None:
 
 # %% ../nbs/38_train.ipynb #43a61ee9
 def _loss_of(config: TrainConfig) -> Callable[[torch.Tensor | tuple, torch.Tensor], torch.Tensor]:
-    "The loss of a net's output: that of the masks plus, with a class head, that of the classes."
+    "The loss of a net's output: that of the masks plus, with a class head, that of the classes; of a classifier these."
+    if config.task == "classify":
+        return lambda out, target: class_loss(masks_and_classes(out)[1], target)
     of_masks = build_loss(config.loss, config.loss_args)
 
     def loss_of(out: torch.Tensor | tuple, mask: torch.Tensor) -> torch.Tensor:
@@ -725,8 +775,9 @@ def fitting_batch(
 # %% ../nbs/38_train.ipynb #3657ed65
 def _fitting_part(t: _Training) -> int:
     "How many images of a batch of this stage fit into memory on every process. The net is not changed."
-    stage, accelerator, net, n_classes = t.stage, t.accelerator, t.net, t.fold.folder.n_classes
+    stage, accelerator, net = t.stage, t.accelerator, t.net
     device, shape = accelerator.device, window_of(stage.crop) or t.fold.folder.shape
+    target = t.fold.folder.n_classes, *(() if t.fold.classifies else shape)  # of one image
     loss_of = _loss_of(stage)
     before = {name: buffer.clone() for name, buffer in net.named_buffers()}
     room = [torch.empty_like(p) for p in net.parameters() for _ in range(2)]  # as much as Adam keeps
@@ -735,7 +786,7 @@ def _fitting_part(t: _Training) -> int:
         net.train()
         with accelerator.autocast():
             out = net(torch.zeros(n, 1, *shape, dtype=torch.uint8, device=device))
-        accelerator.backward(loss_of(out, torch.zeros(n, n_classes, *shape, dtype=torch.uint8, device=device)))
+        accelerator.backward(loss_of(out, torch.zeros(n, *target, dtype=torch.uint8, device=device)))
 
     try:
         n = fitting_batch(attempt, stage.batch_size)
@@ -1001,7 +1052,8 @@ def _stage_lines(t: _Training) -> list[str]:
     first, *rest = epoch_mix(order, fold.folder, c.batch_size * t.accelerator.num_processes).splitlines()
     if state.part is not None and state.part < c.batch_size:
         rest.append(f"each batch in parts of {state.part} images, which fit into memory")
-    rest.append(f"scored on {len(fold.held_out):,} images, where predicting nothing scores {fold.empty.mean():.4f}")
+    blind = f"{fold.scoring.blind} scores {fold.blind_score:.4f}"
+    rest.append(f"scored on {len(fold.held_out):,} images, where {blind}")
     return [f"fold {fold.number}{of_stages}: {first}", *("  " + line for line in rest)]
 
 # %% ../nbs/38_train.ipynb #07d1e72a
@@ -1017,7 +1069,8 @@ def _held_out_loader(t: _Training) -> DataLoader:
         rank=t.accelerator.process_index,
         world=t.accelerator.num_processes,
     )
-    return make_loader(StripDataset(t.fold.folder, cache=t.cache), batches, t.stage.num_workers)
+    images = StripDataset(t.fold.folder, cache=t.cache, labels_only=t.fold.classifies)
+    return make_loader(images, batches, t.stage.num_workers)
 
 # %% ../nbs/38_train.ipynb #554a037a
 def _train_stage(
@@ -1025,7 +1078,7 @@ def _train_stage(
 ) -> None:
     "Train until the stage that the fold is in ends."
     c, state, fold, number, steps = t.stage, t.state, t.fold, t.state.stage, t.steps
-    images = StripDataset(fold.folder, c.transform(), c.seed, t.cache, fold.pseudo)
+    images = StripDataset(fold.folder, c.transform(), c.seed, t.cache, fold.pseudo, labels_only=fold.classifies)
     loss_of, held_out = _loss_of(c), _held_out_loader(t)
     bar = tqdm(
         total=steps * c.epochs,
@@ -1066,16 +1119,16 @@ def _news_of(t: _Training) -> _News:
         "loss": None,
         "seconds": state.seconds,
         "images": len(fold.held_out),
-        "all_empty": fold.empty.mean(),
-        "all_empty_by_class": fold.empty.mean(0),
         **_who(),
     }
+    if not fold.classifies:
+        facts.update(all_empty=fold.empty.mean(), all_empty_by_class=fold.empty.mean(0))
     return _News(path, facts)
 
 # %% ../nbs/38_train.ipynb #3ea2fd8c
 def _example_ids(t: _Training) -> list[str]:
-    "The images of examples.npz; none on all processes but the first."
-    if not t.accelerator.is_main_process:
+    "The images of examples.npz; none for a classifier, which has no maps, and on all processes but the first."
+    if t.fold.classifies or not t.accelerator.is_main_process:
         return []
     fold = t.fold
     rows = fold.held_out[example_rows(fold.folder.truth_area()[fold.held_out])]
@@ -1102,10 +1155,11 @@ def train_fold(
 
     Writes `fold_K/state.safetensors`, `history.csv`, `best/` (the epoch with the highest score on the fold, the first
     of equals, or the mean of the best if that is better) and, at the end, `last/`; for readers `progress.json` and
-    `examples.npz`. The score of an epoch is what the best rule makes of its maps; see `evaluate`. Stopped at any moment
-    and called again, it ends with the weights and the history (except its seconds) of a run that was not stopped: bit
-    for bit on one CPU with the same number of threads. A finished fold is not trained again; what is missing of its
-    folders is written again. The seed of torch's generator is changed.
+    `examples.npz` (not for a classifier). The score of an epoch is what the best rule makes of its maps, for a
+    classifier the mean F1 of the classes; see `evaluate`. Stopped at any moment and called again, it ends with the
+    weights and the history (except its seconds) of a run that was not stopped: bit for bit on one CPU with the same
+    number of threads. A finished fold is not trained again; what is missing of its folders is written again. The seed
+    of torch's generator is changed.
 
     Raises `ValueError` where the state is damaged or belongs to another configuration, other data or other folds,
     where the fold of `init_from` is not finished, has another kind of net, or a net that has seen an image that this
@@ -1118,7 +1172,7 @@ def train_fold(
         if show:
             best = state.best[0]
             score = f"best score {best['score']:.4f} in epoch {best['epoch']} of {state.epoch}"
-            print(f"fold {fold}: finished before, {score}, predicting nothing {t.fold.empty.mean():.4f}")
+            print(f"fold {fold}: finished before, {score}, {t.fold.scoring.blind} {t.fold.blind_score:.4f}")
         return _read_history(history)
     examples = _example_ids(t)
     with _news_of(t) as news:

@@ -362,6 +362,7 @@ def plot_history(
     history: pd.DataFrame,  # columns fold, epoch, loss, val_loss, score, lr, perhaps stage; a row per epoch
     reference: Mapping[Any, float]
     | None = None,  # fold to a score to compare with, as a dotted line: what predicting nothing scores
+    score: str = "mean Dice",  # what the column score holds
 ) -> Figure:
     """Loss (training thin, validation thick), validation score and learning rate over the epochs, a colour a fold; an
     upright line where the next stage begins, whose loss may be another."""
@@ -389,7 +390,7 @@ def plot_history(
         axes,
         (
             "loss (dashed: training)",
-            "mean Dice (dotted: nothing predicted)" if reference else "mean Dice on validation",
+            f"{score} (dotted: nothing predicted)" if reference else f"{score} on validation",
             rate,
         ),
     ):

@@ -14,6 +14,7 @@ COMMANDS = [
     "check-data",
     "train",
     "predict",
+    "blend",
     "decide",
     "submit",
     "choose",

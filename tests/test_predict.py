@@ -9,13 +9,22 @@ import pandas as pd
 import pytest
 import torch
 
+from steel_seg.cli import main
 from steel_seg.config import TrainConfig
 from steel_seg.curves import curves_of
 from steel_seg.data import read_folder
 from steel_seg.folds import read_folds, write_folds
 from steel_seg.model import load_model
-from steel_seg.predict import _levels, count_oof, predict_oof, predict_probs, predict_test
-from steel_seg.store import ProbStore, to_level
+from steel_seg.predict import (
+    _levels,
+    count_oof,
+    predict_oof,
+    predict_probs,
+    predict_test,
+    prefilter_text,
+    read_prefilter,
+)
+from steel_seg.store import ProbStore, run_prefilter_line, to_level
 from steel_seg.synth import make_folder
 from steel_seg.train import train_fold, train_run
 
@@ -282,3 +291,221 @@ def test_unfinished_training_is_refused(run, folder):
 def test_no_test_images(run, folder, tmp_path):
     with pytest.raises(ValueError, match="has no test images"):
         predict_test(run, replace(folder, test=pd.DataFrame(columns=["image_id", "path"])), progress=False)
+
+
+# ---- images that a classifier leaves out
+
+
+def write_scores(path, image_ids, left_out, n_classes=4, low=0.001):
+    "A classifier's csv by hand: `low` in all classes of the images that are left out, .5 in class 2 of the others."
+    rows = [[i, *[low] * n_classes] if i in left_out else [i, low, 0.5, *[low] * (n_classes - 2)] for i in image_ids]
+    path.parent.mkdir(exist_ok=True)
+    columns = ["image_id", *(f"class_{c + 1}" for c in range(n_classes))]
+    pd.DataFrame(rows, columns=columns).to_csv(path, index=False)
+
+
+@pytest.fixture
+def classifier(folder, tmp_path):
+    "A run of a classifier that leaves out every third training image and three of seven test images; a csv each."
+    ids, test = folder.images.image_id.tolist(), folder.test.image_id.tolist()
+    write_scores(tmp_path / "classifier/oof_scores.csv", ids, ids[::3])
+    write_scores(tmp_path / "classifier/test_scores.csv", test, [test[0], test[3], test[6]])
+    return tmp_path / "classifier"
+
+
+@pytest.fixture
+def seen_by_nets(monkeypatch):
+    "How many images went through each call of a net."
+    from steel_seg import predict as module
+
+    sizes, real = [], module.predict_both
+
+    def counting(model, images, *args):
+        sizes.append(len(images))
+        return real(model, images, *args)
+
+    monkeypatch.setattr(module, "predict_both", counting)
+    return sizes
+
+
+def reading(folder, monkeypatch):
+    "The folder, and the ids of the images that are read from now on."
+    read, real = [], type(folder).image
+
+    def noted(self, image_id):
+        read.append(image_id)
+        return real(self, image_id)
+
+    monkeypatch.setattr(type(folder), "image", noted)
+    return read
+
+
+def test_left_out_images_are_never_read_and_are_empty(run, folder, classifier, seen_by_nets, monkeypatch):
+    "The others are predicted as in batches of their own, by the model that has not seen them."
+    prefilter = read_prefilter(classifier, folder)
+    read = reading(folder, monkeypatch)
+    store = predict_oof(run, folder, progress=False, batch_size=4, prefilter=prefilter)
+    left_out = set(folder.images.image_id[::3])
+    assert prefilter.oof.image_ids == left_out and len(left_out) == 10
+    assert sum(seen_by_nets) == 20 and sorted(read) == sorted(set(folder.images.image_id) - left_out)
+    assert store.finished().all() and not any(store.read(i).any() for i in left_out)
+    folds = read_folds(run / "folds.csv", folder.images.image_id)
+    for k in range(3):
+        ids = [i for i in folds.image_id[folds.fold == k] if i not in left_out]
+        for i in range(0, len(ids), 4):
+            levels = stored(predict_probs(best(run, k), batch(folder, ids[i : i + 4])))
+            assert all(np.array_equal(store.read(j), x) for j, x in zip(ids[i : i + 4], levels))
+    facts = store.meta["prefilter"]
+    assert facts == dict(run="classifier", sha256=prefilter.oof.sha256, below=0.02, images=10)
+    seen_by_nets.clear()
+    test = predict_test(run, folder, progress=False, prefilter=prefilter)
+    assert sum(seen_by_nets) == 4 * 3  # four images by three models
+    assert [bool(test.read(i).any()) for i in folder.test.image_id][::3] == [False] * 3
+
+
+def test_counts_are_those_of_the_store_with_empty_maps(run, folder, classifier):
+    prefilter = read_prefilter(classifier, folder)
+    counted = count_oof(run, folder, progress=False, batch_size=4, prefilter=prefilter)
+    store = predict_oof(run, folder, progress=False, batch_size=4, prefilter=prefilter)
+    stored_curves = curves_of(store, folder)
+    for name in ("area", "hit", "truth"):
+        assert np.array_equal(getattr(counted, name), getattr(stored_curves, name))
+    assert counted.area[::3, :, 1:].sum() == 0 < counted.area[..., 1:].sum()  # at level 0 every pixel counts
+    line = "10 of 30 images were not segmented: every class below 0.02 by classifier"
+    assert run_prefilter_line(run) == line and run_prefilter_line(run, "test") == ""
+    shutil.rmtree(run / "oof")
+    assert run_prefilter_line(run) == line  # of the counts
+    with pytest.raises(ValueError, match="holds parts of other predictions"):
+        count_oof(run, folder, progress=False)
+
+
+@pytest.mark.parametrize("after", [3, 12])
+def test_stopped_with_a_prefilter_and_gone_on_with(run, folder, classifier, monkeypatch, after):
+    "Among the empty maps, or among those of the nets; the same levels in the end."
+    prefilter = read_prefilter(classifier, folder)
+    whole = predict_oof(run, folder, progress=False, batch_size=4, prefilter=prefilter)
+    whole = {i: whole.read(i) for i in whole.image_ids}
+    shutil.rmtree(run / "oof")
+    stop_after(monkeypatch, after)
+    with pytest.raises(Stop):
+        predict_oof(run, folder, progress=False, batch_size=4, prefilter=prefilter)
+    monkeypatch.undo()
+    assert ProbStore.open(run / "oof").finished().sum() == after
+    again = read_prefilter(classifier, folder)
+    store = predict_oof(run, folder, progress=False, batch_size=4, prefilter=again)
+    assert store.finished().all() and all(np.array_equal(store.read(i), levels) for i, levels in whole.items())
+
+
+def test_another_prefilter_is_refused(run, folder, classifier):
+    prefilter = read_prefilter(classifier, folder)
+    predict_test(run, folder, progress=False)
+    with pytest.raises(ValueError, match="prefilter was None, is now .*classifier.* Remove"):
+        predict_test(run, folder, progress=False, prefilter=prefilter)
+    predict_oof(run, folder, progress=False, prefilter=prefilter)
+    with pytest.raises(ValueError, match="prefilter was .*classifier.*, is now None. Remove"):
+        predict_oof(run, folder, progress=False)
+    with pytest.raises(ValueError, match="prefilter was .*0.02.*, is now .*0.0?3"):
+        predict_oof(run, folder, progress=False, prefilter=read_prefilter(classifier, folder, 0.03))
+    ids = folder.images.image_id.tolist()
+    write_scores(classifier / "oof_scores.csv", ids, ids[::3], low=0.002)  # other numbers, the same images
+    with pytest.raises(ValueError, match="prefilter was"):
+        predict_oof(run, folder, progress=False, prefilter=read_prefilter(classifier, folder))
+
+
+def test_a_class_table_has_zeros_for_images_that_are_left_out(folder, classifier, tmp_path):
+    run = tmp_path / "headed"
+    train_run(run, folder, replace(TINY, class_head=0.1, epochs=1, folds=2), progress=False)
+    predict_oof(run, folder, progress=False, prefilter=read_prefilter(classifier, folder))
+    table = pd.read_csv(run / "oof_scores.csv").set_index("image_id")
+    assert table.index.tolist() == folder.images.image_id.tolist()
+    assert (table.iloc[::3] == 0).all(axis=None) and (table.drop(table.index[::3]) > 0).all(axis=None)
+
+
+def test_numbers_are_known_before_it_starts(folder, classifier):
+    "What is saved and lost, by a loop over the labels."
+    text = prefilter_text(read_prefilter(classifier, folder), folder)
+    masks = pixels = images = all_masks = all_pixels = all_images = 0
+    for n, image_id in enumerate(folder.images.image_id):
+        of_classes = [int(m.sum()) for m in (folder.mask(image_id) > 0)]
+        all_masks += sum(a > 0 for a in of_classes)
+        all_pixels += sum(of_classes)
+        all_images += any(of_classes)
+        if n % 3 == 0:
+            masks += sum(a > 0 for a in of_classes)
+            pixels += sum(of_classes)
+            images += any(of_classes)
+    assert 0 < masks < all_masks and images < masks + 1
+    saved, lost, unchecked = text.splitlines()
+    assert saved.endswith("below 0.02 by classifier: 10 of 30 training images and 3 of 7 test images")
+    assert lost.endswith(
+        f"{masks} of {all_masks} masks, {pixels:,} of {all_pixels:,} pixels, on {images} of {all_images} images"
+    )
+    assert unchecked == "classifier has no nets to check: its scores are taken to be out of fold"
+
+
+def test_a_probability_below_the_first_level_still_counts(folder, tmp_path):
+    "`.0015` is level 0 like `.0005`; a prefilter tells them apart."
+    ids, test = folder.images.image_id.tolist(), folder.test.image_id.tolist()
+    write_scores(tmp_path / "c/test_scores.csv", test, test[:1], low=0.0005)
+    write_scores(tmp_path / "c/oof_scores.csv", ids, ids[:5], low=0.0015)
+    assert len(read_prefilter(tmp_path / "c", folder, 0.002).oof.image_ids) == 5
+    assert len(read_prefilter(tmp_path / "c", folder, 0.001).oof.image_ids) == 0
+
+
+def test_a_classifier_that_saw_what_it_scores_is_refused(trained, folder, classifier, tmp_path):
+    "With nets its scores are checked like those of a run: folds that were swapped are a leak, named by image."
+    judge = tmp_path / "judge"
+    shutil.copytree(trained, judge)
+    for name in ("oof_scores.csv", "test_scores.csv"):
+        shutil.copy(classifier / name, judge / name)
+    prefilter = read_prefilter(judge, folder)
+    assert prefilter.checked and "to check" not in prefilter_text(prefilter, folder)
+    folds = read_folds(judge / "folds.csv", folder.images.image_id)
+    row = folds.index[folds.fold == 2][3]
+    write_folds(judge / "folds.csv", folds.assign(fold=folds.fold.where(folds.index != row, 1)))
+    with pytest.raises(ValueError, match=rf"judge/fold_1/best was trained on {folds.image_id[row]}"):
+        read_prefilter(judge, folder)
+    write_folds(judge / "folds.csv", folds)
+    shutil.rmtree(judge / "fold_1/last")
+    with pytest.raises(ValueError, match="judge/fold_1 is not trained to its end"):
+        read_prefilter(judge, folder)
+
+
+def test_prefilters_that_cannot_be_are_refused(run, folder, classifier, tmp_path):
+    shutil.copy(classifier / "oof_scores.csv", run / "oof_scores.csv")
+    shutil.copy(classifier / "test_scores.csv", run / "test_scores.csv")
+    with pytest.raises(ValueError, match="cannot be its own prefilter"):
+        predict_oof(run, folder, progress=False, prefilter=read_prefilter(run, folder))
+    with pytest.raises(ValueError, match="no such run folder"):
+        read_prefilter(tmp_path / "absent", folder)
+    for below in (0, -0.1, 1.5, np.nan):
+        with pytest.raises(ValueError, match="a probability above 0"):
+            read_prefilter(classifier, folder, below)
+    with pytest.raises(ValueError, match="take a lower value"):
+        read_prefilter(classifier, folder, 0.9)
+    ids = folder.images.image_id.tolist()
+    write_scores(classifier / "oof_scores.csv", ids[1:], ids[::3])
+    with pytest.raises(ValueError, match="oof_scores.csv: no row for 1 of 30 images"):
+        read_prefilter(classifier, folder)
+    (classifier / "test_scores.csv").unlink()
+    write_scores(classifier / "oof_scores.csv", ids, ids[::3])
+    with pytest.raises(ValueError, match="has no test_scores.csv"):
+        read_prefilter(classifier, folder)
+
+
+def test_the_chain_says_what_was_not_segmented(run, folder, classifier, capsys):
+    "predict first says what is saved and lost; decide, its report, rule and submission repeat what was left out."
+    chain = ["--data", str(folder.root), "--run", str(run)]
+    assert main(["predict", *chain, "--tta", "none", "--prefilter", str(classifier), "--below", ".02"]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out[0].startswith("not segmented, as every class is below 0.02 by classifier: 10 of 30 training images")
+    assert out[1].startswith("defects lost with these training images: ")
+    line = "of {} images were not segmented: every class below 0.02 by classifier"
+    assert main(["decide", *chain]) == 0
+    assert "10 " + line.format(30) in capsys.readouterr().out
+    assert "10 " + line.format(30) in (run / "report.html").read_text()
+    assert main(["submit", *chain]) == 0
+    assert "3 " + line.format(7) in capsys.readouterr().out
+    submitted = pd.read_csv(run / "submission.csv")
+    names = submitted.iloc[:, 0][submitted.EncodedPixels.notna() & (submitted.EncodedPixels != "1 1")]
+    assert not [name for name in names if name.startswith(tuple(folder.test.image_id[::3]))]

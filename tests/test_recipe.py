@@ -107,6 +107,7 @@ def test_every_field_was_tried():
         "batch_size",
         "pseudo",
         "pseudo_share",
+        "init_from",  # in test_train
         "hflip",
         "vflip",
         "brightness",

@@ -45,6 +45,7 @@ from .rule_controls import RuleSliders
 from ..metric import mean_interval
 from ..open_run import OpenRun, open_run, run_curves, run_rules
 from ..post import Rule, Rules
+from ..store import prefilter_line
 from steel_seg.trial import (
     NestedDice,
     RuleTrial,
@@ -670,6 +671,11 @@ def _surface_request(tuner: TunerSettings) -> SurfaceRequest:
     weight = tuner.rows.astype(float)
     return SurfaceRequest(opened.curves, tuner.channel, tuner.rules, tuner.over, weight, opened.class_levels, title)
 
+# %% ../../nbs/57_tune.ipynb #44a26a76
+def _left_out(opened: OpenRun) -> str:
+    "A line about images that a classifier left out of segmentation; empty if there are none."
+    return prefilter_line(opened.store.meta, len(opened.store.image_ids))
+
 # %% ../../nbs/57_tune.ipynb #92b10403
 class TunerViews:
     "Draws what a tuner shows: each method redraws one part from the settings."
@@ -694,7 +700,8 @@ class TunerViews:
         nested = t.expect.by_row("plateau", t.rows)
         if nested is None and t.opened.fold is None:
             nested = {}  # without folds there is none
-        t.score_table.value = scores_html(t.table, nested, t.class_name) + line_html(t.verdict)
+        lines = [line_html(line) for line in (t.verdict, _left_out(t.opened)) if line]
+        t.score_table.value = scores_html(t.table, nested, t.class_name) + "".join(lines)
         t.undo.disabled = not t.trial.past
 
     def order(self) -> None:
@@ -858,7 +865,7 @@ def _still(tuner: "Tuner") -> Picture:
     for name, rule in zip(class_names(len(tuner.rules)), tuner.rules):
         if tuner.class_name in ("all", name):
             lines.append(f"{name}: {rule_text(rule, tuner.sliders.pixels)}")
-    lines += [tuner.verdict, tuner.view.line]
+    lines += [tuner.verdict, _left_out(tuner.opened), tuner.view.line]
     return tuner_still(lines, tuner.surface.drawn, tuner.surface.marks, tuner.view.strip.flat())
 
 # %% ../../nbs/57_tune.ipynb #9912b2d6
