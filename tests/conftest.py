@@ -15,6 +15,7 @@ GROUPS = {
     "test_live": "browser",
     "test_live_widgets": "browser",
     "test_recipe": "recipe",
+    "test_recipe_command": "recipe_command",
     "test_monitor": "monitor",
     "test_pipeline": "pipeline",
     "test_train": "train",
@@ -23,7 +24,15 @@ GROUPS = {
 }
 LEFT_OUT = {
     "browser": ("test_live", "test_live_widgets"),
-    "training": ("test_recipe", "test_classify", "test_train", "test_pipeline", "test_predict", "test_monitor"),
+    "training": (
+        "test_recipe",
+        "test_recipe_command",
+        "test_classify",
+        "test_train",
+        "test_pipeline",
+        "test_predict",
+        "test_monitor",
+    ),
     "net": ("test_model", "test_dataset", "test_loss", "test_optim"),
 }
 

@@ -21,6 +21,8 @@ COMMANDS = [
     "check",
     "score",
     "demo",
+    "gains",
+    "recipe",
 ]
 
 
