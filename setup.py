@@ -10,8 +10,8 @@ ini = ConfigParser(delimiters=["="], interpolation=None)
 ini.read(here / "settings.ini", encoding="utf-8")
 cfg = ini["DEFAULT"]
 readme = here / "README.md"
-extras = {name: cfg[f"{name}_requirements"].split() for name in ("dev", "weights", "bench")}
-extras["dev"] += extras["weights"]  # the tests use them
+extras = {name: cfg[f"{name}_requirements"].split() for name in ("dev", "weights", "bench", "recipe")}
+extras["dev"] += extras["weights"] + extras["recipe"]  # the tests use them
 
 setup(
     name=cfg["lib_name"],
@@ -25,7 +25,10 @@ setup(
     keywords=cfg["keywords"].split(),
     license="Apache-2.0",
     packages=find_packages(include=[cfg["lib_path"], cfg["lib_path"] + ".*"]),
-    package_data={cfg["lib_path"]: ["py.typed"], cfg["lib_path"] + ".look": ["static/*.js", "static/*.css"]},
+    package_data={
+        cfg["lib_path"]: ["py.typed", "workflow/Snakefile"],
+        cfg["lib_path"] + ".look": ["static/*.js", "static/*.css"],
+    },
     python_requires=">=" + cfg["min_python"],
     install_requires=cfg["requirements"].split(),
     extras_require=extras,

@@ -351,6 +351,8 @@ def advice(
     table: pd.DataFrame,  # from `blend_table`, of weights that were found
 ) -> str:
     "Whether found weights are worth having."
+    if "equal weights" not in table.index:
+        return "found weights: equal ones, on all images and on the other folds of each"
     row = table.loc["equal weights"]
     gain = Interval(row.gain, row.low, row.high, 0.95)
     words = {

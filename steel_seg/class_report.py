@@ -145,9 +145,10 @@ which 95% of resamples of the images choose it. best: its F1 on the images that 
 to high. nested: F1 under thresholds of the other folds.</p>"""
 
 
-_FOLDS_TEXT = """<p>present: images of the fold with the class. own: the threshold that is best on the fold's own images.
-others: the one that is best on all other folds. Where these two are far apart and their F1 are close, the threshold is
-not certain, and it does not matter much. Where own_f1 is far above others_f1, the fold is unlike the others.</p>"""
+_FOLDS_TEXT = """<p>present: images of the fold with the class. own: the threshold that is best on the fold's own
+images. others: the one that is best on all other folds. Where these two are far apart and their F1
+are close, the threshold is not certain, and it does not matter much. Where own_f1 is far above
+others_f1, the fold is unlike the others.</p>"""
 
 # %% ../nbs/48_class_report.ipynb #cba9b148
 def _wrong_section(opened: ClassRun, wrong: pd.DataFrame, pictures: int) -> str:

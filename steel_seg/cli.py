@@ -62,7 +62,7 @@ def _add_chain(parser):
 def _add_most(parser):
     parser.add_argument("--most", type=int, default=50, help="maximum number of faults to print (default: %(default)s)")
 
-# %% ../nbs/70_cli.ipynb #f45c24df
+# %% ../nbs/70_cli.ipynb #c28c2d7e
 def _add_tta(parser):
     parser.add_argument(
         "--tta",
@@ -94,7 +94,7 @@ def _add_scores(parser):
     parser.add_argument(
         "--scores",
         type=Path,
-        help="a csv with the probability of a classifier for each image and class "
+        help="a csv with the probability of a classifier for each image and class, or the run folder of a classifier "
         "(default: the file that `predict` writes into the run for a network with a class head)",
     )
     parser.add_argument(
@@ -197,6 +197,10 @@ def _train(args):
     folder = read_folder(args.data, n_classes=args.classes)
     history = train_run(args.run, folder, config, only=args.fold)
     best = {int(fold): score for fold, score in history.groupby("fold").score.max().items()}
+    if config.task == "classify":
+        for fold, score in best.items():
+            print(f"fold {fold}: best mean F1 {score:.4f}; its net is kept in {args.run}/fold_{fold}/best")
+        return {"run": args.run, "best": best}
     nothing, rule = all_empty_scores(args.run, folder), f" under {config.rule}" if config.rule else ""
     for fold, score in best.items():
         print(f"fold {fold}: best score {score:.4f}{rule}, predicting nothing {nothing[fold]:.4f}")
@@ -334,12 +338,27 @@ def _counting(base_rule):
         "smallest": max(1, base_rule.min_component),
     }
 
-# %% ../nbs/70_cli.ipynb #34d0ce51
-def _predict(args):
-    from steel_seg.data import read_folder
+# %% ../nbs/70_cli.ipynb #760dcd83
+def _predict_classes(args, folder):
+    "Class scores and report of a run of classifiers: the files by name."
+    import numpy as np
+
+    from steel_seg.class_report import write_class_report
+    from steel_seg.predict import predict_scores
+
+    for option, given in (("--count-only", args.count_only), ("--prefilter", args.prefilter)):
+        if given:
+            raise ValueError(f"{args.run} is a run of classifiers, which have no masks: leave out {option}")
+    predict_scores(args.run, folder, tta=args.tta)
+    if len(folder.test):
+        predict_scores(args.run, folder, "test", tta=args.tta)
+    return {"report": write_class_report(args.run / "report.html", args.run, folder, np.random.default_rng(0))}
+
+# %% ../nbs/70_cli.ipynb #c4ba9bcc
+def _predict_masks(args, folder):
+    "Stores or counts of a run of masks: the files by name."
     from steel_seg.predict import count_oof, predict_oof, predict_test, prefilter_text, read_prefilter
 
-    folder = read_folder(args.data, n_classes=args.classes)
     made, how = {}, {"tta": args.tta}
     if args.prefilter:
         how["prefilter"] = read_prefilter(args.prefilter, folder, args.below)
@@ -351,6 +370,15 @@ def _predict(args):
         made["oof"] = predict_oof(args.run, folder, **how).path
     if len(folder.test):
         made["test"] = predict_test(args.run, folder, **how).path
+    return made
+
+# %% ../nbs/70_cli.ipynb #34d0ce51
+def _predict(args):
+    from steel_seg.data import read_folder
+    from steel_seg.open_run import is_classifier
+
+    folder = read_folder(args.data, n_classes=args.classes)
+    made = _predict_classes(args, folder) if is_classifier(args.run) else _predict_masks(args, folder)
     for name in ("oof_scores", "test_scores"):
         path = args.run / f"{name}.csv"
         if path.exists():
@@ -459,6 +487,13 @@ def _curves(run, folder, base_rule):
     return curves
 
 # %% ../nbs/70_cli.ipynb #12737212
+def _scores_path(args, part):
+    "The csv of a classifier: --scores, a file or a run, or the run's own; None if there is none."
+    from steel_seg.class_scores import scores_file
+
+    return scores_file(args.scores, part) if args.scores else _existing(args.run / f"{part}_scores.csv")
+
+
 def _class_levels(path, prefix, image_ids, n_classes):
     "Levels of a classifier from a csv; None if there is no csv."
     from steel_seg.class_scores import read_class_levels
@@ -500,11 +535,13 @@ def _decide(args):
     from steel_seg.decide import decide
     from steel_seg.folds import read_folds
     from steel_seg.gates import decide_gate
+    from steel_seg.open_run import require_masks
     from steel_seg.report import write_report
 
+    require_masks(args.run)
     run, folder, base_rule = args.run, read_folder(args.data, n_classes=args.classes), _base_rule(args)
     curves = _curves(run, folder, base_rule)
-    scores = args.scores or _existing(run / "oof_scores.csv")
+    scores = _scores_path(args, "oof")
     class_levels = _class_levels(scores, args.scores_prefix, curves.image_ids, folder.n_classes)
     fold = read_folds(run / "folds.csv", curves.image_ids).fold.to_numpy()
     rng = np.random.default_rng(args.seed)
@@ -547,15 +584,16 @@ def _sample(args, store, folder, oof):
 # %% ../nbs/70_cli.ipynb #7fae4aaf
 def _submit(args):
     from steel_seg.data import read_folder
-    from steel_seg.open_run import require_classifier
+    from steel_seg.open_run import require_classifier, require_masks
     from steel_seg.post import apply_rules, read_rules
     from steel_seg.store import ProbStore
     from steel_seg.submit import check_submission, write_submission
 
+    require_masks(args.run)
     run, folder = args.run, read_folder(args.data, n_classes=args.classes)
     rules, _ = read_rules(run / "rule.json")
     oof = not len(folder.test)
-    scores = args.scores or _existing(run / ("oof_scores.csv" if oof else "test_scores.csv"))
+    scores = _scores_path(args, "oof" if oof else "test")
     require_classifier(rules, scores, f"{run}/rule.json")
     store = ProbStore.open(run / ("oof" if oof else "test"))
     sample = _sample(args, store, folder, oof)
@@ -804,6 +842,256 @@ def _demo(args):
     print(f"report: {result['report']}")
     return result
 
+# %% ../nbs/70_cli.ipynb #5aa7a1f3
+def _add_gains(parser):
+    parser.add_argument("--data", required=True, type=Path, help="the folder that holds train.csv and train_images/")
+    parser.add_argument(
+        "--chain",
+        nargs="+",
+        action="append",
+        required=True,
+        metavar="RUN",
+        help="the runs of one net in the order of their training; given once for each net",
+    )
+    parser.add_argument("--blend", help="the run that was made of the last ones")
+    parser.add_argument("--gate", choices=_GATES, help="the gate of the last run")
+    parser.add_argument("--scores", type=Path, help="a csv with a classifier's probability of each image and class")
+    parser.add_argument("--seed", type=int, default=0, help="random seed of the intervals (default: %(default)s)")
+    parser.add_argument("--out", required=True, type=Path, help="the csv to write")
+    _add_classes(parser)
+
+
+def _counted(run, folder):
+    "Counts of a run: those that lie there if they are of these labels, else counted now."
+    from steel_seg.curves import read_curves
+    from steel_seg.post import Rule
+
+    path = run / "curves.npz"
+    if path.exists():
+        curves = read_curves(path)
+        truth = dict(zip(folder.images.image_id, folder.truth_area().tolist()))
+        if [truth.get(image_id) for image_id in curves.image_ids] == curves.truth.tolist():
+            return curves
+    return _curves(run, folder, Rule())
+
+# %% ../nbs/70_cli.ipynb #9e726d54
+def _gains(args):
+    import numpy as np
+
+    from steel_seg.data import read_folder
+    from steel_seg.files import write_text
+    from steel_seg.folds import read_folds
+    from steel_seg.gains import gains
+
+    folder = read_folder(args.data, n_classes=args.classes)
+    names = [run for chain in args.chain for run in chain] + ([args.blend] if args.blend else [])
+    curves = {name: _counted(Path(name), folder) for name in names}
+    image_ids = curves[names[0]].image_ids
+    fold = read_folds(Path(names[0]) / "folds.csv", folder.images.image_id).set_index("image_id").fold
+    levels = _class_levels(args.scores, None, image_ids, folder.n_classes)
+    rng = np.random.default_rng(args.seed)
+    table = gains(args.chain, curves, fold[list(image_ids)].to_numpy(), rng, args.blend, args.gate, levels)
+    write_text(args.out, table.to_csv(index=False))
+    print(table.drop(columns=["run", "before"]).round(4).to_string(index=False, na_rep=""))
+    return {"gains": args.out, "steps": table.to_dict("records")}
+
+# %% ../nbs/70_cli.ipynb #41ce0a0f
+def _add_recipe(parser):
+    parser.add_argument("--data", required=True, type=Path, help="the folder that holds train.csv and train_images/")
+    parser.add_argument("--run", required=True, type=Path, help="the folder of the recipe; runs are made in it")
+    parser.add_argument(
+        "--size", choices=("small", "full"), default="small", help="settings to start from (default: %(default)s)"
+    )
+    parser.add_argument("--config", type=Path, help="a JSON file with settings that differ from those of --size")
+    parser.add_argument("-j", "--jobs", type=int, default=1, help="jobs at the same time (default: %(default)s)")
+    parser.add_argument("--dry-run", action="store_true", help="print what would run and why, and run nothing")
+    parser.add_argument("--graph", type=Path, help="draw the steps: .svg, .png, .pdf, .mmd (Mermaid) or .dot")
+    parser.add_argument("--unlabelled", type=Path, help="images for the pseudo labels (default: the test images)")
+    parser.add_argument(
+        "--estimate", action="store_true", help="measure some steps of each net and print what the recipe costs, first"
+    )
+    parser.add_argument(
+        "engine", nargs="*", metavar="-- OPTION", help="options of snakemake, such as -- --executor slurm"
+    )
+
+# %% ../nbs/70_cli.ipynb #0c1dfb08
+def _without_absent(recipe):
+    "The recipe without what this version has no command for, and a line about each thing that is left out."
+    from dataclasses import fields
+
+    from steel_seg.config import TrainConfig
+    from steel_seg.recipe import without_pseudo
+
+    commands, known = {command.name for command in _COMMANDS}, {f.name for f in fields(TrainConfig)}
+    lines = []
+    if not {"pseudo"} <= commands or "init_from" not in known:
+        recipe, names = without_pseudo(recipe)
+        lines += [f"no command makes pseudo labels for {name}" for name in names]
+    if "init_from" not in known and len(recipe.phases) > 1:
+        lines.append(f"no run can begin from another one's nets: {', '.join(recipe.phases)} are stages of one training")
+        recipe = replace(recipe, phases={"staged": {"stages": list(recipe.phases.values())}})
+    if "task" not in known and recipe.classifier is not None:
+        recipe = replace(recipe, classifier=None, gate="none", prefilter=None)
+        lines.append("no classifier, and so no gate")
+    for name, value in (("blend", None), ("choose", False)):
+        if name not in commands and getattr(recipe, name):
+            recipe, lines = replace(recipe, **{name: value}), [*lines, f"no command {name}"]
+    return recipe, lines
+
+
+def _recipe_of(args, folder):
+    "The recipe that the options ask for, as far as the data has what it needs."
+    from steel_seg.recipe import SIZES, read_recipe, without_pseudo
+
+    recipe = SIZES[args.size](len(folder.images), folder.shape)
+    if args.config:
+        recipe = read_recipe(args.config, recipe)
+    if args.unlabelled:
+        recipe = replace(recipe, unlabelled=str(args.unlabelled.resolve()))
+    recipe, lines = _without_absent(recipe)
+    if not len(folder.test) and recipe.unlabelled is None:
+        recipe, names = without_pseudo(recipe)
+        if names:
+            lines.append(f"no unlabelled images, so no {', '.join(names)} (--unlabelled names a folder with some)")
+    if lines:
+        print("left out:", *lines, sep="\n  ")
+    return recipe
+
+# %% ../nbs/70_cli.ipynb #90205865
+def _check_trainings(steps):
+    "Check the settings of all trainings before the first begins."
+    from steel_seg.config import TrainConfig
+
+    for step in steps:
+        if step.settings is not None:
+            try:
+                TrainConfig.from_json(step.settings)
+            except ValueError as e:
+                raise ValueError(f"{step.name}: {e}") from None
+
+
+def _digest_of_images(paths):
+    "A hash of the names and sizes of images."
+    import hashlib
+
+    return hashlib.sha256(repr(sorted((p.name, p.stat().st_size) for p in paths)).encode()).hexdigest()
+
+
+def _data_facts(recipe, folder):
+    "What the keys of the steps depend on: the labels, the test images, other unlabelled images."
+    other = sorted(Path(recipe.unlabelled).iterdir()) if recipe.unlabelled else []
+    return [folder.sha256, _digest_of_images(folder.test.path), _digest_of_images(other)]
+
+# %% ../nbs/70_cli.ipynb #44acf5a0
+class _EnoughSteps(Exception):
+    "Ends a training that is only measured."
+
+
+def _pixels_of(config, shape):
+    "The number of pixels of an image as a training takes it; `shape`: (H,W) of the whole image."
+    from math import prod
+
+    from steel_seg.data import parse_shape
+
+    return prod(parse_shape(config.crop) if config.crop else shape)
+
+
+def _measured(step, folder, n=6):
+    "A training, measured for n steps in a folder that is removed."
+    import tempfile
+    import time
+    from contextlib import suppress
+
+    from steel_seg.config import TrainConfig
+    from steel_seg.files import read_json
+    from steel_seg.recipe import Measured
+    from steel_seg.train import train_run
+
+    own = ("init_from", "pseudo", "pseudo_share")
+    settings = {k: v for k, v in step.settings.items() if k not in own and (k, v) != ("sampler", "pseudo")}
+    config, clock = TrainConfig.from_json({**settings, "save_every": 0}), []
+
+    def on_step(epoch, number):
+        clock.append(time.perf_counter())
+        if len(clock) > n:
+            raise _EnoughSteps
+
+    with tempfile.TemporaryDirectory() as d:
+        with suppress(_EnoughSteps):
+            train_run(d, folder, config, only=0, progress=False, on_step=on_step)
+        steps = read_json(Path(d) / "fold_0/progress.json")["steps"]
+    between = sorted(b - a for a, b in zip(clock, clock[1:]))
+    stages = config.plan()
+    epochs, images = sum(stage.epochs for stage in stages), stages[0].batch_size * stages[0].accumulate
+    return Measured(between[len(between) // 2], steps, epochs, images, _pixels_of(stages[0], folder.shape))
+
+# %% ../nbs/70_cli.ipynb #58b9890f
+def _estimate(args, recipe, steps, folder):
+    "Measure each training, print what the recipe costs, and keep the table in cost.csv."
+    from steel_seg.files import write_text
+    from steel_seg.recipe import cost_table
+
+    measured = {step.name: _measured(step, folder) for step in steps if step.settings is not None}
+    pixels = folder.shape[0] * folder.shape[1]
+    table = cost_table(measured, recipe, len(folder.images), len(folder.test), pixels)
+    write_text(args.run / "cost.csv", table.to_csv())
+    print(table.round(3).to_string(na_rep=""))
+    print(f"at most {table.hours['all']:.1f} hours of one device like this one")
+    return table
+
+# %% ../nbs/70_cli.ipynb #96c38e12
+def _recipe(args):
+    from steel_seg.data import read_folder
+    from steel_seg.engine import run_engine, write_graph, write_recipe_report
+    from steel_seg.files import write_json
+    from steel_seg.recipe import keys_of, steps_of
+
+    folder = read_folder(args.data)
+    recipe = _recipe_of(args, folder)
+    steps = steps_of(recipe)
+    _check_trainings(steps)
+    if args.graph:
+        print(f"graph: {write_graph(args.graph, steps)}")
+    if args.size == "full" or args.estimate:
+        _estimate(args, recipe, steps, folder)
+    keys, places = keys_of(steps, _data_facts(recipe, folder)), _places(args, recipe, folder)
+    result = {"run": args.run}
+    try:
+        outcome = run_engine(args.run, steps, keys, places, recipe.threads, args.jobs, args.dry_run, args.engine)
+    except KeyboardInterrupt:
+        print("steel_seg recipe: stopped; the same command goes on from here", file=sys.stderr)
+        return {**result, "exit": 130}
+    result["jobs"] = [job.title for job in outcome.jobs]
+    if args.dry_run:
+        print(f"{len(outcome.jobs)} jobs would run" if outcome.jobs else "nothing to do")
+        return result
+    write_json(args.run / "recipe.json", recipe)
+    for line in outcome.failed:
+        print(f"steel_seg recipe: {line}", file=sys.stderr)
+    if outcome.failed:
+        return {**result, "failed": outcome.failed, "exit": 1}
+    return {**result, **_results(args, recipe, write_recipe_report(args.run, steps))}
+
+
+def _places(args, recipe, folder):
+    "Where the jobs find the data."
+    from steel_seg.engine import Places
+
+    unlabelled = Path(recipe.unlabelled) if recipe.unlabelled else None
+    return Places(args.data.resolve(), unlabelled, "test" if len(folder.test) else "oof")
+
+
+def _results(args, recipe, report):
+    "Print what each step added and where the submissions and the report are."
+    import pandas as pd
+
+    table = pd.read_csv(args.run / "gains.csv")
+    print(table.drop(columns=["run", "before"]).round(4).to_string(index=False, na_rep=""))
+    folder = "submissions" if recipe.choose else "*"
+    names = [path for path in sorted(args.run.glob(f"{folder}/submission*.csv"))]
+    print(*(f"submission: {path}" for path in names), f"report: {report}", sep="\n")
+    return {"gains": args.run / "gains.csv", "submissions": names, "report": report}
+
 # %% ../nbs/70_cli.ipynb #b253db3a
 class _Command(NamedTuple):
     name: str
@@ -836,6 +1124,8 @@ _COMMANDS = (
     _Command("check", _check, _add_check, "list every fault of a submission by row"),
     _Command("score", _score, _add_score, "the competition's score of a submission, per class and overall"),
     _Command("demo", _demo, _add_demo, "the whole chain in minutes, on a synthetic folder or on --data"),
+    _Command("gains", _gains, _add_gains, "what each step of a recipe added, with a paired interval"),
+    _Command("recipe", _recipe, _add_recipe, "many nets, their blend, two submissions: jobs that go on after a kill"),
 )
 
 # %% ../nbs/70_cli.ipynb #52b3066e

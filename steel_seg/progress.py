@@ -68,6 +68,12 @@ class Progress:
     data: str = ""  # the sha256 of the data it trains on
     n_classes: int = 0
     shape: tuple = ()  # (H,W)
+    task: str = "segment"  # or "classify": what its nets do
+
+    @property
+    def score_name(self) -> str:
+        "What the score of an epoch is."
+        return {"classify": "mean F1"}.get(self.task, "mean Dice")
 
     @property
     def finished(self) -> bool:
@@ -249,7 +255,8 @@ def read_progress(
         history = _history(run, k)
     histories: list = [history[history.fold == i] for i in range(k)]
     folds = tuple(_fold_progress(run / f"fold_{i}", i, epochs, h, now) for i, h in enumerate(histories))
-    return Progress(run, "", folds, history, str(made.get("data", "")), n, shape)
+    task = str(config.get("task", "segment"))
+    return Progress(run, "", folds, history, str(made.get("data", "")), n, shape, task)
 
 # %% ../nbs/40_progress.ipynb #73be6fbe
 def _span(seconds: float) -> str:
@@ -330,6 +337,8 @@ def progress_lines(
     rest = sum((f.epochs - f.done) * seconds for f in folds if f.state == "waiting") + sum(f.left for f in at_work)
     if at_work and len(folds) > 1 and not math.isnan(rest):
         head += f" · about {_span(rest / len(at_work))} left for all folds"
+    if progress.task == "classify":
+        head += f" · the score is the {progress.score_name} of the classes"
     if len(history) and not class_columns(history, progress.n_classes):
         head += " · no scores by class: it was trained before they were recorded"
     return [head, *(fold_line(f) for f in folds if fold in (None, f.fold))]

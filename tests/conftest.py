@@ -15,14 +15,25 @@ GROUPS = {
     "test_live": "browser",
     "test_live_widgets": "browser",
     "test_recipe": "recipe",
+    "test_recipe_command": "recipe_command",
     "test_monitor": "monitor",
     "test_pipeline": "pipeline",
     "test_train": "train",
+    "test_classify": "classify",
     "test_curves": "curves",
 }
 LEFT_OUT = {
     "browser": ("test_live", "test_live_widgets"),
-    "training": ("test_recipe", "test_train", "test_pipeline", "test_predict", "test_monitor", "test_pseudo"),
+    "training": (
+        "test_recipe",
+        "test_recipe_command",
+        "test_classify",
+        "test_train",
+        "test_pipeline",
+        "test_predict",
+        "test_monitor",
+        "test_pseudo",
+    ),
     "net": ("test_model", "test_dataset", "test_loss", "test_optim"),
 }
 

@@ -198,6 +198,25 @@ def test_a_sample_is_drawn_by_its_seed(runs, folder, tmp_path):
     assert done[0].record == done[1].record and done[0].table.equals(done[1].table)
 
 
+def test_found_weights_may_be_equal_ones(runs, folder, tmp_path, capsys):
+    shutil.copytree(runs[0], tmp_path / "copy")
+    command = [
+        "blend",
+        runs[0],
+        tmp_path / "copy",
+        "--data",
+        folder.root,
+        "--out",
+        tmp_path / "out",
+        "--weights",
+        "find",
+    ]
+    assert cli.main([str(part) for part in command]) == 0
+    assert "found weights: equal ones" in capsys.readouterr().out
+    oof = [ProbStore.open(run / "oof") for run in (runs[0], tmp_path / "out")]
+    assert oof[0].fingerprint() == oof[1].fingerprint()  # the mean of a run with itself is the run
+
+
 # ---- what is refused
 
 

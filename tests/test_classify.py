@@ -1,24 +1,46 @@
 """A classifier as a run of its own: its net, its labels, its training, and what is made of its scores."""
 
 import copy
+import hashlib
+import json
+import shutil
+import signal
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import save_file
+from test_train import _die_at, processes  # noqa: F401 (a fixture)
 from timm.layers.cbam import CbamModule
 from timm.models.resnet import BasicBlock, Bottleneck
 from torch import nn
 
 from steel_seg.augment import train_transform
-from steel_seg.class_scores import average_precision, best_f1, error_columns, log_loss, most_wrong, precision_recall
+from steel_seg.class_report import open_class_run
+from steel_seg.class_scores import (
+    average_precision,
+    best_f1,
+    error_columns,
+    f1_at,
+    log_loss,
+    most_wrong,
+    precision_recall,
+    read_class_probs,
+)
+from steel_seg.cli import main
 from steel_seg.config import TrainConfig, field_help
 from steel_seg.data import read_folder
 from steel_seg.dataset import StripDataset, epoch_batches, make_loader
+from steel_seg.folds import write_folds
 from steel_seg.loss import class_loss
 from steel_seg.model import ClassModel, build_classifier, checkpoint_encoder, load_model, save_model, verify_model
+from steel_seg.open_run import open_run
+from steel_seg.predict import count_oof, predict_oof, predict_scores, predict_test
+from steel_seg.state import load_state
 from steel_seg.synth import make_folder
+from steel_seg.train import start_run, train_fold, train_run
 
 ENCODER = "test_resnet.r160_in1k"
 
@@ -343,3 +365,240 @@ def test_the_most_wrong_pairs_come_first_and_right_ones_not_at_all():
     first = table.iloc[0]
     assert columns["classifier error"].idxmax() == first.image_id
     assert columns.loc[first.image_id, f"classifier error {first.class_id}"] == distance[0]
+
+
+# ---- training
+
+
+def weights(run, name="last"):
+    return hashlib.sha256((run / f"fold_0/{name}/model.safetensors").read_bytes()).hexdigest()
+
+
+def assert_same(a, b):
+    "Bit for bit: last and best net, everything in the state, and every column of the history that is no clock."
+    assert weights(a) == weights(b) and weights(a, "best") == weights(b, "best")
+    histories = [pd.read_csv(run / "fold_0/history.csv", dtype=str).drop(columns="seconds") for run in (a, b)]
+    pd.testing.assert_frame_equal(*histories)
+    states = [load_state(run / "fold_0/state.safetensors")[0] for run in (a, b)]
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(t, states[1][name]) for name, t in states[0].items())
+
+
+@pytest.fixture(scope="module")
+def calm(folder, tmp_path_factory):
+    "A run in which nothing happened: both folds, trained in one go."
+    run = tmp_path_factory.mktemp("calm") / "run"
+    train_run(run, folder, TINY, progress=False)
+    return run
+
+
+def test_history_is_what_the_last_net_says_of_its_fold(calm, folder):
+    history = pd.read_csv(calm / "fold_0/history.csv")
+    fold, model = pd.read_csv(calm / "folds.csv").fold, load_model(calm / "fold_0/last")
+    assert model.spec["attention"] == "cbam" and len(residual_blocks(model)) == 4
+    held_out = folder.images.image_id[fold == 0]
+    images = torch.from_numpy(np.stack([folder.image(i) for i in held_out])[:, None])
+    probs, labels = class_logits(model, images).sigmoid().numpy(), folder.truth_area()[fold == 0] > 0
+    last, known = history.iloc[-1], []
+    for c in range(4):
+        if labels[:, c].any():
+            by_loop = max(f1_at(probs[:, c], labels[:, c], t) for t in probs[:, c])
+            assert last[f"score_{c + 1}"] == pytest.approx(by_loop, abs=1e-6)
+            known.append(by_loop)
+        else:
+            assert np.isnan(last[f"score_{c + 1}"])
+    assert last.score == pytest.approx(np.mean(known), abs=1e-6)
+    assert last.val_loss == pytest.approx(log_loss(probs, labels).mean(), rel=1e-4)
+    best = json.loads((calm / "fold_0/best/steel_seg.json").read_text())["meta"]
+    assert (best["epoch"], best["score"]) == (history.epoch[history.score.idxmax()], history.score.max())
+
+
+class Stop(Exception):
+    pass
+
+
+def test_stopped_and_resumed_it_ends_with_the_same_bits(calm, folder, tmp_path):
+    run = tmp_path / "run"
+    start_run(run, TINY, folder)
+    for place in ((0, 1), (2, 1)):
+
+        def stop(*now, place=place):
+            if now == place:
+                raise Stop
+
+        with pytest.raises(Stop):
+            train_fold(run, folder, 0, progress=False, on_step=stop)
+    train_fold(run, folder, 0, progress=False)
+    assert_same(calm, run)
+
+
+@pytest.mark.kill
+def test_killed_and_resumed_it_ends_with_the_same_bits(calm, folder, processes, tmp_path):  # noqa: F811
+    run = tmp_path / "run"
+    start_run(run, TINY, folder)
+    child = processes.Process(target=_die_at, args=(12, run, folder))
+    child.start()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
+    assert not (run / "fold_0/last").exists()
+    train_fold(run, folder, 0, progress=False)
+    assert_same(calm, run)
+
+
+def test_stages_ema_a_mean_of_nets_and_pseudo_labels(folder, tmp_path):
+    pseudo = make_folder(tmp_path / "pseudo", n_train=12, n_test=0, shape=(32, 64), seed=9)
+    for path in sorted((pseudo / "train_images").iterdir()):
+        path.rename(path.with_name("p" + path.name))
+    table = pd.read_csv(pseudo / "train.csv")
+    table["ImageId"] = "p" + table.ImageId
+    table.to_csv(pseudo / "train.csv", index=False)
+    stages = [{"crop": "32x32", "blackout": 0.2, "epochs": 1}, {"sampler": "pseudo"}, {"sampler": "balanced"}]
+    config = replace(TINY, stages=stages, epochs=2, ema=0.9, average=2, pseudo=str(pseudo), fit_batch=True)
+    history = train_run(tmp_path / "run", folder, config, only=0, progress=False)
+    assert history.stage.tolist() == [1, 2, 2, 3, 3] and history.loss.notna().all()
+    assert history.score.between(0, 1).all() and (tmp_path / "run/fold_0/last").exists()
+
+
+def test_a_whole_run_decodes_no_mask(folder, tmp_path, monkeypatch):
+    from steel_seg import dataset
+
+    def never(*args, **kwargs):
+        raise AssertionError("a mask was decoded")
+
+    monkeypatch.setattr(dataset, "decode", never)
+    train_run(tmp_path / "run", folder, replace(TINY, epochs=1), only=0, progress=False)
+
+
+def test_a_fold_without_a_defect_is_refused_before_the_run_exists(folder, tmp_path):
+    run, clean = tmp_path / "run", ~folder.truth_area().any(1)
+    run.mkdir()
+    write_folds(run / "folds.csv", pd.DataFrame({"image_id": folder.images.image_id, "fold": clean.astype(int)}))
+    with pytest.raises(ValueError, match="no image of fold 1 shows a defect.*use fewer folds"):
+        train_run(run, folder, TINY, progress=False)
+    assert not (run / "config.json").exists()
+
+
+def test_one_run_cannot_change_its_task(calm, folder):
+    with pytest.raises(ValueError, match="task was 'classify', is now 'segment'"):
+        start_run(calm, replace(TINY, task="segment", attention=None, encoder="tu-" + ENCODER), folder)
+
+
+# ---- predictions, and what is made of them
+
+
+@pytest.fixture(scope="module")
+def predicted(calm, folder):
+    predict_scores(calm, folder, progress=False)
+    predict_scores(calm, folder, "test", progress=False)
+    return calm
+
+
+def test_scores_are_out_of_fold(predicted, folder):
+    "Each image by the net that did not see it, as the mean of the image and its mirror image."
+    probs = read_class_probs(predicted / "oof_scores.csv", folder.images.image_id, 4)
+    fold = pd.read_csv(predicted / "folds.csv").fold
+    for k in (0, 1):
+        model = load_model(predicted / f"fold_{k}/best")
+        ids = folder.images.image_id[fold == k]
+        images = torch.from_numpy(np.stack([folder.image(i) for i in ids])[:, None])
+        by_hand = (class_logits(model, images).sigmoid() + class_logits(model, images.flip(3)).sigmoid()) / 2
+        np.testing.assert_allclose(probs[fold == k], by_hand, atol=2e-6)
+    test = read_class_probs(predicted / "test_scores.csv", folder.test.image_id, 4)
+    assert test.shape == (3, 4) and not (predicted / "oof").exists() and not (predicted / "test").exists()
+
+
+def test_scores_of_other_nets_are_not_continued(predicted, folder, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(predicted, run)
+    with pytest.raises(ValueError, match="tta was 'hflip', is now 'none'"):
+        predict_scores(run, folder, tta="none", progress=False)
+    (run / "oof_scores.json").unlink()
+    with pytest.raises(ValueError, match="its origin is not known"):
+        predict_scores(run, folder, progress=False)
+    (run / "oof_scores.csv").unlink()
+    predict_scores(run, folder, progress=False)
+    assert (run / "oof_scores.csv").read_bytes() == (predicted / "oof_scores.csv").read_bytes()
+
+
+def test_a_leak_is_refused(predicted, folder, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(predicted, run)
+    folds = pd.read_csv(run / "folds.csv")
+    a, b = folds.index[folds.fold == 0][0], folds.index[folds.fold == 1][0]
+    folds.loc[[a, b], "fold"] = [1, 0]
+    write_folds(run / "folds.csv", folds)
+    (run / "oof_scores.csv").unlink()
+    with pytest.raises(ValueError, match="would not be out of fold"):
+        predict_scores(run, folder, progress=False)
+
+
+@pytest.mark.parametrize(
+    "what", ["open_run", "predict_oof", "count_oof", "predict_test", "decide", "submit", "count-only"]
+)
+def test_what_needs_masks_says_so(predicted, folder, what, capsys):
+    if what in ("decide", "submit", "count-only"):
+        command = ["predict", "--count-only"] if what == "count-only" else [what]
+        assert main([*command, "--data", str(folder.root), "--run", str(predicted)]) == 2
+        message = capsys.readouterr().err
+    else:
+        call = {"open_run": open_run, "predict_oof": predict_oof, "count_oof": count_oof, "predict_test": predict_test}
+        with pytest.raises(ValueError) as caught:
+            call[what](predicted, folder)
+        message = str(caught.value)
+    assert "masks" in message and message.count("\n") <= 1
+
+
+def test_the_browser_opens_the_images_that_it_is_most_wrong_about(predicted, folder):
+    from steel_seg.look.browse import Browser
+
+    errors = open_class_run(predicted, folder).errors
+    browser = Browser(folder, columns=errors)
+    browser.sort, browser.rising = "classifier error", False
+    assert browser.image_id == errors["classifier error"].idxmax()
+    wrong = most_wrong(open_class_run(predicted, folder).probs, folder.truth_area(), folder.images.image_id.tolist(), 1)
+    if len(wrong):
+        assert browser.image_id == wrong.image_id[0]
+    browser.show = "class 3"
+    third = errors["classifier error 3"][folder.truth_area()[:, 2] > 0]
+    assert errors["classifier error 3"][browser.image_id] == third.max()
+
+
+def test_the_monitor_shows_f1_and_no_maps(calm, folder):
+    from steel_seg.look.monitor import Monitor
+
+    monitor = Monitor(calm, folder)
+    assert monitor.progress.task == "classify" and monitor.examples is None
+    assert "the score is the mean F1 of the classes" in monitor.lines()[0]
+    assert len(monitor.picture().data) > 10_000
+
+
+def test_from_the_command_line_to_a_gate_by_score(folder, tmp_path, capsys):
+    "Train, predict, decide with the classifier's run as --scores, submit with it."
+    data, classifier, run = str(folder.root), tmp_path / "classifier", tmp_path / "masks"
+    small = ["--epochs", "1", "--batch-size", "4", "--folds", "2", "--num-workers", "0", "--encoder-weights", "none"]
+
+    def done(*words):
+        assert main([*map(str, words)]) == 0, capsys.readouterr().err
+        return capsys.readouterr().out
+
+    of_classes = ["--task", "classify", "--encoder", ENCODER, "--attention", "cbam"]
+    said = done("train", "--data", data, "--run", classifier, *of_classes, *small)
+    assert "fold 1: best mean F1 0." in said and "is kept in" in said
+    said = done("predict", "--data", data, "--run", classifier)
+    assert all(f"{name}: " in said for name in ("report", "oof_scores", "test_scores"))
+    assert "Precision and recall" in (classifier / "report.html").read_text()
+    thin = ["--arch", "fpn", "--encoder", "tu-" + ENCODER, "--encoder-depth", "4"]
+    done("train", "--data", data, "--run", run, *thin, *small)
+    done("predict", "--data", data, "--run", run)
+    table = done("decide", "--data", data, "--run", run, "--scores", classifier, "--gate", "score")
+    assert "score" in table
+    done("submit", "--data", data, "--run", run, "--scores", classifier)
+    assert (run / "submission.csv").exists()
+    gated = tmp_path / "gated"
+    shutil.copytree(run, gated, ignore=shutil.ignore_patterns("oof", "test", "curves.npz"))
+    said = done("predict", "--data", data, "--run", gated, "--prefilter", classifier, "--below", ".4")
+    assert f"every class is below 0.4 by {classifier.name}" in said
+    assert main(["predict", "--data", data, "--run", str(classifier), "--prefilter", str(classifier)]) == 2
+    assert "leave out --prefilter" in capsys.readouterr().err
+    assert main(["submit", "--data", data, "--run", str(run), "--scores", str(tmp_path)]) == 2
+    assert "has no test_scores.csv" in capsys.readouterr().err

@@ -23,6 +23,8 @@ COMMANDS = [
     "check",
     "score",
     "demo",
+    "gains",
+    "recipe",
 ]
 
 

@@ -693,8 +693,8 @@ def test_what_cannot_be_begun_from_is_refused(calm, folder, tmp_path):
     with pytest.raises(ValueError, match="three has nets for 3 classes, the data has 4"):
         train_run(tmp_path / "of_three", folder, begun_from(tmp_path / "three"), only=0, progress=False)
     (tmp_path / "blend").mkdir()
-    (tmp_path / "blend/config.json").write_text(json.dumps({"blend": {}, "classes": 4}))
-    with pytest.raises(ValueError, match="blend/config.json: not a run's configuration"):
+    (tmp_path / "blend/config.json").write_text(json.dumps({"blend": {"runs": ["a", "b"]}, "classes": 4}))
+    with pytest.raises(ValueError, match="blend is a blend of a, b and has no nets of its own"):
         train_run(tmp_path / "of_blend", folder, begun_from(tmp_path / "blend"), only=0, progress=False)
     assert not (tmp_path / "of_three").exists() and not (tmp_path / "of_blend").exists()
 

@@ -105,7 +105,7 @@ def curve_pictures(
         return {}
     empty, columns = _empty_scores(progress), class_columns(history, progress.n_classes)
     dotted = {k: scores[0] for k, scores in empty.items() if k in set(history.fold)}
-    pictures = {"run": _png(plot_history(history, dotted))}
+    pictures = {"run": _png(plot_history(history, dotted, progress.score_name))}
     if columns:
         pictures["parts"] = _class_picture(history, columns, empty, progress.n_classes)
     return pictures
@@ -374,9 +374,9 @@ def _find_data(files: _Files) -> None:
         files.folder = None
 
 # %% ../../nbs/56_monitor.ipynb #c23e1ac5
-_CURVE_TITLES = {
-    "run": "",
-    "parts": "scores of each class, and of pairs with and without a defect (dotted: nothing predicted)",
+_PARTS_TITLES = {  # by the task of a run
+    "segment": "scores of each class, and of pairs with and without a defect (dotted: nothing predicted)",
+    "classify": "F1 of each class, at the threshold that is best in the epoch",
 }
 
 
@@ -390,7 +390,7 @@ class _CurvePanel(VBox):
     "The table and the curves."
 
     def __init__(self):
-        self.table, self._key = HTML(), None
+        self.table, self._key, self._task = HTML(), None, "segment"
         self.curves = {name: _curve_image() for name in ("run", "parts")}
         super().__init__([self.table, *self.curves.values()])
 
@@ -399,7 +399,7 @@ class _CurvePanel(VBox):
         key = key, fold, [f.all_empty for f in progress.folds]
         if key == self._key:
             return
-        self._key, pictures = key, curve_pictures(progress, fold)
+        self._key, self._task, pictures = key, progress.task, curve_pictures(progress, fold)
         for name, image in self.curves.items():
             if name in pictures:
                 image.value = pictures[name]
@@ -409,7 +409,8 @@ class _CurvePanel(VBox):
     def still(self) -> dict:  # title to (H,W,3) uint8
         "The curves, for a still picture."
         visible = {name: image for name, image in self.curves.items() if image.layout.display != "none"}
-        pngs = {_CURVE_TITLES[name]: image.value for name, image in visible.items()}
+        titles = {"run": "", "parts": _PARTS_TITLES[self._task]}
+        pngs = {titles[name]: image.value for name, image in visible.items()}
         return {title: np.array(PILImage.open(io.BytesIO(png)).convert("RGB")) for title, png in pngs.items()}
 
 # %% ../../nbs/56_monitor.ipynb #d3f81aee
@@ -527,7 +528,7 @@ class _MonitorPanel(_Again):
         "Show the examples of a fold, or of all, where they are new."
         p = self.progress
         key = p.shape, p.n_classes, (fold, self.files.stamps["examples.npz"])
-        if not p.shape or self.drawn == key:
+        if not p.shape or p.task == "classify" or self.drawn == key:  # a classifier has no maps to show
             return
         if self.examples is None or (self.examples.shape, self.examples.n_classes) != (p.shape, p.n_classes):
             self.examples = _ExamplePanel(p.shape, p.n_classes)
