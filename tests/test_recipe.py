@@ -108,6 +108,7 @@ def test_every_field_was_tried():
         "pseudo",
         "pseudo_share",
         "init_from",  # in test_train
+        "task",  # in test_classify
         "hflip",
         "vflip",
         "brightness",

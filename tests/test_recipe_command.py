@@ -141,6 +141,13 @@ def arguments(made, *more, run="run", config="tiny.json"):
     return ["recipe", "--data", str(data), "--run", str(top / run), "--config", str(top / config), *more]
 
 
+@pytest.fixture(scope="module")
+def ended(made):
+    "The same, with its recipe run to the end; where a test before this one did that, nothing is left to run."
+    assert cli.main(arguments(made)) == 0
+    return made
+
+
 def command(capsys, *argv):
     code = cli.main([*argv, "--json"])
     out, err = capsys.readouterr()
@@ -200,24 +207,24 @@ def test_killed_in_an_epoch_it_goes_on_and_ends_the_same(capsys, made):
     assert len(result["submissions"]) == 2 and all(Path(path).exists() for path in result["submissions"])
 
 
-def test_second_run_has_nothing_to_do(capsys, made):
-    times = snapshot(made[0] / "run/a.p")
-    code, result, _, _ = command(capsys, *arguments(made))
+def test_second_run_has_nothing_to_do(capsys, ended):
+    times = snapshot(ended[0] / "run/a.p")
+    code, result, _, _ = command(capsys, *arguments(ended))
     assert code == 0 and result["jobs"] == []
-    assert snapshot(made[0] / "run/a.p") == times and times
+    assert snapshot(ended[0] / "run/a.p") == times and times
 
 
-def test_changed_net_reruns_its_jobs_and_what_is_made_of_it(capsys, made):
-    top, _ = made
+def test_changed_net_reruns_its_jobs_and_what_is_made_of_it(capsys, ended):
+    top, _ = ended
     nets = {**TINY["nets"], "b": {**TINY["nets"]["b"], "lr": 5e-3}}
     (top / "other.json").write_text(json.dumps({**TINY, "nets": nets}))
-    code, result, out, _ = command(capsys, *arguments(made, "--dry-run", config="other.json"))
+    code, result, out, _ = command(capsys, *arguments(ended, "--dry-run", config="other.json"))
     assert code == 0 and sorted(result["jobs"]) == sorted(set(ALL) - set(OF_A))
     assert "train b.p, fold 0: lr was 0.01, is now 0.005" in out and "predict b.p: follows train/b.p" in out
     for name, changes in (("workers", {"num_workers": 1}), ("save", {"save_every": 3})):
         (top / f"{name}.json").write_text(json.dumps({**TINY, "train": {**TINY["train"], **changes}}))
-        assert command(capsys, *arguments(made, "--dry-run", config=f"{name}.json"))[1]["jobs"] == []
-    assert command(capsys, *arguments(made, "--dry-run"))[1]["jobs"] == []
+        assert command(capsys, *arguments(ended, "--dry-run", config=f"{name}.json"))[1]["jobs"] == []
+    assert command(capsys, *arguments(ended, "--dry-run"))[1]["jobs"] == []
 
 
 def test_mistakes_are_one_line(capsys, made):
