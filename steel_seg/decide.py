@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PLATEAU_LEVELS', 'PLATEAU_AREAS', 'PLATEAU_POWER', 'POOLED_IMAGES', 'CHOOSERS', 'INNER_PARTS', 'OTHER_IMAGES',
-           'best_rule', 'smooth_surface', 'choose_rules', 'FoldChoices', 'fold_choices', 'nested_rules', 'nested_dice',
-           'compare_rules', 'never_reason', 'Decision', 'decide']
+           'best_rule', 'smooth_surface', 'choose_rules', 'fold_parts', 'FoldChoices', 'fold_choices', 'nested_rules',
+           'nested_dice', 'compare_rules', 'never_reason', 'Decision', 'decide']
 
 # %% ../nbs/22_decide.ipynb #a7c3e01c
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -287,7 +287,7 @@ def choose_rules(
 INNER_PARTS = 5  # parts that a fold is cut into where it is the only one left
 
 
-def _parts(
+def fold_parts(
     fold: np.ndarray,  # (N,) fold of each image
     images: np.ndarray,  # (N,) bool, the images to part
 ) -> list[np.ndarray]:  # of (N,) bool: the parts
@@ -314,6 +314,32 @@ def _loses(
     with_others = gain + share * (gain.sum() - gain)
     return (gain <= TIE) & (with_others <= TIE)
 
+# %% ../nbs/22_decide.ipynb #bf77d8c9
+def _fold_names(fold: np.ndarray, n_images: int) -> list:
+    "The names of the folds, rising; a ValueError where there are not two."
+    if fold.shape != (n_images,):
+        raise ValueError(f"fold has shape {fold.shape} for {n_images} images")
+    names = np.unique(fold).tolist()
+    if len(names) < 2:
+        raise ValueError(f"all {n_images} images are in fold {names}: a nested score needs at least two folds")
+    return names
+
+
+def _gain_elsewhere(
+    curves: Curves,
+    parts: Sequence[np.ndarray],  # of (N,) bool: the images, in parts
+    chosen_without: Callable[[np.ndarray], Sequence[Rule]],  # one of the parts -> rules that the others choose
+    class_levels: np.ndarray | None,
+) -> np.ndarray:  # (C,); NaN where there is only one part
+    "Mean Dice above that of predicting nothing, each part under the rules that the other parts choose."
+    if len(parts) < 2:
+        return np.full(curves.truth.shape[1], np.nan)
+    gains = []
+    for part in parts:
+        of_rules = dice_at(curves, chosen_without(part), class_levels)[part]
+        gains.append(of_rules - (curves.truth[part] == 0))
+    return np.concatenate(gains).mean(0)
+
 # %% ../nbs/22_decide.ipynb #7901d9b2
 class FoldChoices:
     """The rules that are chosen with and without each fold, and what they gain over predicting nothing.
@@ -331,15 +357,10 @@ class FoldChoices:
         must_gain: bool = True,  # False: no rule is dropped
     ):
         self.curves, self.fold, self.class_levels = curves, np.asarray(fold), class_levels
-        if self.fold.shape != (len(curves),):
-            raise ValueError(f"fold has shape {self.fold.shape} for {len(curves)} images")
-        self.folds = np.unique(self.fold).tolist()
-        if len(self.folds) < 2:
-            raise ValueError(
-                f"all {len(curves)} images are in fold {self.folds}: a nested score needs at least two folds"
-            )
+        self.folds = _fold_names(self.fold, len(curves))
         self.choose, self.must_gain = choose, must_gain
-        self._chosen: dict[bytes, tuple[Rule, ...]] = {}
+        self._chosen: dict[bytes, tuple[Rule, ...]] = {}  # by the images that chose
+        self._gain: dict[Any, np.ndarray] = {}  # by the fold that was left out
 
     def _without(self, fold: Any) -> np.ndarray:
         "(N,) the images outside a fold; None: all images."
@@ -363,16 +384,13 @@ class FoldChoices:
         left_out: Any = None,  # a fold that has no part in it; None: none
     ) -> np.ndarray:  # (C,) mean Dice above that of predicting nothing; NaN where there is one image
         "What rules gain on images that did not choose them: fold by fold, under the choice of the other folds."
-        images = self._without(left_out)
-        parts = _parts(self.fold, images)
-        if len(parts) < 2:
-            return np.full(self.curves.truth.shape[1], np.nan)
-        total = np.zeros(self.curves.truth.shape[1])
-        for part in parts:
-            rules = self._chosen_on(images & ~part)
-            of_rules = dice_at(self.curves, rules, self.class_levels)[part]
-            total += (of_rules - (self.curves.truth[part] == 0)).sum(0)
-        return total / images.sum()
+        if left_out not in self._gain:
+            images = self._without(left_out)
+            parts = fold_parts(self.fold, images)
+            self._gain[left_out] = _gain_elsewhere(
+                self.curves, parts, lambda part: self._chosen_on(images & ~part), self.class_levels
+            )
+        return self._gain[left_out]
 
     def rules(
         self,

@@ -14,7 +14,7 @@ import pandas as pd
 
 from .curves import Curves
 from .decide import nested_dice
-from .gates import decide_gate
+from .gates import gate_choices
 from .metric import paired_difference
 from .post import Rule
 from .score import dice_at
@@ -99,11 +99,10 @@ def gate_dice(
     fold: np.ndarray,  # (N,)
     gate: str,  # of `Rule`
     class_levels: np.ndarray | None,  # (N,C) levels of a classifier
-    rng: np.random.Generator,
 ) -> np.ndarray:  # (N,C)
     "The nested Dice under the settings that are chosen for a gate."
-    decision = decide_gate(curves, fold, rng, gate, class_levels)
-    return nested_dice(curves, fold, decision.fold_rules, class_levels=class_levels)
+    choices = gate_choices(curves, fold, gate, class_levels=class_levels)
+    return nested_dice(curves, fold, choices.fold_rules(), class_levels=class_levels)
 
 # %% ../nbs/49_gains.ipynb #4e76a083
 def gains(
@@ -125,5 +124,5 @@ def gains(
     last = comparisons[-1].made.split(",")[0]
     dice[f"{last}, level 128"] = level_dice(curves[last])
     if gate is not None:
-        dice[f"{last}, gate by {gate}"] = gate_dice(curves[last], fold, gate, class_levels, rng)
+        dice[f"{last}, gate by {gate}"] = gate_dice(curves[last], fold, gate, class_levels)
     return gains_table(comparisons, dice, rng)

@@ -16,13 +16,13 @@ import pandas as pd
 from .curves import Curves
 from .data import class_name
 from steel_seg.decide import (
-    INNER_PARTS,
     POOLED_IMAGES,
     Decision,
     FoldChoices,
     choose_rules,
     decide,
     fold_choices,
+    fold_parts,
     nested_dice,
 )
 from .metric import check_rng
@@ -53,7 +53,7 @@ def gate_values(
 def area_values(
     shape: Sequence[int],  # (H,W)
     n: int = 32,  # about how many
-) -> np.ndarray:  # int64, rising: 0, then growing by about 10 to 30%, up to H*W + 1, which no mask reaches
+) -> np.ndarray:  # int64, rising: 0, then growing by a factor, up to H*W + 1, which no mask reaches
     "Minimum areas that are tried for images of a shape."
     pixels = int(np.prod(shape))
     return np.unique(np.concatenate([[0], np.rint(np.geomspace(1, pixels, n)), [pixels + 1]]).astype(np.int64))
@@ -103,18 +103,18 @@ def _sums_of_veto(
 def _part_sums(
     curves: Curves,
     channel: int,
-    gate_by: str | None,
+    gate_by: str,
     class_levels: np.ndarray | None,
     base_rule: Rule,  # its gate is 0
     grid: _Grid,
     part: np.ndarray,  # (N,) 0..K-1
 ) -> np.ndarray:  # (K,G,T,A)
     "The sum of Dice over the images of each part, for every gate, threshold and area."
-    if gate_by is not None and GATE_KINDS[gate_by].is_veto:
+    if GATE_KINDS[gate_by].is_veto:
         return _sums_of_veto(curves, channel, gate_by, class_levels, base_rule, grid, part)
     sums = np.zeros((part.max() + 1, len(grid.gates), len(grid.threshes), len(grid.min_areas)))
     for g, gate in enumerate(grid.gates):
-        rows = rows_of(curves, channel, replace(base_rule, gate=gate, gate_by=gate_by or "peak"), class_levels)
+        rows = rows_of(curves, channel, replace(base_rule, gate=gate, gate_by=gate_by), class_levels)
         for k in range(len(sums)):
             sums[k, g] = _sum_of_dice(rows, grid, part == k)
     return sums
@@ -194,15 +194,10 @@ class _GateSearch:
 # %% ../nbs/24_gates.ipynb #769d1d16
 def _pieces(fold: np.ndarray) -> np.ndarray:  # (N,) 0..K-1
     "The smallest groups of images of which all images that ever choose consist: see `FoldChoices`."
-    names, code = np.unique(fold, return_inverse=True)
-    if len(names) > 2:
-        return code
-    piece = np.empty(len(fold), np.int64)
-    for k in range(len(names)):
-        rows = np.flatnonzero(code == k)
-        for n, part in enumerate(np.array_split(rows, INNER_PARTS)):
-            piece[part] = INNER_PARTS * k + n
-    return np.unique(piece, return_inverse=True)[1]
+    pieces = fold_parts(fold, np.ones(len(fold), bool))
+    if len(pieces) == 2:  # without one of the two, the other fold is cut
+        pieces = [part for of_fold in pieces for part in fold_parts(fold, of_fold)]
+    return np.argmax(pieces, axis=0)
 
 
 def gate_choices(

@@ -454,7 +454,7 @@ class NestedDice(NamedTuple):
 def nested_choices(
     opened: OpenRun,  # with at least two folds
     base_rule: Sequence[Rule],  # C of them: all but their threshold and minimum area is kept
-    wanted: Callable[[], bool] = lambda: True,  # called before each choice; False: stop
+    wanted: Callable[[], bool] = lambda: True,  # called before the rules of each fold; False: stop
 ) -> dict[str, NestedDice]:  # "plateau" and "best"; empty if it was stopped
     "Choose thresholds and minimum areas fold by fold, and on all images, in two ways."
     fold_of_image, choices = opened.fold, {}
