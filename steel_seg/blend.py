@@ -19,10 +19,11 @@ import numpy as np
 from numba import njit
 from tqdm import tqdm
 
-from .class_scores import read_class_probs
-from .data import StripFolder, class_id
-from .files import read_json, versions, whole, write_json, write_text
+from .class_scores import class_texts, read_class_probs, write_class_texts
+from .data import StripFolder
+from .files import read_json, versions, whole, write_json
 from .folds import read_folds
+from .seen import seen_ids
 from .store import FLOOR, ProbStore
 
 # %% ../nbs/26_blend.ipynb #082d116c
@@ -193,8 +194,7 @@ def _check_nets(part):
     "Raise `ValueError` where a net of a run has seen an image that folds.csv puts into its own fold."
     for path in sorted(part.run.glob("fold_*/best/steel_seg.json")):
         fold = path.parent.parent.name.removeprefix("fold_")
-        meta = read_json(path).get("meta", {})
-        seen = {*meta.get("train_ids", ()), *meta.get("seen_ids", ())}
+        seen = seen_ids(path.parent)
         if leaked := sorted(i for i, of_image in part.fold.items() if str(of_image) == fold and i in seen):
             raise ValueError(
                 f"{path.parent} was trained on {leaked[0]!r}, which {part.run}/folds.csv puts into fold {fold} "
@@ -359,9 +359,7 @@ def _blend_scores(path, parts, image_ids, n_classes, weights):
         return [f"no {path.name}: {', '.join(without)} has none"] if len(without) < len(parts) else []
     probs = [read_class_probs(part.run / path.name, image_ids, n_classes) for part in parts]
     mean = np.average(probs, axis=0, weights=weights)
-    lines = [["image_id", *(f"class_{class_id(c)}" for c in range(n_classes))]]
-    lines += [[image_id, *(f"{p:.6f}" for p in row)] for image_id, row in zip(image_ids, mean)]
-    write_text(path, "".join(",".join(line) + "\n" for line in lines))
+    write_class_texts(path, n_classes, zip(image_ids, map(class_texts, mean)))
     return []
 
 # %% ../nbs/26_blend.ipynb #1ec7adce

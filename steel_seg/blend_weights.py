@@ -36,7 +36,7 @@ from steel_seg.blend import (
 from .curves import Curves
 from .data import StripFolder
 from .decide import choose_rules, fold_choices
-from .files import write_text
+from .files import short_names, write_text
 from .metric import Interval, paired_difference
 from .score import dice_at
 
@@ -220,9 +220,7 @@ def verdict(
     "What an interval says of the blend: better, worse, or neither."
     if difference.low == difference.high == 0:
         return "the same"
-    if difference.low > 0:
-        return "the blend is better"
-    return "the blend is worse" if difference.high < 0 else "cannot be told apart"
+    return {1: "the blend is better", 0: "cannot be told apart", -1: "the blend is worse"}[difference.side]
 
 
 def _without(shares, k):
@@ -373,12 +371,6 @@ def read_tables(
     return pd.read_csv(paths[0], index_col=0), pd.read_csv(paths[1], dtype={"run": str, "other": str})
 
 
-def _short_names(runs):
-    "The names of the folders, or the whole paths where two have the same name."
-    names = [Path(run).name for run in runs]
-    return names if len(set(names)) == len(names) else [str(run) for run in runs]
-
-
 def _check_weights(weights, n_runs):
     'Raise `ValueError` unless they are "equal", "find" or a number for each run.'
     if weights in ("equal", "find"):
@@ -397,7 +389,7 @@ def _settle(parts, folder, weights, mean, seed, most, progress):
     else:
         shares = whole_shares([1] * len(parts) if weights == "equal" else weights)
         by_fold, how = {k: shares for k in np.unique(sample.fold).tolist()}, "equal" if weights == "equal" else "given"
-    names = _short_names([part.run for part in parts])
+    names = short_names([part.run for part in parts])
     tables = blend_table(sample, by_fold, mean, names, rng), diversity(sample, names)
     asked = weights if isinstance(weights, str) else list(weights)
     more = {"asked": asked, "seed": seed, "images": len(sample.image_ids), "fold_shares": by_fold}

@@ -52,9 +52,13 @@ def _add_classes(parser):
     parser.add_argument("--classes", type=int, help="number of classes (default: inferred from the data)")
 
 
+def _add_data(parser):
+    parser.add_argument("--data", required=True, type=Path, help="the folder that holds train.csv and train_images/")
+
+
 def _add_chain(parser):
     "The options of every command that works on a run."
-    parser.add_argument("--data", required=True, type=Path, help="the folder that holds train.csv and train_images/")
+    _add_data(parser)
     parser.add_argument("--run", required=True, type=Path, help="the run folder")
     _add_classes(parser)
 
@@ -402,7 +406,7 @@ def _weights(text):
 
 def _add_blend(parser):
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders with the same images and folds")
-    parser.add_argument("--data", required=True, type=Path, help="the folder that holds train.csv and train_images/")
+    _add_data(parser)
     parser.add_argument("--out", required=True, type=Path, help="the run folder to make")
     _add_classes(parser)
     parser.add_argument(
@@ -613,7 +617,7 @@ def _submit(args):
 # %% ../nbs/72_cli.ipynb #27b77944
 def _add_choose(parser):
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders after `decide`, two or more")
-    parser.add_argument("--data", required=True, type=Path, help="the folder that holds train.csv and train_images/")
+    _add_data(parser)
     _add_classes(parser)
     parser.add_argument("--seed", type=int, default=0, help="random seed of the bootstrap (default: %(default)s)")
     parser.add_argument(
@@ -844,7 +848,7 @@ def _demo(args):
 
 # %% ../nbs/72_cli.ipynb #5aa7a1f3
 def _add_gains(parser):
-    parser.add_argument("--data", required=True, type=Path, help="the folder that holds train.csv and train_images/")
+    _add_data(parser)
     parser.add_argument(
         "--chain",
         nargs="+",
@@ -862,16 +866,13 @@ def _add_gains(parser):
 
 
 def _counted(run, folder):
-    "Counts of a run: those that lie there if they are of these labels, else counted now."
-    from steel_seg.curves import read_curves
+    "Counts of a run: those that lie there if they are up to date, else counted now."
+    from steel_seg.open_run import run_curves
     from steel_seg.post import Rule
+    from steel_seg.store import ProbStore
 
-    path = run / "curves.npz"
-    if path.exists():
-        curves = read_curves(path)
-        truth = dict(zip(folder.images.image_id, folder.truth_area().tolist()))
-        if [truth.get(image_id) for image_id in curves.image_ids] == curves.truth.tolist():
-            return curves
+    if (run / "oof").exists():
+        return run_curves(ProbStore.open(run / "oof"), folder)
     return _curves(run, folder, Rule())
 
 # %% ../nbs/72_cli.ipynb #9e726d54
@@ -897,7 +898,7 @@ def _gains(args):
 
 # %% ../nbs/72_cli.ipynb #41ce0a0f
 def _add_recipe(parser):
-    parser.add_argument("--data", required=True, type=Path, help="the folder that holds train.csv and train_images/")
+    _add_data(parser)
     parser.add_argument("--run", required=True, type=Path, help="the folder of the recipe; runs are made in it")
     parser.add_argument(
         "--size", choices=("small", "full"), default="small", help="settings to start from (default: %(default)s)"
@@ -946,17 +947,12 @@ def _check_trainings(steps):
                 raise ValueError(f"{step.name}: {e}") from None
 
 
-def _digest_of_images(paths):
-    "A hash of the names and sizes of images."
-    import hashlib
-
-    return hashlib.sha256(repr(sorted((p.name, p.stat().st_size) for p in paths)).encode()).hexdigest()
-
-
 def _data_facts(recipe, folder):
     "What the keys of the steps depend on: the labels, the test images, other unlabelled images."
-    other = sorted(Path(recipe.unlabelled).iterdir()) if recipe.unlabelled else []
-    return [folder.sha256, _digest_of_images(folder.test.path), _digest_of_images(other)]
+    from steel_seg.files import sizes_digest
+
+    other = Path(recipe.unlabelled).iterdir() if recipe.unlabelled else []
+    return [folder.sha256, sizes_digest(folder.test.path), sizes_digest(other)]
 
 # %% ../nbs/72_cli.ipynb #44acf5a0
 class _EnoughSteps(Exception):

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FAULT_COLUMNS', 'LAYOUTS', 'class_id', 'class_name', 'channel_of', 'parse_shape', 'Fault', 'fault_table',
-           'raise_errors', 'csv_rows', 'scan_table', 'table_faults', 'read_table', 'decode_image', 'read_image',
-           'image_size', 'same_bytes', 'StripFolder', 'read_folder', 'check_folder']
+           'raise_errors', 'csv_rows', 'csv_table', 'unit_number', 'scan_table', 'table_faults', 'read_table',
+           'decode_image', 'read_image', 'image_size', 'same_bytes', 'StripFolder', 'read_folder', 'check_folder']
 
 # %% ../nbs/11_data.ipynb #6a10db07
 import csv
@@ -180,6 +180,35 @@ def csv_rows(
         elif len(fields) > 1 or (fields and not fields[0].isspace()):
             records.append((start, fields))
         start = reader.line_num + 1
+
+# %% ../nbs/11_data.ipynb #bf43bc88
+def csv_table(
+    path: str | Path,  # a csv file, UTF-8
+) -> tuple[list[str], list[tuple[int, list[str]]]]:  # header; (row, fields) of every other record
+    "A csv whose records all have as many fields as its header; raises `ValueError` that names the file and the row."
+    records, problems = csv_rows(path)
+    for row, problem in problems:
+        raise ValueError(f"{path}: " + (f"row {row}: " if row else "") + problem)
+    (_, header), *records = records
+    for row, fields in records:
+        if len(fields) != len(header):
+            raise ValueError(f"{path} row {row}: {len(fields)} values for {len(header)} columns")
+    return header, records
+
+
+def unit_number(
+    text: str,  # of a cell
+    where: str,  # file, row and column, for the message
+    kind: str,  # what it should be, such as "probability"
+) -> float:
+    "The number 0..1 of a cell, which may not be empty; raises `ValueError` that begins with `where`."
+    try:
+        value = float(text)
+    except ValueError:
+        value = np.nan
+    if not 0 <= value <= 1:
+        raise ValueError(f"{where}: {text!r} is not a {kind} 0..1")
+    return value
 
 # %% ../nbs/11_data.ipynb #a67f19e5
 LAYOUTS = {"today": ("ImageId", "ClassId", "EncodedPixels"), "2019": ("ImageId_ClassId", "EncodedPixels")}

@@ -11,6 +11,7 @@ import io
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -30,7 +31,7 @@ from .files import read_json, to_json, write_json, write_text
 from .post import read_rules
 from .pseudo_folder import read_ledger
 from .recipe import Step, plan_table
-from .report import _page, html_table, ledger_section
+from .report import _page, choice_section, html_table, ledger_section
 
 # %% ../nbs/71_engine.ipynb #0c2eb7f3
 def _done_files(step: Step) -> list[str]:
@@ -54,9 +55,7 @@ def _move(source: Path, target: Path) -> None:
 def _remove(path: Path) -> None:
     "Remove a file or a folder where it exists."
     if path.is_dir():
-        for part in path.iterdir():
-            _remove(part)
-        path.rmdir()
+        shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
 
@@ -598,7 +597,9 @@ def write_recipe_report(
     root = Path(root)
     sections = _csv_section("What each step added", root / "gains.csv", _GAINS_WORDS)
     sections += _ledger_sections(root, steps)
-    sections += _csv_section("Two submissions", root / "submissions" / "choose.csv", _CHOICE_WORDS)
+    choice = root / "submissions" / "choose.csv"
+    if choice.exists():
+        sections.append(("Two submissions", f"<p>{escape(_CHOICE_WORDS)}</p>{choice_section(choice)}"))
     sections += _runs_section(root, steps)
     sections += _csv_section("Cost", root / "cost.csv", _COST_WORDS)
     sections.append(_steps_section(steps))

@@ -57,10 +57,7 @@ def comparisons_of(
     return [*rows, Comparison("+ rule, instead of level 128", last, f"{last.split(',')[0]}, level 128")]
 
 # %% ../nbs/49_gains.ipynb #474857d1
-def _verdict(low: float, high: float) -> str:
-    if low > 0:
-        return "helps"
-    return "harms" if high < 0 else "cannot be told apart"
+_VERDICTS = {1: "helps", 0: "cannot be told apart", -1: "harms"}  # by the side of 0 on which a difference lies
 
 # %% ../nbs/49_gains.ipynb #e38fd06e
 def gains_table(
@@ -80,7 +77,7 @@ def gains_table(
         row = {"step": c.step, "run": c.made, "before": c.before, "score": float(dice[c.made].mean())}
         if c.before is not None:
             d = paired_difference(dice[c.made], dice[c.before], rng)
-            row |= {"difference": d.value, "low": d.low, "high": d.high, "verdict": _verdict(d.low, d.high)}
+            row |= {"difference": d.value, "low": d.low, "high": d.high, "verdict": _VERDICTS[d.side]}
         rows.append(row)
     columns = ["step", "run", "before", "score", "difference", "low", "high", "verdict"]
     return pd.DataFrame(rows).reindex(columns=columns)

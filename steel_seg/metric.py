@@ -124,6 +124,11 @@ class Interval:
     def __str__(self):
         return f"{self.value:.4f} ({self.low:.4f} to {self.high:.4f})"
 
+    @property
+    def side(self) -> int:
+        "Of a difference: 1 where all of the interval lies above 0, -1 where it lies below, 0 where it cannot be told."
+        return int(self.low > 0) - int(self.high < 0)
+
 
 def check_rng(rng: object) -> None:
     "Raises `ValueError` for a seed or anything else that is no generator of numpy."

@@ -22,12 +22,12 @@ import torch
 from accelerate import Accelerator
 from tqdm import tqdm
 
-from .class_scores import read_class_probs, scores_file
+from .class_scores import class_texts, read_class_probs, scores_file, write_class_texts
 from .config import TrainConfig
 from .curves import CurveCounter, Curves, read_curves, write_curves
-from .data import StripFolder, class_id, csv_rows
+from .data import StripFolder, csv_rows
 from .evaluate import from_first, masks_and_classes
-from .files import read_json, sha256_file, write_json, write_text
+from .files import read_json, sha256_file, write_json
 from .model import ClassModel, SegModel, load_model
 from .pseudo_folder import unlabelled_path, unlabelled_scores
 from .seen import how_seen, seen_ids
@@ -115,23 +115,21 @@ class _ClassTable:
     "The csv of class probabilities; rows may be added from any number of threads."
 
     def __init__(self, path: Path, image_ids: Sequence[str], n_classes: int):
-        self.path, self.image_ids = path, image_ids
-        self.columns = [f"class_{class_id(c)}" for c in range(n_classes)]
+        self.path, self.image_ids, self.n_classes = path, image_ids, n_classes
         self.rows = _read_class_rows(path, image_ids, n_classes)
         self.added, self.lock = 0, threading.Lock()
 
     def add(self, image_id: str, probs: np.ndarray) -> None:  # (C,)
         with self.lock:
-            self.rows[image_id] = [f"{p:.6f}" for p in probs]
+            self.rows[image_id] = class_texts(probs)
             self.added += 1
             if self.added % 500 == 0:
                 self.save()
 
     def save(self) -> None:
         "Write the csv, whole or not at all, in the order of the images."
-        rows = [[image_id, *self.rows[image_id]] for image_id in self.image_ids if image_id in self.rows]
-        lines = [["image_id", *self.columns], *rows]
-        write_text(self.path, "".join(",".join(line) + "\n" for line in lines))
+        rows = [(image_id, self.rows[image_id]) for image_id in self.image_ids if image_id in self.rows]
+        write_class_texts(self.path, self.n_classes, rows)
 
 # %% ../nbs/39_predict.ipynb #2fd7336b
 class _Target(NamedTuple):

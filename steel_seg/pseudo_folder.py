@@ -12,7 +12,6 @@ __all__ = ['LEDGER_COLUMNS', 'LeftOut', 'unlabelled_images', 'images_digest', 'u
 
 # %% ../nbs/29_pseudo_folder.ipynb #1122033c
 import csv
-import hashlib
 import io
 import json
 import os
@@ -39,7 +38,7 @@ from steel_seg.data import (
     read_table,
     same_bytes,
 )
-from .files import read_json, sha256_file, to_json, whole, write_json, write_text
+from .files import read_json, sha256_file, sizes_digest, to_json, whole, write_json, write_text
 from .folds import read_folds
 from .metric import Interval, dice, paired_difference
 from .post import Rule, read_rules
@@ -107,10 +106,7 @@ def images_digest(
     folder: StripFolder,  # its `test` images count
 ) -> str:  # 12 hexadecimal digits
     "A digest of the names and file sizes of the images to predict."
-    digest = hashlib.sha256()
-    for image_id, path in zip(folder.test.image_id, folder.test.path):
-        digest.update(f"{image_id}\0{os.path.getsize(path)}\0".encode())
-    return digest.hexdigest()[:12]
+    return sizes_digest(folder.test.path)
 
 # %% ../nbs/29_pseudo_folder.ipynb #fb84e0c4
 def unlabelled_path(
@@ -332,9 +328,7 @@ class Verdict:
     @property
     def words(self) -> str:
         "The verdict in words."
-        if self.difference.low > 0:
-            return "helps"
-        return "harms: stop" if self.difference.high < 0 else "cannot be told apart: stop"
+        return {1: "helps", 0: "cannot be told apart: stop", -1: "harms: stop"}[self.difference.side]
 
     def __str__(self) -> str:
         return f"pseudo labels: {self.before:.4f} before, {self.after:.4f} after, {self.difference}: {self.words}"

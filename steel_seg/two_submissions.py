@@ -16,9 +16,9 @@ import pandas as pd
 
 from .class_scores import read_class_levels
 from .curves import read_curves
-from .data import StripFolder, csv_rows
+from .data import StripFolder, csv_table, unit_number
 from .decide import nested_dice
-from .files import sha256_file, write_text
+from .files import sha256_file, short_names, write_text
 from .flood import map_counts
 from .folds import read_folds
 from .metric import bootstrap_ci, check_rng, paired_difference
@@ -453,13 +453,11 @@ def run_names(
     runs: Sequence[str | Path],  # run folders
 ) -> list[str]:
     "The names of the folders, or the paths where two have the same name. `ValueError` for a run that is there twice."
-    paths = [Path(run) for run in runs]
-    whole = [path.resolve() for path in paths]
+    whole = [Path(run).resolve() for run in runs]
     for k, path in enumerate(whole):
         if path in whole[:k]:
             raise ValueError(f"{runs[k]}: is given twice")
-    names = [path.name for path in whole]
-    return names if len(set(names)) == len(names) else [str(path) for path in paths]
+    return short_names(runs)
 
 
 def run_scores(
@@ -493,17 +491,6 @@ def _column(path, header, allowed):
     return positions[0]
 
 
-def _score_of(text, where):
-    "A score 0..1 from a cell, or a ValueError that begins with `where`."
-    try:
-        score = float(text)
-    except ValueError:
-        score = np.nan
-    if not 0 <= score <= 1:
-        raise ValueError(f"{where}: {text!r} is not a score 0..1")
-    return score
-
-
 def read_public(
     path: str | Path,  # a csv with the columns run or name, and public; others are not read
     runs: Sequence[str | Path],  # run folders
@@ -513,18 +500,13 @@ def read_public(
     Raises `ValueError` that names the file and the row where a column is missing, a value is no score, a run has two
     rows, or no run has one.
     """
-    records, problems = csv_rows(path)
-    for row, problem in problems:
-        raise ValueError(f"{path}: " + (f"row {row}: " if row else "") + problem)
-    (_, header), *records = records
+    header, records = csv_table(path)
     id_column, score_column = _column(path, header, _ID_COLUMNS), _column(path, header, _SCORE_COLUMNS)
     name_of = {str(run): name for run, name in zip(runs, run_names(runs))}
     name_of |= {name: name for name in run_names(runs)}
     public = {}
     for row, fields in records:
-        if len(fields) != len(header):
-            raise ValueError(f"{path} row {row}: {len(fields)} values for {len(header)} columns")
-        score = _score_of(fields[score_column], f"{path} row {row}")
+        score = unit_number(fields[score_column], f"{path} row {row}", "score")
         name = name_of.get(fields[id_column].strip().rstrip("/"))
         if name in public:
             raise ValueError(f"{path} row {row}: {name} has a row before this one")
