@@ -47,19 +47,11 @@ def rows():
     def same(x, y):
         assert all(np.array_equal(a, b) for a, b in zip(x(), y(), strict=True))
 
+    def row(where, against, ours, peer):
+        what = f"mean of {RUNS} runs, {IMAGES} images of 4 classes, {where}"
+        return dict(what=what, against=against, check=lambda: same(ours, peer), ours=ours, peer=peer)
+
     return [
-        dict(
-            what=f"mean of {RUNS} runs, {IMAGES} images of 4 classes, in memory",
-            against="numpy mean and rint",
-            check=lambda: same(ours, plain_mean),
-            ours=ours,
-            peer=plain_mean,
-        ),
-        dict(
-            what=f"mean of {RUNS} runs, {IMAGES} images of 4 classes, from stores",
-            against="zarr and numpy mean",
-            check=lambda: same(ours_from_stores, zarr_and_numpy),
-            ours=ours_from_stores,
-            peer=zarr_and_numpy,
-        ),
+        row("in memory", "numpy mean and rint", ours, plain_mean),
+        row("from stores", "zarr and numpy mean", ours_from_stores, zarr_and_numpy),
     ]

@@ -101,6 +101,28 @@ def _may_remove_defects(transform: Any) -> bool:
         return transform.crop is not None or transform.blackout > 0 or transform.black_bars > 0
     return transform is not None
 
+# %% ../nbs/31_dataset.ipynb #8f658524
+def _marks(row: _Row) -> tuple[np.ndarray, list[int]]:
+    "In place of masks that need not be decoded: (n,1,1) ones, and the n classes that are marked."
+    channels = [c for c, _ in row.rles]
+    return np.ones((len(channels), 1, 1), np.uint8), channels
+
+
+def _item(
+    row: _Row, scratch: np.ndarray, transform: Any, seed: int, marked_only: bool, decodes: bool
+) -> tuple[np.ndarray, np.ndarray, list[int]]:
+    "Image (H,W), masks (n,H,W) and their n channels, transformed; what `_marks` gives where no mask is decoded."
+    image, masks, channels = _load(row if decodes else row._replace(rles=()), scratch, marked_only)
+    if transform is not None:
+        image, masks = augment(transform, image, masks, seed)
+    return (image, masks, channels) if decodes else (image, *_marks(row))
+
+
+def _put(target: np.ndarray, masks: np.ndarray, channels: Sequence[int], labels_only: bool) -> None:
+    "Put masks (n,H,W) into the zeroed target of one image: (C,H,W), or (C,) where it has labels only."
+    for c, mask in zip(channels, masks):
+        target[c] = mask.any() if labels_only else mask
+
 # %% ../nbs/31_dataset.ipynb #87e7f468
 class StripDataset(Dataset):
     """Train images of a folder with their masks; item `(epoch, i, draw)` depends on these three, transform and seed.
@@ -141,17 +163,6 @@ class StripDataset(Dataset):
         batch = self.__getitems__([item])
         return {"image": batch["image"][0], self.target: batch[self.target][0], "index": int(batch["index"][0])}
 
-    def _item(self, item: tuple[int, int, int], scratch: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[int]]:
-        "Image (H,W), masks (n,H,W), their n channels; where none is decoded, (n,1,1) ones for the marked classes."
-        epoch, i, draw = item
-        row = self._rows[i]
-        image, mask, channels = _load(row if self._decodes else row._replace(rles=()), scratch, self._marked_only)
-        if self.transform is not None:
-            image, mask = augment(self.transform, image, mask, item_seed(self.seed, epoch, i, draw))
-        if self._decodes:
-            return image, mask, channels
-        return image, np.ones((len(row.rles), 1, 1), np.uint8), [c for c, _ in row.rles]
-
     def __getitems__(self, items: Sequence[int | tuple[int, ...]]) -> dict[str, torch.Tensor]:
         "One batch: the images (N,1,H,W) of `items`, their masks (N,C,H,W) or labels (N,C), and index (N,) int64."
         scratch = np.empty((self.n_classes, *self.shape), np.uint8)
@@ -160,14 +171,16 @@ class StripDataset(Dataset):
         for k, (epoch, i, draw) in enumerate(map(_split, items)):
             if not 0 <= i < len(self):
                 raise IndexError(f"image {i} of {len(self)}")
-            image, mask, channels = self._item((epoch, i, draw), scratch)
+            seed = item_seed(self.seed, epoch, i, draw)
+            image, mask, channels = _item(
+                self._rows[i], scratch, self.transform, seed, self._marked_only, self._decodes
+            )
             if k == 0:
                 images = _new_batch(len(items), 1, *image.shape)
                 targets = _new_batch(len(items), self.n_classes, *(() if labels_only else image.shape)).zero_()
             _check_size(self.image_ids[i], image.shape, images.shape[2:])
             images.numpy()[k, 0] = image
-            for c, channel in zip(channels, mask):
-                targets.numpy()[k, c] = channel.any() if labels_only else channel
+            _put(targets.numpy()[k], mask, channels, labels_only)
         return {"image": images, self.target: targets, "index": torch.tensor([_split(item)[1] for item in items])}
 
 # %% ../nbs/31_dataset.ipynb #9f0ce601

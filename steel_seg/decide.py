@@ -325,6 +325,19 @@ def _fold_names(fold: np.ndarray, n_images: int) -> list:
     return names
 
 
+def _remembered(choose: Callable[[np.ndarray], tuple[Rule, ...]]) -> Callable[[np.ndarray], tuple[Rule, ...]]:
+    "The same choice, made once for each set of images."
+    chosen: dict[bytes, tuple[Rule, ...]] = {}
+
+    def choose_once(images: np.ndarray) -> tuple[Rule, ...]:
+        key = np.packbits(images).tobytes()
+        if key not in chosen:
+            chosen[key] = choose(images)
+        return chosen[key]
+
+    return choose_once
+
+
 def _gain_elsewhere(
     curves: Curves,
     parts: Sequence[np.ndarray],  # of (N,) bool: the images, in parts
@@ -358,19 +371,12 @@ class FoldChoices:
     ):
         self.curves, self.fold, self.class_levels = curves, np.asarray(fold), class_levels
         self.folds = _fold_names(self.fold, len(curves))
-        self.choose, self.must_gain = choose, must_gain
-        self._chosen: dict[bytes, tuple[Rule, ...]] = {}  # by the images that chose
+        self._chosen_on, self.must_gain = _remembered(choose), must_gain
         self._gain: dict[Any, np.ndarray] = {}  # by the fold that was left out
 
     def _without(self, fold: Any) -> np.ndarray:
         "(N,) the images outside a fold; None: all images."
         return np.ones(len(self.curves), bool) if fold is None else self.fold != fold
-
-    def _chosen_on(self, images: np.ndarray) -> tuple[Rule, ...]:
-        key = np.packbits(images).tobytes()
-        if key not in self._chosen:
-            self._chosen[key] = self.choose(images)
-        return self._chosen[key]
 
     def chosen(
         self,

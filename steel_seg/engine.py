@@ -320,7 +320,7 @@ class _Reader:
                 return event(self, *match.groups())
         return None
 
-
+# %% ../nbs/71_engine.ipynb #a5648125
 def _job_starts(reader: _Reader, job: str, title: str) -> None:
     reader.job, reader.failing = job, False
     reader.titles[job] = title

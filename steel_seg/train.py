@@ -501,11 +501,6 @@ class _Fold:
         "The score of a net that does not look at its images."
         return self.scoring.blind_score(self.folder.truth_area()[self.held_out])
 
-    @property
-    def empty(self) -> np.ndarray:  # bool, a row per held-out image, a column per class
-        "Which pairs have no defect: their mean is the score of predicting nothing."
-        return self.folder.truth_area()[self.held_out] == 0
-
     def sampling(self, stage: TrainConfig) -> dict:
         "How a stage chooses its images, as arguments of `epoch_order` and `epoch_batches`."
         n = len(self.folder)
@@ -1154,7 +1149,8 @@ def _news_of(t: _Training) -> _News:
         **_who(),
     }
     if not fold.classifies:
-        facts.update(all_empty=fold.empty.mean(), all_empty_by_class=fold.empty.mean(0))
+        empty = fold.folder.truth_area()[fold.held_out] == 0
+        facts.update(all_empty=empty.mean(), all_empty_by_class=empty.mean(0))
     return _News(path, facts)
 
 # %% ../nbs/38_train.ipynb #3ea2fd8c

@@ -1,7 +1,6 @@
 """A classifier as a run of its own: its net, its labels, its training, and what is made of its scores."""
 
 import copy
-import hashlib
 import json
 import shutil
 import signal
@@ -12,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import save_file
-from test_train import _die_at, processes  # noqa: F401 (a fixture)
+from test_train import _die_at, assert_same, processes, stop_at  # noqa: F401 (a fixture)
 from timm.layers.cbam import CbamModule
 from timm.models.resnet import BasicBlock, Bottleneck
 from torch import nn
@@ -38,7 +37,6 @@ from steel_seg.loss import class_loss
 from steel_seg.model import ClassModel, build_classifier, checkpoint_encoder, load_model, save_model, verify_model
 from steel_seg.open_run import open_run
 from steel_seg.predict import count_oof, predict_oof, predict_scores, predict_test
-from steel_seg.state import load_state
 from steel_seg.synth import make_folder
 from steel_seg.train import start_run, train_fold, train_run
 
@@ -370,20 +368,6 @@ def test_the_most_wrong_pairs_come_first_and_right_ones_not_at_all():
 # ---- training
 
 
-def weights(run, name="last"):
-    return hashlib.sha256((run / f"fold_0/{name}/model.safetensors").read_bytes()).hexdigest()
-
-
-def assert_same(a, b):
-    "Bit for bit: last and best net, everything in the state, and every column of the history that is no clock."
-    assert weights(a) == weights(b) and weights(a, "best") == weights(b, "best")
-    histories = [pd.read_csv(run / "fold_0/history.csv", dtype=str).drop(columns="seconds") for run in (a, b)]
-    pd.testing.assert_frame_equal(*histories)
-    states = [load_state(run / "fold_0/state.safetensors")[0] for run in (a, b)]
-    assert states[0].keys() == states[1].keys()
-    assert all(torch.equal(t, states[1][name]) for name, t in states[0].items())
-
-
 @pytest.fixture(scope="module")
 def calm(folder, tmp_path_factory):
     "A run in which nothing happened: both folds, trained in one go."
@@ -413,21 +397,11 @@ def test_history_is_what_the_last_net_says_of_its_fold(calm, folder):
     assert (best["epoch"], best["score"]) == (history.epoch[history.score.idxmax()], history.score.max())
 
 
-class Stop(Exception):
-    pass
-
-
 def test_stopped_and_resumed_it_ends_with_the_same_bits(calm, folder, tmp_path):
     run = tmp_path / "run"
     start_run(run, TINY, folder)
     for place in ((0, 1), (2, 1)):
-
-        def stop(*now, place=place):
-            if now == place:
-                raise Stop
-
-        with pytest.raises(Stop):
-            train_fold(run, folder, 0, progress=False, on_step=stop)
+        stop_at(run, folder, *place)
     train_fold(run, folder, 0, progress=False)
     assert_same(calm, run)
 

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from test_train import TINY, Stop, assert_same, calm, folder, processes, weights  # noqa: F401 (fixtures)
+from test_train import TINY, Stop, assert_same, calm, folder, processes, stop_at, weights  # noqa: F401 (fixtures)
 
 from steel_seg import cli
 from steel_seg.config import TrainConfig, field_help
@@ -444,13 +444,7 @@ def test_rich_run_stopped_and_resumed(folder, tmp_path):
     train_run(calm, folder, RICH, only=0, progress=False)
     start_run(run, replace(RICH, save_every=2), folder)
     for place in ((0, 1), (1, 2), (2, 0), (3, 1)):
-
-        def stop(*now, place=place):
-            if now == place:
-                raise Stop
-
-        with pytest.raises(Stop):
-            train_fold(run, folder, 0, progress=False, on_step=stop)
+        stop_at(run, folder, *place)
     train_fold(run, folder, 0, progress=False)
     assert_same(calm, run)
 

@@ -361,19 +361,24 @@ class Stop(Exception):
     pass
 
 
+def stop_at(run, folder, *place):
+    "Train fold 0 up to a step of an epoch, and stop there by an error."
+
+    def stop(*now):
+        if now == place:
+            raise Stop
+
+    with pytest.raises(Stop):
+        train_fold(run, folder, 0, progress=False, on_step=stop)
+
+
 @pytest.mark.parametrize("save_every", [0, 1, 2])
 def test_stopped_and_resumed(calm, folder, tmp_path, save_every):
     "Stopped by an error in the middle of the first and of the last epoch; saves may be further apart than stops."
     run = tmp_path / "run"
     start_run(run, replace(TINY, save_every=save_every), folder)
     for place in ((0, 1), (2, 1)):
-
-        def stop(*now, place=place):
-            if now == place:
-                raise Stop
-
-        with pytest.raises(Stop):
-            train_fold(run, folder, 0, progress=False, on_step=stop)
+        stop_at(run, folder, *place)
         at = (
             load_state(run / "fold_0/state.safetensors")[1]
             if (run / "fold_0/state.safetensors").exists()
@@ -645,13 +650,7 @@ def test_a_begun_run_is_resumed_with_the_same_net_or_not_at_all(calm, folder, tm
     train_run(tmp_path / "unbroken", folder, config, only=0, progress=False)
     run = start_run(tmp_path / "run", config, folder)
     for place in ((0, 0), (1, 1)):
-
-        def stop(*now, place=place):
-            if now == place:
-                raise Stop
-
-        with pytest.raises(Stop):
-            train_fold(run, folder, 0, progress=False, on_step=stop)
+        stop_at(run, folder, *place)
     best = tmp_path / "first/fold_0/best"
     net = load_model(best)
     save_model(net, best, {**net.meta, "epoch": 99})
