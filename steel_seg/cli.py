@@ -241,6 +241,11 @@ def _add_pseudo(parser):
         help="a rule.json for the mean of the runs (default: that of the first run that is decided, else level 128)",
     )
     parser.add_argument(
+        "--allow-empty",
+        action="store_true",
+        help="go on where no image can be taken for a fold; it is trained on true labels alone (default: an error)",
+    )
+    parser.add_argument(
         "--truth", type=Path, help="a csv of true masks, to judge the labels by (default: test_truth.csv of --data)"
     )
     _add_tta(parser)
@@ -255,6 +260,19 @@ def _predict_missing(plan, tta):
             predict_unlabelled(source.run, plan.unlabelled, k, tta)
 
 
+def _missing_labels(out, n_classes):
+    "Lines about the folds without images and the classes without masks."
+    from steel_seg.pseudo_folder import classes_without_masks, read_pseudo
+
+    folds = read_pseudo(out).folds
+    empty = [str(k) for k, fold in enumerate(folds) if not fold.taken]
+    absent = classes_without_masks(out, n_classes)
+    if empty:
+        yield f"no image was taken for fold {', '.join(empty)}: it is trained on true labels alone"
+    if absent and len(empty) < len(folds):
+        yield f"no label shows {', '.join(absent)}: nets that are trained on them learn that it is absent"
+
+
 def _pseudo(args):
     from steel_seg import pseudo_folder
     from steel_seg.data import read_folder
@@ -267,13 +285,12 @@ def _pseudo(args):
         _predict_missing(plan, args.tta)
     if int(os.environ.get("RANK", 0)):
         return {}  # of several processes the first one writes
-    ledger = pseudo_folder.make_pseudo(args.out, plan)
+    ledger = pseudo_folder.make_pseudo(args.out, plan, allow_empty=args.allow_empty)
     rule = request.rule_path()
     print(f"masks by {rule}" if rule.exists() else "masks at level 128: no run is decided (steel_seg decide)")
     print(pseudo_folder.shown_ledger(ledger).to_string())
-    absent = pseudo_folder.classes_without_masks(args.out, plan.unlabelled.n_classes)
-    if absent:
-        print(f"no label shows {', '.join(absent)}: nets that are trained on them learn that it is absent")
+    for line in _missing_labels(args.out, plan.unlabelled.n_classes):
+        print(line)
     print(f"{args.out}: train with --sampler pseudo --pseudo {args.out}")
     return {"pseudo": args.out, "round": int(ledger["round"].iloc[-1]), "ledger": ledger.to_dict("records")}
 

@@ -548,7 +548,8 @@ def _csv_section(title: str, path: Path, words: str) -> list[tuple[str, str]]:
     "A section with the table of a csv; none where the file does not exist."
     if not path.exists():
         return []
-    return [(title, f"<p>{escape(words)}</p>{html_table(pd.read_csv(path))}")]
+    table = pd.read_csv(path)
+    return [(title, f"<p>{escape(words)}</p>{html_table(table.set_index(table.columns[0]))}")]
 
 
 _GAINS_WORDS = (

@@ -15,7 +15,7 @@ import pandas as pd
 from .curves import Curves
 from .decide import nested_dice
 from .gates import gate_choices
-from .metric import paired_difference
+from .metric import Interval, paired_difference
 from .post import Rule
 from .score import dice_at
 
@@ -58,6 +58,14 @@ def comparisons_of(
 
 # %% ../nbs/49_gains.ipynb #474857d1
 _VERDICTS = {1: "helps", 0: "cannot be told apart", -1: "harms"}  # by the side of 0 on which a difference lies
+_SMALLEST = 0.00005  # a difference below it is 0 with four digits
+
+
+def _verdict(difference: Interval) -> str:
+    "What a paired difference says about a step."
+    if abs(difference.value) < _SMALLEST and difference.side:
+        return "changes next to nothing"
+    return _VERDICTS[difference.side]
 
 # %% ../nbs/49_gains.ipynb #e38fd06e
 def gains_table(
@@ -77,7 +85,7 @@ def gains_table(
         row = {"step": c.step, "run": c.made, "before": c.before, "score": float(dice[c.made].mean())}
         if c.before is not None:
             d = paired_difference(dice[c.made], dice[c.before], rng)
-            row |= {"difference": d.value, "low": d.low, "high": d.high, "verdict": _VERDICTS[d.side]}
+            row |= {"difference": d.value, "low": d.low, "high": d.high, "verdict": _verdict(d)}
         rows.append(row)
     columns = ["step", "run", "before", "score", "difference", "low", "high", "verdict"]
     return pd.DataFrame(rows).reindex(columns=columns)

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['LEDGER_COLUMNS', 'LeftOut', 'unlabelled_images', 'images_digest', 'unlabelled_path', 'unlabelled_scores',
-           'write_labels', 'FoldLabels', 'PseudoFolder', 'write_seen', 'read_seen', 'write_pseudo', 'read_pseudo',
-           'open_fold', 'read_ledger', 'write_ledger', 'add_round', 'Verdict', 'pseudo_verdict', 'judged',
-           'shown_ledger', 'Source', 'rules_by_fold', 'open_source', 'Sources', 'open_sources', 'Labeller',
+           'write_labels', 'FoldLabels', 'PseudoFolder', 'write_seen', 'read_seen', 'fold_labels', 'write_pseudo',
+           'read_pseudo', 'open_fold', 'read_ledger', 'write_ledger', 'add_round', 'Verdict', 'pseudo_verdict',
+           'judged', 'shown_ledger', 'Source', 'rules_by_fold', 'open_source', 'Sources', 'open_sources', 'Labeller',
            'read_truth', 'Request', 'Plan', 'plan_pseudo', 'is_made', 'make_pseudo', 'classes_without_masks',
            'judge_round']
 
@@ -159,7 +159,7 @@ def write_labels(
 class FoldLabels:
     "What is known of the labels for one fold."
 
-    labels: str  # SHA-256 of the data folder fold_K
+    labels: str  # SHA-256 of the data folder fold_K; "" where it has no image
     seen_ids: str  # SHA-256 of fold_K/seen_ids.csv
     taken: int  # images
     left_out: int  # images
@@ -194,6 +194,16 @@ def read_seen(
     return {fields[0] for _, fields in records[1:]}
 
 # %% ../nbs/29_pseudo_folder.ipynb #85c215d5
+def fold_labels(
+    where: Path,  # fold_K
+    n_classes: int,
+) -> StripFolder | None:
+    "The labels of a fold as a data folder, or None where no image was taken for it."
+    if any((where / "train_images").iterdir()):
+        return read_folder(where, n_classes)
+    return None
+
+
 def write_pseudo(
     where: Path,  # a folder in which fold_0/, fold_1/, .. are finished
     round: int,
@@ -205,8 +215,9 @@ def write_pseudo(
     folds = []
     for k, n_left in enumerate(left_out):
         fold = where / f"fold_{k}"
-        labels = read_folder(fold, n_classes)
-        folds.append(FoldLabels(labels.sha256, sha256_file(fold / "seen_ids.csv"), len(labels), n_left))
+        labels = fold_labels(fold, n_classes)
+        of_labels, taken = (labels.sha256, len(labels)) if labels else ("", 0)
+        folds.append(FoldLabels(of_labels, sha256_file(fold / "seen_ids.csv"), taken, n_left))
     record = {"format": _FORMAT, "round": round, "made": made, "folds": [asdict(fold) for fold in folds]}
     write_json(where / "pseudo.json", record)
 
@@ -235,11 +246,12 @@ def read_pseudo(
         raise ValueError(f"{path}: damaged ({e}); make the folder again with `steel_seg pseudo`") from None
 
 # %% ../nbs/29_pseudo_folder.ipynb #cfacbf19
-def _check_unchanged(pseudo: PseudoFolder, k: int, labels: StripFolder) -> None:
+def _check_unchanged(pseudo: PseudoFolder, k: int, labels: StripFolder | None) -> None:
     "Raise where the labels or seen images of a fold are not those that were written for it."
     where, known = pseudo.root / f"fold_{k}", pseudo.folds[k]
-    if labels.sha256 != known.labels:
-        others = [i for i, fold in enumerate(pseudo.folds) if fold.labels == labels.sha256]
+    found = labels.sha256 if labels else ""
+    if found != known.labels:
+        others = [i for i, fold in enumerate(pseudo.folds) if fold.labels == found]
         what = f"the labels made for fold {others[0]}" if others else "other labels than were made for it"
         raise ValueError(f"{where} holds {what}: make {pseudo.root} again with `steel_seg pseudo`")
     if sha256_file(where / "seen_ids.csv") != known.seen_ids:
@@ -255,8 +267,8 @@ def open_fold(
     n_classes: int,
     held_out: Iterable[str],  # the images that the fold is scored on
     folds_csv: str | Path,  # the file that says so, for the message
-) -> tuple[StripFolder, set[str]]:  # the labels, and every labelled image that had an influence on them
-    """The pseudo labels for training one fold.
+) -> tuple[StripFolder | None, set[str]]:  # the labels, and every labelled image that had an influence on them
+    """The pseudo labels for training one fold; None where no image was taken for it.
 
     Raises `ValueError` where there are none for this fold, where they are not those that were made for it, and where
     a net behind them was trained on an image of the fold (it names one).
@@ -266,7 +278,7 @@ def open_fold(
             f"{pseudo.root} has pseudo labels for folds 0 to {len(pseudo.folds) - 1}, not for fold {k}: "
             "make them with runs that have the same folds"
         )
-    labels = read_folder(pseudo.root / f"fold_{k}", n_classes)
+    labels = fold_labels(pseudo.root / f"fold_{k}", n_classes)
     _check_unchanged(pseudo, k, labels)
     seen = read_seen(pseudo.root / f"fold_{k}")
     leaked = seen.intersection(held_out)
@@ -675,7 +687,8 @@ def _check_taken(results: Sequence[_FoldResult], keep: Keep) -> None:
         if not result.taken:
             raise ValueError(
                 f"fold {k}: no image can be taken with --keep {keep.how} ({_reasons(result.left_out)}). "
-                "Better nets help, or lower limits (--help lists them), or another --keep"
+                "Better nets help, or lower limits (--help lists them), or another --keep; with --allow-empty such a "
+                "fold is trained on true labels alone"
             )
 
 # %% ../nbs/29_pseudo_folder.ipynb #48988246
@@ -784,16 +797,19 @@ def make_pseudo(
     out: str | Path,  # the folder to make
     plan: Plan,
     progress: bool = True,  # a bar on stderr
+    allow_empty: bool = False,  # a fold may get no image; it is trained on true labels alone then
 ) -> pd.DataFrame:  # the ledger: one row per round, this one the last
     """Make a folder of pseudo labels from what the runs predicted (`predict_unlabelled`).
 
-    Raises `ValueError` where predictions are missing, where a fold gets no image, and as `is_made` does.
+    Raises `ValueError` where predictions are missing, where a fold gets no image and none is not allowed, and as
+    `is_made` does.
     """
     out, request, runs = Path(out), plan.request, plan.sources.runs
     if is_made(out, plan):
         return read_ledger(out / "ledger.csv")
     results = _all_labels(plan, progress)
-    _check_taken(results, request.keep)
+    if not allow_empty:
+        _check_taken(results, request.keep)
     round = 1 + max(source.round for source in runs)
     row = _ledger_row(request, round, results, plan.unfit, plan.unlabelled)
     ledger = add_round(_ledger_before(runs), **row)
@@ -811,8 +827,8 @@ def classes_without_masks(
     n_classes: int,
 ) -> list[str]:
     "The names of the classes that no label of any fold shows."
-    folders = [read_folder(of_fold, n_classes) for of_fold in Path(root).glob("fold_*")]
-    shown = {channel for folder in folders for channel in folder.masks.channel}
+    folders = [fold_labels(of_fold, n_classes) for of_fold in Path(root).glob("fold_*")]
+    shown = {channel for folder in filter(None, folders) for channel in folder.masks.channel}
     return [class_name(c) for c in range(n_classes) if c not in shown]
 
 # %% ../nbs/29_pseudo_folder.ipynb #ec17bfca

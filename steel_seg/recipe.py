@@ -285,7 +285,7 @@ def _pseudo_step(recipe: Recipe, number: int) -> Step:
     "The labelling of images for the phase of this number."
     phases = list(recipe.phases)
     name, runs = f"labels.{phases[number]}", [f"{net}.{phases[number - 1]}" for net in recipe.nets]
-    command = ("pseudo", *runs, "--data", "{data}", "--out", name, "--keep", recipe.keep)
+    command = ("pseudo", *runs, "--data", "{data}", "--out", name, "--keep", recipe.keep, "--allow-empty")
     if recipe.unlabelled:
         command += ("--images", "{unlabelled}")
     # The rule of the first run says which pixels are predicted: it must be there, or not be there, every time.

@@ -201,6 +201,8 @@ def _pseudo_labels(
         pseudo = read_folder(config.pseudo, n_classes=folder.n_classes)
     else:
         pseudo, seen = open_fold(made, number, folder.n_classes, held_out, folds_csv)
+    if pseudo is None:
+        return None, frozenset(seen)
     labelled = set(pseudo.images.image_id).intersection(folder.images.image_id)
     if labelled:
         raise ValueError(
@@ -503,9 +505,11 @@ class _Fold:
 
     def sampling(self, stage: TrainConfig) -> dict:
         "How a stage chooses its images, as arguments of `epoch_order` and `epoch_batches`."
-        n = len(self.folder)
-        pseudo = range(n, n + len(self.pseudo)) if self.pseudo is not None and stage.sampler == "pseudo" else ()
-        return {"sampler": stage.sampler, "groups": self.groups, "pseudo": pseudo, "share": stage.pseudo_share}
+        n, sampler, pseudo = len(self.folder), stage.sampler, ()
+        if sampler == "pseudo":
+            pseudo = range(n, n + len(self.pseudo or ()))
+            sampler = "pseudo" if pseudo else "as_is"  # no image was taken for this fold
+        return {"sampler": sampler, "groups": self.groups, "pseudo": pseudo, "share": stage.pseudo_share}
 
 # %% ../nbs/38_train.ipynb #bf1abbe1
 def _open_fold(run: Path, folder: StripFolder, number: int) -> _Fold:
@@ -1079,6 +1083,8 @@ def _stage_lines(t: _Training) -> list[str]:
     first, *rest = epoch_mix(order, fold.folder, c.batch_size * t.accelerator.num_processes).splitlines()
     if state.part is not None and state.part < c.batch_size:
         rest.append(f"each batch in parts of {state.part} images, which fit into memory")
+    if c.sampler == "pseudo" and fold.pseudo is None:
+        rest.append(f"no pseudo label was taken for this fold in {c.pseudo}: trained on true labels alone")
     blind = f"{fold.scoring.blind} scores {fold.blind_score:.4f}"
     rest.append(f"scored on {len(fold.held_out):,} images, where {blind}")
     return [f"fold {fold.number}{of_stages}: {first}", *("  " + line for line in rest)]

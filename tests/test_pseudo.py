@@ -11,6 +11,8 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from safetensors.torch import load_file
 from test_train import TINY, processes  # noqa: F401 (fixture)
 
 from steel_seg import cli
@@ -139,13 +141,13 @@ def run(folder, tmp_path_factory):
     return run
 
 
-def predict_and_make(out, request, folder):
+def predict_and_make(out, request, folder, **options):
     "What the command does."
     plan = plan_pseudo(request, folder)
     for source in plan.sources.runs:
         for k in range(plan.sources.n_folds):
             predict_unlabelled(source.run, plan.unlabelled, k, request.tta, progress=False)
-    return make_pseudo(out, plan, progress=False)
+    return make_pseudo(out, plan, progress=False, **options)
 
 
 @pytest.fixture(scope="module")
@@ -239,6 +241,24 @@ def test_images_left_out_are_listed(folder, run, labels, tmp_path):
     with pytest.raises(ValueError, match="fold 0: no image can be taken with --keep confident"):
         predict_and_make(tmp_path / "none", replace(request, keep=Keep(sure=1.0)), folder)
     assert not (tmp_path / "none").exists()
+
+
+def test_a_fold_without_labels_is_trained_on_true_labels_alone(folder, run, tmp_path):
+    "Where it is allowed: the net of each fold is that of a run without pseudo labels."
+    none = Request((run,), keep=Keep(sure=1.0))
+    row = predict_and_make(tmp_path / "none", none, folder, allow_empty=True).iloc[0]
+    assert (row.taken, row.left_out) == (0, row.images)
+    assert is_made(tmp_path / "none", plan_pseudo(none, folder))
+    said, plain = tmp_path / "said", tmp_path / "plain"
+    train_run(said, folder, with_labels(tmp_path / "none"), progress=False)
+    train_run(plain, folder, ONE, progress=False)
+    for k in (0, 1):
+        nets = [load_file(where / f"fold_{k}/last/model.safetensors") for where in (said, plain)]
+        assert all(torch.equal(nets[0][name], nets[1][name]) for name in nets[1])
+    assert len(read_ledger(said / "ledger.csv")) == 1
+    (tmp_path / "none/fold_0/seen_ids.csv").write_text("image_id\n")
+    with pytest.raises(ValueError, match="seen_ids.csv was changed"):
+        train_run(tmp_path / "other", folder, with_labels(tmp_path / "none"), progress=False)
 
 
 # ---- training on them
