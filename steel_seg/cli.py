@@ -264,7 +264,8 @@ def _missing_labels(out, n_classes):
     "Lines about the folds without images and the classes without masks."
     from steel_seg.pseudo_folder import classes_without_masks, read_pseudo
 
-    folds = read_pseudo(out).folds
+    made = read_pseudo(out)
+    folds = made.folds if made else ()
     empty = [str(k) for k, fold in enumerate(folds) if not fold.taken]
     absent = classes_without_masks(out, n_classes)
     if empty:

@@ -185,6 +185,7 @@ def small_recipe(
         train={**encoder, "lr": 4e-3, "batch_size": batch_size, "num_workers": 0, "save_every": 50},
         folds=folds,
         classifier={**encoder, "epochs": epochs(2), "lr": 2e-3, "batch_size": batch_size, "num_workers": 0},
+        keep="all",  # tiny nets are sure of few images
         blend={"weights": "equal", "mean": "probability"},
         gate="score",
         choose=True,
@@ -216,6 +217,7 @@ def full_recipe(
         folds=10,
         classifier={"encoder": "resnet34", "attention": "cbam", "epochs": 30, "batch_size": 16, "save_every": 100},
         prefilter=None,
+        keep="all",
         blend={"weights": "equal", "mean": "probability"},
         gate="score",
         choose=True,
