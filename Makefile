@@ -20,7 +20,7 @@ export GOMP_SPINCOUNT ?= 20000
 # which takes three times as long as to start it.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-fast test-oldest lint types in-step lab app export pictures catalyst bench bench-full bench-real
+.PHONY: demo test test-fast test-long test-oldest lint types in-step lab app export pictures catalyst bench bench-full bench-real
 .DEFAULT_GOAL := test
 
 # uv shares one copy of each package between environments, so that a second clone costs seconds and no disk.
@@ -46,6 +46,10 @@ test: .venv/ready
 test-fast: .venv/ready
 	$(MAKE) --no-print-directory lint in-step
 	$(PYTEST) tests --fast
+
+# A whole recipe, killed in every stage: a quarter of an hour.
+test-long: .venv/ready
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n0 --long -m long tests
 
 # ruff formats and checks the notebooks, so the exported modules follow; biome does the widgets' JavaScript and CSS.
 lint: .venv/ready

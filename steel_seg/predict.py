@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FLIPS', 'predict_both', 'predict_probs', 'LeftOut', 'Prefilter', 'read_prefilter', 'prefilter_text', 'predict_oof',
-           'count_oof', 'predict_test', 'predict_scores', 'predict_unlabelled']
+           'count_oof', 'predict_test', 'predict_scores', 'predict_unlabelled', 'predict_unlabelled_scores']
 
 # %% ../nbs/39_predict.ipynb #00ce1322
 import os
@@ -633,6 +633,19 @@ def predict_scores(
     return csv
 
 # %% ../nbs/39_predict.ipynb #4564a73e
+def _of_one_fold(run: Path, folder: StripFolder, k: int, tta: str) -> dict[str, Any]:
+    "What predictions of unlabelled images by the net of one fold say about their origin."
+    net = sha256_file(run / f"fold_{k}/best/manifest.json")
+    return {"kind": "unlabelled", "data": folder.sha256, "tta": tta, f"fold_{k}": net}
+
+
+def _unlabelled_job(run: Path, folder: StripFolder, k: int, target: _Target | None) -> _Job:
+    "The prediction of unlabelled images by the net of one fold."
+    image_ids, net = folder.test.image_id.tolist(), run / f"fold_{k}/best"
+    name, scores = f"{run.name}, fold {k}", unlabelled_scores(run, folder, k)
+    return _Job(name, image_ids, [_Group(image_ids, [net])], target, scores)
+
+
 def predict_unlabelled(
     run: str | Path,  # a run that is trained
     folder: StripFolder,  # the data it was trained on, with the images to predict as its `test`
@@ -647,12 +660,25 @@ def predict_unlabelled(
     go to `unlabelled_scores(run, folder, k)`. Raises `ValueError` where a fold is not trained to its end, or where the
     store was made by another net, on other data, or with other `tta`.
     """
-    run, image_ids, path = Path(run), folder.test.image_id.tolist(), unlabelled_path(run, folder, k)
-    config, net = _check_run(run, folder, tta), run / f"fold_{k}/best"
-    meta = {"kind": "unlabelled", "data": folder.sha256, "tta": tta, f"fold_{k}": sha256_file(net / "manifest.json")}
-    target = _store_target(path, image_ids, folder, meta)
-    job = _Job(
-        f"{run.name}, fold {k}", image_ids, [_Group(image_ids, [net])], target, unlabelled_scores(run, folder, k)
-    )
-    _predict(job, folder, config, tta, progress, batch_size)
+    run, path = Path(run), unlabelled_path(run, folder, k)
+    config = _check_run(run, folder, tta)
+    target = _store_target(path, folder.test.image_id.tolist(), folder, _of_one_fold(run, folder, k, tta))
+    _predict(_unlabelled_job(run, folder, k, target), folder, config, tta, progress, batch_size)
     return ProbStore.open(path)
+
+
+def predict_unlabelled_scores(
+    run: str | Path,  # a run of classifiers that is trained
+    folder: StripFolder,  # the data it was trained on, with the images to predict as its `test`
+    k: int,  # the fold whose net predicts
+    tta: str = "hflip",  # as for `predict_probs`
+    progress: bool = True,  # a bar on stderr
+    batch_size: int = 8,  # images at a time
+) -> Path:  # `unlabelled_scores(run, folder, k)`, as `read_class_probs` reads it
+    "Predict the classes of unlabelled images with the best net of one fold alone; raises as `predict_unlabelled` does."
+    run, path = Path(run), unlabelled_scores(run, folder, k)
+    config = _check_run(run, folder, tta, "classify")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    target = _scores_target(path, _of_one_fold(run, folder, k, tta))
+    _predict(_unlabelled_job(run, folder, k, target), folder, config, tta, progress, batch_size)
+    return path

@@ -443,14 +443,21 @@ def open_source(
     run: str | Path,  # a run whose folds are all trained
     weight: float,
     folder: StripFolder,  # the data it was trained on
+    classifies: bool = False,  # a classifier, which has no rules, instead of a run that makes masks
 ) -> Source:
-    "A run to make labels. Raises `ValueError` for other data, an untrained fold, and a net that has seen its fold."
+    """A run to make labels.
+
+    Raises `ValueError` for other data, an untrained fold, a run of the other kind, and a net that has seen its fold.
+    """
     run = Path(run)
     facts = read_json(run / "config.json")
     if facts.get("data") != folder.sha256:
         raise ValueError(f"{run} was trained on other data than {folder.root}: its sha256 is {facts.get('data')}")
-    if facts.get("config", {}).get("task") == "classify":
-        raise ValueError(f"{run} is a classifier and makes no masks: give runs that segment")
+    is_classifier = facts.get("config", {}).get("task") == "classify"
+    if is_classifier and not classifies:
+        raise ValueError(f"{run} is a classifier and makes no masks: give runs that segment, and it by --classifier")
+    if classifies and not is_classifier:
+        raise ValueError(f"{run} is no classifier: --classifier takes a run of `steel_seg train --task classify`")
     folds = read_folds(run / "folds.csv", folder.images.image_id)
     nets, seen = [], []
     for k in range(folds.fold.max() + 1):
@@ -460,7 +467,7 @@ def open_source(
         seen.append(seen_ids(net))
         _check_unseen(net, seen[-1], set(folds.image_id[folds.fold == k]), k)
         nets.append(sha256_file(net / "manifest.json"))
-    rules = rules_by_fold(run / "rule.json", len(nets), folder.n_classes)
+    rules = () if classifies else rules_by_fold(run / "rule.json", len(nets), folder.n_classes)
     return Source(run, weight, tuple(nets), tuple(seen), rules, facts.get("pseudo_round", 0))
 
 # %% ../nbs/29_pseudo_folder.ipynb #37d18957
@@ -469,10 +476,16 @@ class Sources(NamedTuple):
 
     runs: tuple[Source, ...]
     mean: str  # "probability" or "logit", as for `mean_levels`
+    classifier: Source | None = None  # says how likely an image shows a class; None: what the runs say
 
     @property
     def n_folds(self) -> int:
         return len(self.runs[0].nets)
+
+    @property
+    def all(self) -> tuple[Source, ...]:
+        "The runs, and the classifier where there is one."
+        return (*self.runs, self.classifier) if self.classifier else self.runs
 
 
 def _parts(run: Path, weight: float) -> list[tuple[Path, float, str]]:
@@ -515,6 +528,7 @@ def _check_same_folds(runs: Sequence[Source], folder: StripFolder) -> None:
 def open_sources(
     runs: Sequence[str | Path],  # one or more; a blend stands for its runs
     folder: StripFolder,  # the data of all of them
+    classifier: str | Path | None = None,  # a run of classifiers
 ) -> Sources:
     """The runs behind pseudo labels.
 
@@ -522,9 +536,10 @@ def open_sources(
     come from a net that was trained on images of fold K), and as `open_source` does.
     """
     parts, mean = _parts_together(runs)
-    sources = tuple(open_source(path, weight, folder) for path, weight in parts)
-    _check_same_folds(sources, folder)
-    return Sources(sources, mean)
+    opened = tuple(open_source(path, weight, folder) for path, weight in parts)
+    sources = Sources(opened, mean, open_source(classifier, 1, folder, classifies=True) if classifier else None)
+    _check_same_folds(sources.all, folder)
+    return sources
 
 # %% ../nbs/29_pseudo_folder.ipynb #246c6b0c
 class _Stores(NamedTuple):
@@ -534,15 +549,19 @@ class _Stores(NamedTuple):
     scores: dict[str, np.ndarray]  # image_id -> (C,) levels of the class head; empty where the net has none
 
 
+def _read_scores(path: Path, folder: StripFolder) -> dict[str, np.ndarray]:
+    "The levels of each class for the unlabelled images."
+    image_ids = folder.test.image_id.tolist()
+    return dict(zip(image_ids, read_class_levels(path, image_ids, folder.n_classes)))
+
+
 def _open_stores(source: Source, folder: StripFolder, k: int) -> _Stores:
     "The predictions of one fold of a run; raises `ValueError` where images are missing."
     store = ProbStore.open(unlabelled_path(source.run, folder, k))
     if missing := store.missing():
         raise ValueError(f"{store.path}: {missing[0]} and {len(missing) - 1} other images are not predicted")
     scores = unlabelled_scores(source.run, folder, k)
-    image_ids = store.image_ids
-    levels = read_class_levels(scores, image_ids, folder.n_classes) if scores.exists() else ()
-    return _Stores(store, dict(zip(image_ids, levels)))
+    return _Stores(store, _read_scores(scores, folder) if scores.exists() else {})
 
 # %% ../nbs/29_pseudo_folder.ipynb #5928abda
 def _mean_of_known(scores: Sequence[np.ndarray | None], shares: Sequence[int]) -> np.ndarray | None:
@@ -566,14 +585,24 @@ class Labeller:
         self.folds = range(sources.n_folds)
         self.shares = whole_shares([source.weight for source in sources.runs])
         self.stores = [[_open_stores(source, folder, k) for k in self.folds] for source in sources.runs]
+        self.of_classifier = None
+        if sources.classifier:
+            paths = [unlabelled_scores(sources.classifier.run, folder, k) for k in self.folds]
+            self.of_classifier = [_read_scores(path, folder) for path in paths]
 
     def __call__(self, image_id: str) -> list[_ImageLabel]:  # of each fold, then of all folds together
         levels = [[of_fold.store.read(image_id) for of_fold in of_run] for of_run in self.stores]
-        scores = [[of_fold.scores.get(image_id) for of_fold in of_run] for of_run in self.stores]
+        scores = [self._scores_of_run(of_run, image_id) for of_run in self.stores]
         labels = [self._label([of[k] for of in levels], [of[k] for of in scores], k) for k in self.folds]
         equal = [1] * len(self.folds)
         together = [mean_levels(of, equal) for of in levels], [_mean_of_known(of, equal) for of in scores]
         return [*labels, self._label(*together, len(self.folds))]
+
+    def _scores_of_run(self, of_run: Sequence[_Stores], image_id: str) -> list[np.ndarray | None]:
+        "The class scores of an image for each fold: of the classifier where there is one, else of a run's own head."
+        if self.of_classifier:
+            return [of_fold[image_id] for of_fold in self.of_classifier]
+        return [of_fold.scores.get(image_id) for of_fold in of_run]
 
     def _label(self, levels: list[np.ndarray], scores: list[np.ndarray | None], k: int) -> _ImageLabel:
         "The label for fold k, or with k = number of folds the one from all of them."
@@ -618,6 +647,7 @@ class Request:
     runs: tuple[Path, ...]
     images: Path | None = None  # a folder of unlabelled strips; None: the test images of the data
     keep: Keep = Keep()
+    classifier: Path | None = None  # a run that says how likely an image shows a class; None: what the runs say
     rule: Path | None = None  # a rule.json for the mean of the runs; None: that of the first run that has one
     truth: Path | None = None  # a csv of true masks; None: test_truth.csv beside the test images, if there is one
     tta: str = "hflip"  # as the images were predicted
@@ -638,8 +668,10 @@ def _made_of(request: Request, sources: Sources, unlabelled: StripFolder) -> dic
     rules = rules_by_fold(request.rule_path(), sources.n_folds, unlabelled.n_classes)
     truth = request.truth_path(unlabelled)
     runs = [{"run": str(s.run), "weight": s.weight, "nets": s.nets, "rules": s.rules} for s in sources.runs]
+    judge = sources.classifier
     return {
         "runs": runs,
+        "classifier": {"run": str(judge.run), "nets": judge.nets} if judge else None,
         "mean": sources.mean,
         "data": unlabelled.sha256,
         "folds": sha256_file(sources.runs[0].run / "folds.csv"),
@@ -656,7 +688,8 @@ def _same_labels(a: dict, b: dict) -> bool:
 
     def without_places(made: dict) -> dict:
         runs = [{key: value for key, value in run.items() if key != "run"} for run in made["runs"]]
-        return {**made, "runs": runs, "images": made["images"]["digest"]}
+        judge = made.get("classifier")
+        return {**made, "runs": runs, "images": made["images"]["digest"], "classifier": judge and judge["nets"]}
 
     return without_places(a) == without_places(b)
 
@@ -703,7 +736,7 @@ def _ledger_row(
     counts = pd.Series(whys, dtype=object).value_counts() / len(folds)
     row = {
         "round": round,
-        "keep": request.keep.how,
+        "keep": request.keep.how + (f", sure by {request.classifier}" if request.classifier else ""),
         "runs": ", ".join(str(run) for run in request.runs),
         "images": len(folder.test) + len(unfit),
         "taken": np.mean([len(result.taken) for result in folds]),
@@ -729,7 +762,7 @@ def _left_out_rows(results: Sequence[_FoldResult], unfit: Mapping[str, LeftOut])
     return rows
 
 
-def _write_all(where: Path, folder: StripFolder, runs: Sequence[Source], results: Sequence[_FoldResult]) -> None:
+def _write_all(where: Path, folder: StripFolder, sources: Sources, results: Sequence[_FoldResult]) -> None:
     "The labels of every fold with what their nets have seen, and the labels of all folds."
     paths = dict(zip(folder.test.image_id, folder.test.path))
     *folds, together = results
@@ -737,9 +770,9 @@ def _write_all(where: Path, folder: StripFolder, runs: Sequence[Source], results
         write_labels(place, paths, result.taken)
         # the next ones are linked from here, even if the first file lies on another disk
         paths.update({image_id: place / "train_images" / image_id for image_id in result.taken})
-    shutil.copyfile(runs[0].run / "folds.csv", where / "folds.csv")
+    shutil.copyfile(sources.runs[0].run / "folds.csv", where / "folds.csv")
     for k in range(len(folds)):
-        write_seen(where / f"fold_{k}", frozenset().union(*(source.seen[k] for source in runs)))
+        write_seen(where / f"fold_{k}", frozenset().union(*(source.seen[k] for source in sources.all)))
 
 # %% ../nbs/29_pseudo_folder.ipynb #19b4fe3a
 class Plan(NamedTuple):
@@ -757,7 +790,7 @@ def plan_pseudo(
     folder: StripFolder,  # the data of the runs
 ) -> Plan:
     "Check what is asked for; raises `ValueError` as `open_sources` and `unlabelled_images` do."
-    sources = open_sources(request.runs, folder)
+    sources = open_sources(request.runs, folder, request.classifier)
     unlabelled, unfit = unlabelled_images(folder, request.images)
     return Plan(request, sources, unlabelled, unfit, _made_of(request, sources, unlabelled))
 
@@ -814,7 +847,7 @@ def make_pseudo(
     row = _ledger_row(request, round, results, plan.unfit, plan.unlabelled)
     ledger = add_round(_ledger_before(runs), **row)
     with whole(out) as temp:
-        _write_all(temp, plan.unlabelled, runs, results)
+        _write_all(temp, plan.unlabelled, plan.sources, results)
         _write_csv(temp / "left_out.csv", _left_out_rows(results, plan.unfit))
         write_ledger(temp / "ledger.csv", ledger)
         counts = [len(result.left_out) + len(plan.unfit) for result in results[:-1]]

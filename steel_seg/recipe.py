@@ -113,7 +113,7 @@ class Recipe:
     prefilter: float | None = None  # images whose classes are all less probable are not segmented; none: all are
     tta: str = "hflip"  # none, hflip or flips
     unlabelled: str | None = None  # folder of images for the pseudo labels; none: the test images
-    keep: str = "confident"  # which pseudo labels are kept: confident, pixels or all
+    keep: str = "confident"  # which pseudo labels are kept: confident (by the classifier), pixels or all
     blend: dict | None = None  # weights and mean of the blend of all nets; none: no blend
     gate: str = "none"  # what makes a mask of the last run empty, see `steel_seg decide --gate`
     choose: bool = False  # choose two submissions by their expected maximum
@@ -288,10 +288,14 @@ def _pseudo_step(recipe: Recipe, number: int) -> Step:
     phases = list(recipe.phases)
     name, runs = f"labels.{phases[number]}", [f"{net}.{phases[number - 1]}" for net in recipe.nets]
     command = ("pseudo", *runs, "--data", "{data}", "--out", name, "--keep", recipe.keep, "--allow-empty")
+    # The rule of the first run says which pixels are predicted: it must be there, or not be there, every time.
+    needs = tuple(f"decide/{run}" for run in runs)
     if recipe.unlabelled:
         command += ("--images", "{unlabelled}")
-    # The rule of the first run says which pixels are predicted: it must be there, or not be there, every time.
-    return Step("pseudo", name, command, tuple(f"decide/{run}" for run in runs), makes=(name,))
+    if recipe.classifier is not None and recipe.keep == "confident":
+        command += ("--classifier", "classifier")
+        needs += ("train/classifier",)
+    return Step("pseudo", name, command, needs, makes=(name,))
 
 # %% ../nbs/70_recipe.ipynb #f5799fb1
 def _last_runs(recipe: Recipe) -> list[str]:
@@ -316,6 +320,14 @@ def _gate_options(recipe: Recipe) -> tuple[str, ...]:
     return ("--gate", recipe.gate, *scores)
 
 
+def _prefilter_options(recipe: Recipe) -> tuple[str, ...]:
+    "Options of `gains` for the images that were not segmented; those of a gate name the scores already."
+    if recipe.prefilter is None:
+        return ()
+    scores = () if _gate_options(recipe) else ("--scores", "classifier/oof_scores.csv")
+    return (*scores, "--below", str(recipe.prefilter))
+
+
 def _gains_step(recipe: Recipe) -> Step:
     "The table of what each step added."
     chains = [[f"{net}.{phase}" for phase in recipe.phases] for net in recipe.nets]
@@ -328,7 +340,7 @@ def _gains_step(recipe: Recipe) -> Step:
         needs.append("blend/blend")
     if recipe.classifier is not None:
         needs.append("predict/classifier")
-    return Step("gains", "recipe", (*command, *_gate_options(recipe)), tuple(needs))
+    return Step("gains", "recipe", (*command, *_gate_options(recipe), *_prefilter_options(recipe)), tuple(needs))
 
 # %% ../nbs/70_recipe.ipynb #287e6f04
 def _candidate_steps(recipe: Recipe, name: str, made_by: str, gated: bool) -> list[Step]:

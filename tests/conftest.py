@@ -1,4 +1,4 @@
-"""What all tests share: real data where it is at hand, made runs, the order for several workers, and `--fast`."""
+"""What all tests share: real data where it is at hand, made runs, the order for several workers, `--fast`, `--long`."""
 
 from collections import Counter
 from pathlib import Path
@@ -42,16 +42,22 @@ def pytest_addoption(parser):
     parser.addoption(
         "--fast", action="store_true", help="leave out what needs a browser, trains, kills or reads real data"
     )
+    parser.addoption("--long", action="store_true", help="take the tests of many minutes too")
 
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "real: needs the real data in ../shared/data")
     config.addinivalue_line("markers", "kill: kills processes again and again")
+    config.addinivalue_line("markers", "long: takes many minutes; left out without --long")
     config.left_out = Counter()
 
 
-def _why_left_out(item):
-    "The reason why `--fast` leaves a test out, or None."
+def _why_left_out(item, fast, long):
+    "The reason why a test is left out, or None."
+    if item.get_closest_marker("long") and not long:
+        return "long"
+    if not fast:
+        return None
     for reason, modules in LEFT_OUT.items():
         if item.module.__name__ in modules:
             return reason
@@ -67,9 +73,8 @@ def pytest_collection_modifyitems(config, items):
         module = item.module.__name__
         item.add_marker(pytest.mark.xdist_group(GROUPS.get(module, module)))
     items.sort(key=lambda item: order.index(m) if (m := item.module.__name__) in GROUPS else len(order))
-    if not config.getoption("--fast"):
-        return
-    reasons = [_why_left_out(item) for item in items]
+    fast, long = config.getoption("--fast"), config.getoption("--long")
+    reasons = [_why_left_out(item, fast, long) for item in items]
     config.left_out.update(reason for reason in reasons if reason)
     config.hook.pytest_deselected(items=[item for item, reason in zip(items, reasons) if reason])
     items[:] = [item for item, reason in zip(items, reasons) if not reason]
@@ -85,7 +90,10 @@ def pytest_testnodedown(node):
 def pytest_terminal_summary(terminalreporter, config):
     if config.left_out:
         counts = ", ".join(f"{n} {reason}" for reason, n in config.left_out.items())
-        terminalreporter.write_line(f"left out by --fast: {counts}; `make test` runs all of them")
+        commands = "`make test-long` runs the long ones"
+        if config.getoption("--fast"):
+            commands = f"`make test` runs all but the long ones, {commands}"
+        terminalreporter.write_line(f"left out: {counts}; {commands}")
 
 
 def real_data(name):

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 import shutil
 import signal
 from dataclasses import replace
@@ -572,6 +573,15 @@ def test_from_the_command_line_to_a_gate_by_score(folder, tmp_path, capsys):
     shutil.copytree(run, gated, ignore=shutil.ignore_patterns("oof", "test", "curves.npz"))
     said = done("predict", "--data", data, "--run", gated, "--prefilter", classifier, "--below", ".4")
     assert f"every class is below 0.4 by {classifier.name}" in said
+    left_out = int(re.search(r"classifier: ([\d,]+) of", said)[1])
+    gains = ("gains", "--data", data, "--chain", gated, "--out", tmp_path / "gains.csv")
+    done(*gains, "--scores", classifier, "--below", ".4")
+    first = pd.read_csv(tmp_path / "gains.csv").iloc[0]
+    assert first.step == f"prefilter, {left_out} of {len(folder)} images left out"
+    lost = int(re.search(r"lost with these training images: ([\d,]+) of", said)[1])
+    assert first.difference == pytest.approx(-lost / len(folder) / folder.n_classes)
+    assert main([*map(str, gains), "--below", ".4"]) == 2
+    assert "--below needs --scores" in capsys.readouterr().err
     assert main(["predict", "--data", data, "--run", str(classifier), "--prefilter", str(classifier)]) == 2
     assert "leave out --prefilter" in capsys.readouterr().err
     assert main(["submit", "--data", data, "--run", str(run), "--scores", str(tmp_path)]) == 2

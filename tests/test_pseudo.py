@@ -16,11 +16,12 @@ from safetensors.torch import load_file
 from test_train import TINY, processes  # noqa: F401 (fixture)
 
 from steel_seg import cli
+from steel_seg.config import TrainConfig
 from steel_seg.data import check_folder, read_folder
 from steel_seg.folds import make_folds, read_folds, write_folds
 from steel_seg.metric import dice, mask_counts
 from steel_seg.post import Rule, apply_rules
-from steel_seg.predict import predict_unlabelled
+from steel_seg.predict import predict_unlabelled, predict_unlabelled_scores
 from steel_seg.pseudo_folder import (
     Request,
     is_made,
@@ -147,6 +148,8 @@ def predict_and_make(out, request, folder, **options):
     for source in plan.sources.runs:
         for k in range(plan.sources.n_folds):
             predict_unlabelled(source.run, plan.unlabelled, k, request.tta, progress=False)
+    for k in range(plan.sources.n_folds if request.classifier else 0):
+        predict_unlabelled_scores(request.classifier, plan.unlabelled, k, request.tta, progress=False)
     return make_pseudo(out, plan, progress=False, **options)
 
 
@@ -259,6 +262,72 @@ def test_a_fold_without_labels_is_trained_on_true_labels_alone(folder, run, tmp_
     (tmp_path / "none/fold_0/seen_ids.csv").write_text("image_id\n")
     with pytest.raises(ValueError, match="seen_ids.csv was changed"):
         train_run(tmp_path / "other", folder, with_labels(tmp_path / "none"), progress=False)
+
+
+# ---- a classifier beside them
+
+JUDGE = TrainConfig(
+    task="classify",
+    encoder="test_resnet.r160_in1k",
+    encoder_weights=None,
+    epochs=1,
+    batch_size=4,
+    folds=2,
+    num_workers=0,
+)
+
+
+@pytest.fixture(scope="module")
+def judge(folder, tmp_path_factory):
+    "A run of classifiers with the folds of the run."
+    judge = tmp_path_factory.mktemp("judge") / "judge"
+    train_run(judge, folder, JUDGE, progress=False)
+    return judge
+
+
+def test_a_classifier_says_which_images_are_sure(folder, run, judge, tmp_path):
+    "Its probabilities, fold by fold; a limit between them parts the images."
+    request = Request((run,), keep=Keep("confident"), classifier=judge)
+    plan = plan_pseudo(request, folder)
+    image_ids = folder.test.image_id.tolist()
+    probs = []
+    for k in (0, 1):
+        path = predict_unlabelled_scores(judge, folder, k, progress=False)
+        table = pd.read_csv(path).set_index("image_id").loc[image_ids]
+        probs.append(np.round(table.to_numpy(float) * 255) / 255)
+    certainty = [np.maximum(p, 1 - p).min(1) for p in probs]  # of the least certain class of each image
+    sure = float(np.median(np.concatenate(certainty)))
+    request = replace(request, keep=Keep("confident", sure=sure, agree=0))
+    row = predict_and_make(tmp_path / "labels", request, folder, allow_empty=True).iloc[0]
+    assert row.keep == f"confident, sure by {judge}"
+    left_out = pd.read_csv(tmp_path / "labels/left_out.csv", dtype={"fold": str})
+    for k in (0, 1):
+        of_fold = left_out[left_out.fold == str(k)]
+        unsure = {i for i, c in zip(image_ids, certainty[k]) if c <= sure}
+        assert set(of_fold.image_id[of_fold.reason == "unsure"]) == unsure
+        assert set(of_fold.reason) <= {"unsure", "no mask", "a mask"}
+        assert seen_ids(judge / f"fold_{k}/best") <= read_seen(tmp_path / f"labels/fold_{k}")
+    assert 0 < (left_out.reason == "unsure").sum() < 2 * len(image_ids)
+    assert plan.made != plan_pseudo(replace(request, classifier=None), folder).made
+    with pytest.raises(ValueError, match="holds labels of other runs"):
+        is_made(tmp_path / "labels", plan_pseudo(replace(request, classifier=None), folder))
+
+
+def test_a_classifier_that_has_seen_the_fold_or_is_none_is_refused(folder, run, judge, tmp_path):
+    copy, first = tmp_path / "copy", min(held_out(run, folder, 1))
+    shutil.copytree(judge, copy)
+    plant(copy, 1, first)
+    with pytest.raises(ValueError, match=f"fold_1/best has seen {first}, which folds.csv puts into fold 1"):
+        plan_pseudo(Request((run,), classifier=copy), folder)
+    folds, _ = swapped_folds(folder)
+    write_folds(tmp_path / "other/folds.csv", folds)
+    train_run(tmp_path / "other", folder, JUDGE, progress=False)
+    with pytest.raises(ValueError, match="run/folds.csv and .*other/folds.csv differ: .* is in other folds"):
+        plan_pseudo(Request((run,), classifier=tmp_path / "other"), folder)
+    with pytest.raises(ValueError, match="run is no classifier: --classifier takes"):
+        plan_pseudo(Request((run,), classifier=run), folder)
+    with pytest.raises(ValueError, match="is a classifier and makes no masks"):
+        plan_pseudo(Request((judge,)), folder)
 
 
 # ---- training on them
