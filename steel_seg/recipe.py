@@ -142,7 +142,7 @@ def read_recipe(
         raise ValueError(f"{path}: {e}") from None
 
 # %% ../nbs/70_recipe.ipynb #48c44702
-SMALL_PIXELS = 60e6  # pixels that a small net is trained on in its first phase: about a minute on one core
+SMALL_PIXELS = 40e6  # pixels that a small net is trained on at full size: about a minute on one core
 
 
 def _crop_of(shape: Sequence[int]) -> str:
