@@ -26,6 +26,7 @@ from .class_scores import class_texts, read_class_probs, scores_file, write_clas
 from .config import TrainConfig
 from .curves import CurveCounter, Curves, read_curves, write_curves
 from .data import StripFolder, csv_rows
+from .dataset import freed_memory_kept
 from .evaluate import from_first, masks_and_classes
 from .files import read_json, sha256_file, write_json
 from .model import ClassModel, SegModel, load_model
@@ -331,6 +332,7 @@ def _keep_empty(job: _Job, keep: _Keeper, missing: set[str], folder: StripFolder
             bar.update()
 
 
+@freed_memory_kept()
 def _predict(job: _Job, folder: StripFolder, config: TrainConfig, tta: str, progress: bool, batch_size: int) -> None:
     "Predict the images of a job that are missing, and keep the predictions."
     accelerator, n, keep = Accelerator(), len(job.image_ids), None

@@ -35,7 +35,15 @@ from .augment import window_of
 from .cache import ImageCache, open_cache
 from .config import TrainConfig
 from .data import StripFolder, read_folder
-from .dataset import StripDataset, epoch_batches, epoch_mix, epoch_order, image_groups, make_loader
+from steel_seg.dataset import (
+    StripDataset,
+    epoch_batches,
+    epoch_mix,
+    epoch_order,
+    freed_memory_kept,
+    image_groups,
+    make_loader,
+)
 from steel_seg.evaluate import (
     BY_BEST_RULE,
     BY_CLASS_F1,
@@ -1178,6 +1186,7 @@ def _mean_line(t: _Training) -> str:
     return f"fold {t.fold.number}: the mean of epochs {epochs} scores {mean['score']:.4f}, {end}"
 
 # %% ../nbs/38_train.ipynb #ba5f238f
+@freed_memory_kept()
 def train_fold(
     run: str | Path,  # as `start_run` made it
     folder: StripFolder,  # the data it was started with
