@@ -918,7 +918,7 @@ def _gains(args):
     from steel_seg.data import read_folder
     from steel_seg.files import write_text
     from steel_seg.folds import read_folds
-    from steel_seg.gains import gains
+    from steel_seg.gains import gains, shown_gains
 
     folder = read_folder(args.data, n_classes=args.classes)
     names = [run for chain in args.chain for run in chain] + ([args.blend] if args.blend else [])
@@ -934,7 +934,7 @@ def _gains(args):
     rng, folds = np.random.default_rng(args.seed), fold[list(image_ids)].to_numpy()
     table = gains(args.chain, curves, folds, rng, args.blend, args.gate, levels, left_out)
     write_text(args.out, table.to_csv(index=False))
-    print(table.drop(columns=["run", "before"]).round(4).to_string(index=False, na_rep=""))
+    print(shown_gains(table).to_string())
     return {"gains": args.out, "steps": table.to_dict("records")}
 
 # %% ../nbs/72_cli.ipynb #41ce0a0f
@@ -1098,8 +1098,9 @@ def _results(args, recipe, report):
     "Print what each step added and where the submissions and the report are."
     import pandas as pd
 
-    table = pd.read_csv(args.run / "gains.csv")
-    print(table.drop(columns=["run", "before"]).round(4).to_string(index=False, na_rep=""))
+    from steel_seg.gains import shown_gains
+
+    print(shown_gains(pd.read_csv(args.run / "gains.csv")).to_string())
     folder = "submissions" if recipe.choose else "*"
     names = [path for path in sorted(args.run.glob(f"{folder}/submission*.csv"))]
     print(*(f"submission: {path}" for path in names), f"report: {report}", sep="\n")

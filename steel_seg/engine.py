@@ -28,6 +28,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from .files import read_json, to_json, write_json, write_text
+from .gains import shown_gains
 from .post import read_rules
 from .pseudo_folder import read_ledger
 from .recipe import Step, plan_table
@@ -544,12 +545,12 @@ def run_engine(
     return outcome
 
 # %% ../nbs/71_engine.ipynb #d7f3137b
-def _csv_section(title: str, path: Path, words: str) -> list[tuple[str, str]]:
+def _csv_section(title: str, path: Path, words: str, shown: Callable = lambda table: table) -> list[tuple[str, str]]:
     "A section with the table of a csv; none where the file does not exist."
     if not path.exists():
         return []
     table = pd.read_csv(path)
-    return [(title, f"<p>{escape(words)}</p>{html_table(table.set_index(table.columns[0]))}")]
+    return [(title, f"<p>{escape(words)}</p>{html_table(shown(table))}")]
 
 
 _GAINS_WORDS = (
@@ -559,6 +560,13 @@ _GAINS_WORDS = (
     "prefilter costs is not known, as the images that it left out have no prediction: at most what is shown."
 )
 _CHOICE_WORDS = "The candidates, and the two that are handed in: submissions/submission_1.csv and submission_2.csv."
+
+
+def _by_first_column(table: pd.DataFrame) -> pd.DataFrame:
+    "A table whose rows are named by its first column."
+    return table.set_index(table.columns[0]).rename_axis(None)
+
+
 _COST_WORDS = "What the recipe was expected to cost at most, in hours of the device that was measured."
 
 # %% ../nbs/71_engine.ipynb #5d5f5600
@@ -579,7 +587,7 @@ def _steps_section(steps: Sequence[Step]) -> tuple[str, str]:
     picture = io.StringIO()
     draw_graph(steps).savefig(picture, format="svg")
     svg = picture.getvalue()
-    return "Steps", svg[svg.index("<svg") :] + html_table(plan_table(steps))
+    return "Steps", svg[svg.index("<svg") :] + html_table(plan_table(steps), long_texts=True)
 
 # %% ../nbs/71_engine.ipynb #eb7c6349
 def _ledger_sections(root, steps):
@@ -597,12 +605,12 @@ def write_recipe_report(
 ) -> Path:  # report.html
     "Write the report of a recipe from what its steps wrote; returns its path."
     root = Path(root)
-    sections = _csv_section("What each step added", root / "gains.csv", _GAINS_WORDS)
+    sections = _csv_section("What each step added", root / "gains.csv", _GAINS_WORDS, shown_gains)
     sections += _ledger_sections(root, steps)
     choice = root / "submissions" / "choose.csv"
     if choice.exists():
         sections.append(("Two submissions", f"<p>{escape(_CHOICE_WORDS)}</p>{choice_section(choice)}"))
     sections += _runs_section(root, steps)
-    sections += _csv_section("Cost", root / "cost.csv", _COST_WORDS)
+    sections += _csv_section("Cost", root / "cost.csv", _COST_WORDS, _by_first_column)
     sections.append(_steps_section(steps))
     return write_text(root / "report.html", _page(f"steel_seg recipe: {root.name}", sections))

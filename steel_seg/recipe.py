@@ -164,7 +164,7 @@ def small_recipe(
     shape: Sequence[int],  # (H,W)
 ) -> Recipe:
     "Two tiny nets, a tiny classifier and two folds."
-    folds, batch_size = 2, int(min(8, max(2, n_images // 16)))
+    folds, batch_size = 2, int(min(8, max(2, n_images // 60)))  # few images: small batches, or a net has no steps
     encoder = {"encoder": "tu-test_resnet.r160_in1k", "encoder_weights": None}
     thin = {"decoder_pyramid_channels": 64, "decoder_segmentation_channels": 32}
 

@@ -59,9 +59,11 @@ def png_tag(
 # %% ../nbs/43_report.ipynb #4f7d7638
 def html_table(
     table: pd.DataFrame,  # index and columns are shown; floats with four digits
+    long_texts: bool = False,  # cells hold sentences: they are broken into lines, and begin on the left
 ) -> str:
     "An escaped HTML table; missing values are shown as a dash."
-    return table.to_html(escape=True, border=0, na_rep="–", float_format=lambda x: f"{x:.4f}")
+    classes = "long" if long_texts else None
+    return table.to_html(escape=True, border=0, na_rep="–", float_format=lambda x: f"{x:.4f}", classes=classes)
 
 # %% ../nbs/43_report.ipynb #43a08f61
 def _picture(alt, picture, caption=""):
@@ -360,6 +362,7 @@ table{border-collapse:collapse;font-variant-numeric:tabular-nums}tbody th,td{whi
 td:last-child{white-space:normal}th,td{padding:.25rem .8rem;text-align:right;border-bottom:1px solid #eee}
 .score{font-size:2.4rem;font-weight:600;margin:0}
 .key span{display:inline-block;padding:0 .6rem;margin-right:.5rem;border-radius:3px;color:#000}
+table.long td{white-space:normal;text-align:left}svg{max-width:100%;height:auto}
 pre{background:#f6f6f6;padding:.8rem;overflow:auto}"""
 
 
