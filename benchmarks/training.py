@@ -21,7 +21,7 @@ from steel_seg.cache import open_cache
 from steel_seg.config import TrainConfig
 from steel_seg.curves import curves_of
 from steel_seg.data import read_folder
-from steel_seg.dataset import StripDataset, epoch_batches, make_loader
+from steel_seg.dataset import StripDataset, epoch_batches, freed_memory_kept, make_loader
 from steel_seg.loss import build_loss
 from steel_seg.model import build_model, load_model, save_model
 from steel_seg.predict import predict_oof, predict_probs
@@ -275,6 +275,24 @@ class Predictions:
         )  # another batch size, other last bits
 
 
+@cache
+def tiny():
+    return Steps("tu-test_resnet.r160_in1k", 2, 4)
+
+
+def steps_kept():
+    with freed_memory_kept():
+        return tiny().on_ready_batch()
+
+
+def check_kept():
+    "The losses are the same to the bit."
+    tiny.cache_clear()
+    kept = steps_kept()
+    tiny.cache_clear()
+    assert kept == tiny().on_ready_batch()
+
+
 def step_rows():
     "On the CPU, and on a GPU where there is one."
     cpu = cache(lambda: Steps("resnet18", 2, 2))
@@ -288,6 +306,16 @@ def step_rows():
             peer=lambda: cpu().on_ready_batch(),
         )
     ]
+    out.append(
+        dict(
+            what="training step, FPN + tiny ResNet, 2 of 256x1600, CPU, freed memory kept",
+            against="the same steps as glibc gives memory back",
+            goal=1.1,
+            check=check_kept,
+            ours=steps_kept,
+            peer=lambda: tiny().on_ready_batch(),
+        )
+    )
     if torch.cuda.is_available():
         encoder = "se_resnext50_32x4d"
         ours = cache(lambda: Steps(encoder, 8, 40, "cuda", torch.bfloat16, workers=8))

@@ -884,24 +884,29 @@ def _check_comparable(before: Path, after: Path, folder: StripFolder) -> None:
         raise ValueError(f"{after} has no ledger.csv: it was not trained on pseudo labels that `steel_seg pseudo` made")
 
 # %% ../nbs/29_pseudo_folder.ipynb #f80c3b03
+def _with_verdicts_before(ledger: pd.DataFrame, before: pd.DataFrame) -> pd.DataFrame:
+    "A ledger whose rounds but the last are those of the run before, where it has as many."
+    if len(before) != len(ledger) - 1:
+        return ledger
+    return pd.DataFrame([*before.to_dict("records"), ledger.to_dict("records")[-1]], columns=list(LEDGER_COLUMNS))
+
+
 def judge_round(
     before: str | Path,  # the decided run without the labels of this round
     after: str | Path,  # the decided run that was trained on them
     folder: StripFolder,  # the data of both
     rng: np.random.Generator,  # same seed, same interval
 ) -> Verdict:
-    """Whether a round of pseudo labels helped, on true labels only; written into the ledgers of `after` and its labels.
+    """Whether a round of pseudo labels helped, on true labels only; written into the ledger of `after`.
 
+    The rounds before are those of `before`, with its verdicts. The labels' own ledger stays as it was made: several
+    nets can be trained on them, each with a verdict of its own.
     Raises `ValueError` where the runs are of other data or folds, where one is not decided, and where `after` has no
     ledger.
     """
     before, after = Path(before), Path(after)
     _check_comparable(before, after, folder)
     verdict = pseudo_verdict(_nested(before, folder), _nested(after, folder), rng)
-    ledger = judged(read_ledger(after / "ledger.csv"), verdict)
-    write_ledger(after / "ledger.csv", ledger)
-    labels = read_json(after / "config.json").get("config", {}).get("pseudo")
-    of_labels = Path(labels or "") / "ledger.csv"
-    if labels and of_labels.exists() and len(read_ledger(of_labels)) == len(ledger):
-        write_ledger(of_labels, ledger)
+    ledger = _with_verdicts_before(read_ledger(after / "ledger.csv"), read_ledger(before / "ledger.csv"))
+    write_ledger(after / "ledger.csv", judged(ledger, verdict))
     return verdict

@@ -382,9 +382,13 @@ def _decide_step(recipe: Recipe, run: str) -> Step:
 
 def _ledger_step(recipe: Recipe, net: str, number: int) -> Step:
     "The verdict about the pseudo labels of the phase of this number: the net before and after them."
-    before, after = (f"{net}.{phase}" for phase in list(recipe.phases)[number - 1 : number + 1])
+    phases = list(recipe.phases)
+    before, after = f"{net}.{phases[number - 1]}", f"{net}.{phases[number]}"
     command = ("pseudo-ledger", before, after, "--data", "{data}", "--seed", str(recipe.seed))
-    return Step("ledger", after, command, (f"decide/{before}", f"decide/{after}"))
+    needs = [f"decide/{before}", f"decide/{after}"]
+    if recipe.phases[phases[number - 1]].get("sampler") == "pseudo":
+        needs.append(f"ledger/{before}")  # the verdict on the round before is part of this ledger
+    return Step("ledger", after, command, tuple(needs))
 
 
 def _net_steps(recipe: Recipe) -> list[Step]:

@@ -590,7 +590,8 @@ def test_a_round_from_the_command_line(tmp_path, capsys):
     last = says("pseudo-ledger", first, second, "--data", data, "--json").splitlines()[-1]
     verdict = json.loads(last)
     table = read_ledger(second / "ledger.csv")
-    assert table.verdict.tolist() == [verdict["verdict"]] and read_ledger(labels / "ledger.csv").equals(table)
+    assert table.verdict.tolist() == [verdict["verdict"]]
+    assert read_ledger(labels / "ledger.csv").verdict.tolist() == [""]  # each net has a verdict of its own
     scores = [json.loads((r / "rule.json").read_text())["facts"]["nested"]["value"] for r in (first, second)]
     assert [table.before[0], table.after[0]] == pytest.approx(scores)
     report = (second / "report.html").read_text()

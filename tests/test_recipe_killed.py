@@ -18,12 +18,12 @@ STAGES = ("train", "predict", "pseudo", "blend", "decide", "submit", "choose")
 NET = {"arch": "fpn", "decoder": {"decoder_pyramid_channels": 32, "decoder_segmentation_channels": 32}}
 TINY = {
     "nets": {"a": NET, "b": {**NET, "encoder_depth": 4}},
-    "phases": {"p": {"epochs": 12}, "q": {"epochs": 2, "sampler": "pseudo"}},
+    "phases": {"p": {"epochs": 50}, "q": {"epochs": 2, "sampler": "pseudo"}},
     "train": {
         "encoder": "tu-test_resnet.r160_in1k",
         "encoder_weights": None,
         "batch_size": 4,
-        "lr": 1e-2,
+        "lr": 5e-3,
         "num_workers": 0,
         "save_every": 1,
     },
@@ -101,11 +101,11 @@ def test_a_changed_blend_weight_reruns_what_follows_it(tmp_path):
     short = {**TINY, "phases": {"p": {"epochs": 1}}, "classifier": None, "gate": "none"}
     config.write_text(json.dumps(short))
     assert cli.main(arguments(data, run, config)) == 0
-    nets = {path: path.stat().st_mtime_ns for path in run.glob("?.p/**/*") if path.is_file()}
+    nets = {path: path.stat().st_mtime_ns for path in run.glob("?.p/fold_*/**/*")}
     config.write_text(json.dumps({**short, "blend": {"weights": "3,1"}}))
     times = {path: path.stat().st_mtime_ns for path in run.glob("done/*/*/*")}
     assert cli.main(arguments(data, run, config)) == 0
     again = {f"{path.parts[-3]} {path.parts[-2]}" for path, at in times.items() if path.stat().st_mtime_ns != at}
     assert again == {"blend blend", "gains recipe", "decide blend", "submit blend", "choose recipe"}
-    assert nets == {path: path.stat().st_mtime_ns for path in run.glob("?.p/**/*") if path.is_file()}
+    assert nets == {path: path.stat().st_mtime_ns for path in run.glob("?.p/fold_*/**/*")}
     assert json.loads((run / "blend/config.json").read_text())["blend"]["shares"] == [3, 1]
