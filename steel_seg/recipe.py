@@ -81,6 +81,10 @@ def _check_numbers(recipe: Any) -> None:
             raise ValueError(f"{name}={getattr(recipe, name)!r} is not {lowest} or more")
     if recipe.prefilter is not None and not 0 <= recipe.prefilter <= 1:
         raise ValueError(f"prefilter={recipe.prefilter!r} is not a probability, 0 to 1")
+    if recipe.choose and len(recipe.nets) == 1 and recipe.blend is None:
+        raise ValueError(
+            "choose=True with one net and no blend leaves nothing to choose: add a net, or set it to false"
+        )
     first = next(iter(recipe.phases))
     if recipe.phases[first].get("sampler") == "pseudo":
         raise ValueError(f"phases: {first} is the first, so there are no nets yet that could make pseudo labels for it")
