@@ -914,7 +914,7 @@ def _counted(run, folder):
 def _gains(args):
     import numpy as np
 
-    from steel_seg.class_scores import read_class_probs, scores_file
+    from steel_seg.class_scores import all_below, read_class_probs, scores_file
     from steel_seg.data import read_folder
     from steel_seg.files import write_text
     from steel_seg.folds import read_folds
@@ -930,7 +930,7 @@ def _gains(args):
     if args.below is not None:
         if scores is None:
             raise ValueError("--below needs --scores, the probabilities that images were left out by")
-        left_out = (read_class_probs(scores, image_ids, folder.n_classes) < args.below).all(1)
+        left_out = all_below(read_class_probs(scores, image_ids, folder.n_classes), args.below)
     rng, folds = np.random.default_rng(args.seed), fold[list(image_ids)].to_numpy()
     table = gains(args.chain, curves, folds, rng, args.blend, args.gate, levels, left_out)
     write_text(args.out, table.to_csv(index=False))

@@ -419,8 +419,10 @@ def make_loader(
     )
 
 # %% ../nbs/31_dataset.ipynb #f243e25c
-# Options of glibc's mallopt, each with the value to keep memory and its default; source: malloc.h, man 3 mallopt.
-_KEPT = {-4: (0, 65536), -1: (2**31 - 1, 131072), -2: (64 << 20, 131072)}  # MMAP_MAX, TRIM_THRESHOLD, TOP_PAD
+_MMAP_MAX, _MMAP_THRESHOLD, _TOP_PAD, _TRIM_THRESHOLD = -4, -3, -2, -1  # of glibc's mallopt; source: malloc.h
+_KEPT = {_MMAP_MAX: 0, _TRIM_THRESHOLD: 2**31 - 1, _TOP_PAD: 64 << 20}
+# The defaults. Both thresholds grow with the blocks that are freed, up to these values, until one of them is set.
+_GIVEN_BACK = {_MMAP_MAX: 65536, _MMAP_THRESHOLD: 32 << 20, _TRIM_THRESHOLD: 64 << 20, _TOP_PAD: 131072}
 
 
 @contextmanager
@@ -430,11 +432,11 @@ def freed_memory_kept() -> Iterator[None]:
     if libc is None or not hasattr(libc, "gnu_get_libc_version"):
         yield
         return
-    for option, (kept, _) in _KEPT.items():
-        libc.mallopt(option, kept)
+    for option, value in _KEPT.items():
+        libc.mallopt(option, value)
     try:
         yield
     finally:
-        for option, (_, default) in _KEPT.items():
-            libc.mallopt(option, default)
+        for option, value in _GIVEN_BACK.items():
+            libc.mallopt(option, value)
         libc.malloc_trim(0)

@@ -96,7 +96,7 @@ def shown_gains(
 ) -> pd.DataFrame:  # of texts; index "step"
     "The table in rounded numbers, each difference with its interval."
     rows = []
-    for row in table.fillna({"score": np.nan}).to_dict("records"):
+    for row in table.to_dict("records"):
         interval = f"{row['difference']:+.4f} ({row['low']:+.4f} to {row['high']:+.4f})"
         known = not pd.isna(row["difference"])
         rows.append(

@@ -22,7 +22,7 @@ import torch
 from accelerate import Accelerator
 from tqdm import tqdm
 
-from .class_scores import class_texts, read_class_probs, scores_file, write_class_texts
+from .class_scores import all_below, class_texts, read_class_probs, scores_file, write_class_texts
 from .config import TrainConfig
 from .curves import CurveCounter, Curves, read_curves, write_curves
 from .data import StripFolder, csv_rows
@@ -422,7 +422,7 @@ def _left_out(run: Path, kind: str, image_ids: Sequence[str], n_classes: int, be
     "The images whose every class has a probability below `below` in the scores of a run."
     path = scores_file(run, kind)
     probs = read_class_probs(path, image_ids, n_classes)
-    return LeftOut(frozenset(np.asarray(image_ids)[(probs < below).all(1)].tolist()), sha256_file(path))
+    return LeftOut(frozenset(np.asarray(image_ids)[all_below(probs, below)].tolist()), sha256_file(path))
 
 # %% ../nbs/39_predict.ipynb #d4b802d6
 def read_prefilter(

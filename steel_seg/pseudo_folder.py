@@ -199,9 +199,10 @@ def fold_labels(
     n_classes: int,
 ) -> StripFolder | None:
     "The labels of a fold as a data folder, or None where no image was taken for it."
-    if any((where / "train_images").iterdir()):
-        return read_folder(where, n_classes)
-    return None
+    images = where / "train_images"
+    if images.is_dir() and not any(images.iterdir()):
+        return None
+    return read_folder(where, n_classes)
 
 
 def write_pseudo(

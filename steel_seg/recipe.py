@@ -81,16 +81,19 @@ def _check_numbers(recipe: Any) -> None:
             raise ValueError(f"{name}={getattr(recipe, name)!r} is not {lowest} or more")
     if recipe.prefilter is not None and not 0 <= recipe.prefilter <= 1:
         raise ValueError(f"prefilter={recipe.prefilter!r} is not a probability, 0 to 1")
-    if recipe.choose and len(recipe.nets) == 1 and recipe.blend is None:
-        raise ValueError(
-            "choose=True with one net and no blend leaves nothing to choose: add a net, or set it to false"
-        )
     first = next(iter(recipe.phases))
     if recipe.phases[first].get("sampler") == "pseudo":
         raise ValueError(f"phases: {first} is the first, so there are no nets yet that could make pseudo labels for it")
 
 # %% ../nbs/70_recipe.ipynb #f3bee6c3
 _CHOICES = {"tta": ("none", "hflip", "flips"), "keep": ("confident", "pixels", "all"), "gate": ("none", *GATE_KINDS)}
+
+
+def _check_choice(recipe: Any) -> None:
+    if recipe.choose and len(recipe.nets) == 1 and recipe.blend is None:
+        raise ValueError(
+            "choose=True with one net and no blend leaves nothing to choose: add a net, or set it to false"
+        )
 
 
 def _check_gate(recipe: Any) -> None:
@@ -124,7 +127,7 @@ class Recipe:
     threads: int = 1  # of each job; another number gives other last digits
 
     def __post_init__(self):
-        for check in (_check_types, _check_names, _check_train_fields, _check_numbers, _check_gate):
+        for check in (_check_types, _check_names, _check_train_fields, _check_numbers, _check_choice, _check_gate):
             check(self)
 
 # %% ../nbs/70_recipe.ipynb #2e14dd95
@@ -316,19 +319,23 @@ def _blend_steps(recipe: Recipe) -> list[Step]:
     return [Step("blend", "blend", command, tuple(f"predict/{run}" for run in _last_runs(recipe)), makes=("blend",))]
 
 # %% ../nbs/70_recipe.ipynb #e4248c32
+def _scores_option(recipe: Recipe) -> tuple[str, ...]:
+    "The classifier's probabilities of the training images, where there is a classifier."
+    return ("--scores", "classifier/oof_scores.csv") if recipe.classifier is not None else ()
+
+
 def _gate_options(recipe: Recipe) -> tuple[str, ...]:
     "Options of `decide` and `gains` for the gate of the last run."
     if recipe.gate == "none":
         return ()
-    scores = ("--scores", "classifier/oof_scores.csv") if recipe.classifier is not None else ()
-    return ("--gate", recipe.gate, *scores)
+    return ("--gate", recipe.gate, *_scores_option(recipe))
 
 
 def _prefilter_options(recipe: Recipe) -> tuple[str, ...]:
     "Options of `gains` for the images that were not segmented; those of a gate name the scores already."
     if recipe.prefilter is None:
         return ()
-    scores = () if _gate_options(recipe) else ("--scores", "classifier/oof_scores.csv")
+    scores = () if _gate_options(recipe) else _scores_option(recipe)
     return (*scores, "--below", str(recipe.prefilter))
 
 
@@ -373,8 +380,8 @@ def _choose_steps(recipe: Recipe) -> list[Step]:
         return []
     names = list(_candidates(recipe))
     command = ("choose", *names, "--data", "{data}", "--seed", str(recipe.seed), "--out", "submissions")
-    if _gate_options(recipe)[2:]:
-        command += _gate_options(recipe)[2:]
+    if recipe.gate != "none":
+        command += _scores_option(recipe)
     return [Step("choose", "recipe", command, tuple(f"submit/{name}" for name in names))]
 
 # %% ../nbs/70_recipe.ipynb #4023aaf7

@@ -489,6 +489,17 @@ def test_runs_with_different_folds_make_no_labels_together(folder, run, tmp_path
         open_sources([run, other], folder)
 
 
+def test_labels_whose_images_are_gone_are_refused(folder, labels, tmp_path):
+    for name, remove, message in (
+        ("no images", lambda where: [path.unlink() for path in where.iterdir()], "holds other labels than were made"),
+        ("no folder", shutil.rmtree, "fold_1: cannot be used"),
+    ):
+        shutil.copytree(labels, tmp_path / name)
+        remove(tmp_path / name / "fold_1/train_images")
+        with pytest.raises(ValueError, match=message):
+            train_run(tmp_path / f"run, {name}", folder, with_labels(tmp_path / name), progress=False)
+
+
 def test_a_part_of_the_folder_or_one_without_its_record_is_refused(folder, labels, tmp_path):
     "Both look like plain data folders, and would be read without a check."
     with pytest.raises(ValueError, match="fold_1 holds the labels of one fold: give"):

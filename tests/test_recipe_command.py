@@ -154,12 +154,10 @@ def command(capsys, *argv):
     return code, json.loads(out.splitlines()[-1]) if out else None, out, err
 
 
-def start(made):
-    "The recipe as a process of its own."
+def start(command, stderr=subprocess.PIPE):
+    "A command as a process of its own."
     code = "import sys; from steel_seg.cli import main; sys.exit(main())"
-    return subprocess.Popen(
-        [sys.executable, "-c", code, *arguments(made)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    )
+    return subprocess.Popen([sys.executable, "-c", code, *command], stdout=subprocess.DEVNULL, stderr=stderr)
 
 
 def test_dry_run_says_what_would_run_and_why(capsys, made):
@@ -172,7 +170,7 @@ def test_dry_run_says_what_would_run_and_why(capsys, made):
 
 def test_killed_in_an_epoch_it_goes_on_and_ends_the_same(capsys, made):
     top, _ = made
-    process = start(made)
+    process = start(arguments(made))
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:  # until some steps of the first epoch are over, and not all
         states = list((top / "run").glob("*/fold_*/state.safetensors"))

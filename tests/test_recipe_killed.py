@@ -2,12 +2,12 @@
 
 import json
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import psutil
 import pytest
+from test_recipe_command import TINY, start
 
 from steel_seg import cli
 from steel_seg.synth import make_folder
@@ -15,19 +15,10 @@ from steel_seg.synth import make_folder
 pytestmark = [pytest.mark.long, pytest.mark.kill]
 
 STAGES = ("train", "predict", "pseudo", "blend", "decide", "submit", "choose")
-NET = {"arch": "fpn", "decoder": {"decoder_pyramid_channels": 32, "decoder_segmentation_channels": 32}}
-TINY = {
-    "nets": {"a": NET, "b": {**NET, "encoder_depth": 4}},
+WHOLE = {
+    **TINY,
     "phases": {"p": {"epochs": 50}, "q": {"epochs": 2, "sampler": "pseudo"}},
-    "train": {
-        "encoder": "tu-test_resnet.r160_in1k",
-        "encoder_weights": None,
-        "batch_size": 4,
-        "lr": 5e-3,
-        "num_workers": 0,
-        "save_every": 1,
-    },
-    "folds": 2,
+    "train": {**TINY["train"], "batch_size": 4, "lr": 5e-3},
     "classifier": {"encoder": "tu-test_resnet.r160_in1k", "encoder_weights": None, "epochs": 2, "num_workers": 0},
     "keep": "all",
     "gate": "score",
@@ -38,13 +29,6 @@ TINY = {
 
 def arguments(data, run, config):
     return ["recipe", "--data", str(data), "--run", str(run), "--config", str(config), "-j", "2"]
-
-
-def start(command):
-    "The command as a process of its own."
-    code = "import sys; from steel_seg.cli import main; sys.exit(main())"
-    where = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    return subprocess.Popen([sys.executable, "-c", code, *command], **where)
 
 
 def at_work(run, stage):
@@ -58,7 +42,7 @@ def at_work(run, stage):
 def kill_in(stage, command, run, seconds):
     "Start the recipe, and kill every process of it, as a power cut would, while a job of the stage is at work."
     before = at_work(run, stage)  # what was killed earlier
-    process = start(command)
+    process = start(command, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + seconds
     while not at_work(run, stage) - before:
         assert process.poll() is None, f"ended before {stage}"
@@ -83,7 +67,7 @@ def results(run):
 def test_killed_in_every_stage_it_ends_with_the_same_submissions(tmp_path):
     data, config = tmp_path / "data", tmp_path / "tiny.json"
     make_folder(data, n_train=32, n_test=8, shape=(64, 96), seed=2)
-    config.write_text(json.dumps(TINY))
+    config.write_text(json.dumps(WHOLE))
     calm, killed = tmp_path / "calm/run", tmp_path / "killed/run"
     assert cli.main(arguments(data, calm, config)) == 0
     for stage in STAGES:
@@ -98,7 +82,7 @@ def test_killed_in_every_stage_it_ends_with_the_same_submissions(tmp_path):
 def test_a_changed_blend_weight_reruns_what_follows_it(tmp_path):
     data, config, run = tmp_path / "data", tmp_path / "tiny.json", tmp_path / "run"
     make_folder(data, n_train=16, n_test=2, shape=(64, 64), seed=2)
-    short = {**TINY, "phases": {"p": {"epochs": 1}}, "classifier": None, "gate": "none"}
+    short = {**WHOLE, "phases": {"p": {"epochs": 1}}, "classifier": None, "gate": "none"}
     config.write_text(json.dumps(short))
     assert cli.main(arguments(data, run, config)) == 0
     nets = {path: path.stat().st_mtime_ns for path in run.glob("?.p/fold_*/**/*")}
