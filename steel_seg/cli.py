@@ -942,7 +942,11 @@ def _add_recipe(parser):
     _add_data(parser)
     parser.add_argument("--run", required=True, type=Path, help="the folder of the recipe; runs are made in it")
     parser.add_argument(
-        "--size", choices=("small", "full"), default="small", help="settings to start from (default: %(default)s)"
+        "--size",
+        choices=("small", "medium", "full"),
+        default="small",
+        help="settings to start from: small, tiny nets, minutes on two cores; medium, a pretrained encoder, three "
+        "times as long; full, the team's (default: %(default)s)",
     )
     parser.add_argument("--config", type=Path, help="a JSON file with settings that differ from those of --size")
     parser.add_argument("-j", "--jobs", type=int, default=1, help="jobs at the same time (default: %(default)s)")

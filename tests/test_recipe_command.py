@@ -14,8 +14,10 @@ import pytest
 import torch
 
 from steel_seg import cli
+from steel_seg.config import TrainConfig
+from steel_seg.data import parse_shape
 from steel_seg.engine import Places, run_engine
-from steel_seg.recipe import Step, keys_of
+from steel_seg.recipe import SIZES, Step, keys_of, steps_of
 from steel_seg.state import load_state
 from steel_seg.synth import make_folder
 
@@ -242,6 +244,19 @@ def test_graph_is_drawn(capsys, made):
     graph = made[0] / "graph.mmd"
     command(capsys, *arguments(made, "--dry-run", "--graph", str(graph)))
     assert "train/a.p × 2" in graph.read_text()
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("n_images, shape", [(12, (64, 96)), (564, (200, 200)), (12_568, (256, 1600))])
+def test_every_size_can_be_trained_on_any_folder(size, n_images, shape):
+    steps = steps_of(SIZES[size](n_images, shape))
+    for step in steps:
+        if step.settings is not None:
+            config = TrainConfig.from_json(step.settings)
+            assert config.crop is None or all(side <= whole for side, whole in zip(parse_shape(config.crop), shape))
+    assert {step.kind for step in steps} == {
+        *("train", "predict", "decide", "pseudo", "ledger", "blend", "submit", "gains", "choose")
+    }
 
 
 def test_plan_calls_this_package():
