@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numba import njit
 
-from .rle import mask_size, rle_area, rle_decode, rle_encode, rle_overlap
+from .rle import check_levels, mask_size, rle_area, rle_decode, rle_encode, rle_overlap
 
 # %% ../nbs/03_rle_fast.ipynb #088756c8
 # A table, not `1 << k`: with a shift by a variable for every pixel the compiled code took six times as long.
@@ -129,7 +129,7 @@ def _string(levels: np.ndarray, lowest: int) -> str:
 
 # %% ../nbs/03_rle_fast.ipynb #fdcab022
 def encode(
-    mask: np.ndarray,  # (H,W) bool or uint8, nonzero is defect; other dtypes as for `rle_encode`
+    mask: np.ndarray,  # (H,W) bool or uint8 of 0 and one other level, which is defect; other dtypes as for `rle_encode`
 ) -> str:
     """Write a mask as `start length` pairs: what `rle_encode` writes, faster; `""` where it is empty.
 
@@ -139,6 +139,7 @@ def encode(
     mask = np.asarray(mask)
     if mask.ndim != 2 or mask.dtype not in (np.uint8, np.bool_) or mask.size >= _MAX_PIXELS:
         return rle_encode(mask)
+    check_levels(mask)
     return _string(mask.view(np.uint8), 1)
 
 # %% ../nbs/03_rle_fast.ipynb #c64cefe0

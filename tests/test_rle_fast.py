@@ -83,26 +83,27 @@ def same(ours, theirs):
 @settings(max_examples=300, deadline=None)
 @given(levels(), st.integers(0, 255))
 def test_encode_is_rle_encode(prob, thresh):
-    text = rle_encode(prob)
+    mask = (prob > 0).astype(np.uint8)
+    text = rle_encode(mask)
     for kind in (
-        prob,
+        mask,
         prob > 0,
-        (prob > 0) * np.uint8(2),
-        (prob > 0) * np.uint8(255),
-        np.asfortranarray(prob),
-        np.repeat(np.repeat(prob, 2, 0), 3, 1)[::2, ::3],
-        prob[::-1, ::-1].copy()[::-1, ::-1],
-        (prob > 0).astype(int),
-        (prob > 0).astype(np.float32),
-        prob.tolist(),
+        mask * 2,
+        mask * 255,
+        np.asfortranarray(mask),
+        np.repeat(np.repeat(mask, 2, 0), 3, 1)[::2, ::3],
+        mask[::-1, ::-1].copy()[::-1, ::-1],
+        mask.astype(int),
+        mask.astype(np.float32),
+        mask.tolist(),
     ):
         assert encode(kind) == text
-    frozen = prob.copy()
+    frozen = mask.copy()
     frozen.flags.writeable = False
     assert encode(frozen) == text
     for t in (thresh, 0, 1, 255):
         assert encode_prob(prob, t) == rle_encode(prob >= t) == encode_prob(np.asfortranarray(prob), np.uint8(t))
-    assert encode_masks(np.stack([prob, prob > thresh])) == [text, rle_encode(prob > thresh)]
+    assert encode_masks(np.stack([mask, prob > thresh])) == [text, rle_encode(prob > thresh)]
 
 
 @settings(max_examples=200, deadline=None)
@@ -121,8 +122,22 @@ def test_words_hold_the_mask_and_give_it_back(prob):
 
 @settings(max_examples=300, deadline=None)
 @given(levels())
+def test_a_mask_of_more_than_two_levels_is_refused(prob):
+    "By both encoders, for every dtype that holds the levels."
+    n_levels = len(np.union1d(prob, 0))
+    for mask in (prob, prob.astype(np.int16) - 300 * (prob > 0), prob.astype(np.float32), np.asfortranarray(prob)):
+        for function in (encode, rle_encode):
+            if n_levels <= 2:
+                assert decode(function(mask), mask.shape).sum() == (mask != 0).sum()
+            else:
+                with pytest.raises(ValueError, match="levels .*expected 0 and one more"):
+                    function(mask)
+
+
+@settings(max_examples=300, deadline=None)
+@given(levels())
 def test_decode_is_rle_decode(prob):
-    text = rle_encode(prob)
+    text = rle_encode(prob > 0)
     mask, out = decode(text, prob.shape), np.full(prob.shape, 9, np.uint8)
     assert same(mask, rle_decode(text, prob.shape)) and mask.flags.c_contiguous and mask.flags.writeable
     assert decode(text, prob.shape, out) is out and np.array_equal(out, mask)
@@ -137,7 +152,7 @@ def test_decode_is_rle_decode(prob):
 def test_counts_are_those_of_the_pixels(data):
     shape = data.draw(shapes)
     p, t = data.draw(levels(shape)), data.draw(levels(shape))
-    a, b = rle_encode(p), rle_encode(t)
+    a, b = rle_encode(p > 0), rle_encode(t > 0)
     counts = tuple(int(n[0, 0]) for n in mask_counts(p[None, None], t[None, None]))
     assert counts == (rle_area(a), rle_overlap(a, b), rle_area(b))
     for end in (shape, None):
