@@ -9,6 +9,7 @@ __all__ = ['DEMO_PIXELS', 'demo_config', 'main', 'gpu_of_its_own', 'job']
 import argparse
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import fields, replace
@@ -1165,10 +1166,28 @@ def _parser(command=None):
     return top
 
 # %% ../nbs/72_cli.ipynb #9679e834
+@contextmanager
+def _own_warnings_in_a_line():
+    "While the block runs, a warning of this package is one line, without the place in the code."
+    usual = warnings.formatwarning
+
+    def line(message, category, *where):
+        if category.__module__.startswith("steel_seg."):
+            return f"warning: {message}\n"
+        return usual(message, category, *where)
+
+    warnings.formatwarning = line
+    try:
+        yield
+    finally:
+        warnings.formatwarning = usual
+
+
 def _exit_code(args):
     "Run a command that was parsed: its exit code; a mistake in the call is one line on stderr."
     try:
-        result = args.do(args)
+        with _own_warnings_in_a_line():
+            result = args.do(args)
     except (ValueError, OSError) as e:
         if os.environ.get("STEEL_SEG_TRACE"):
             raise

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['FAULT_COLUMNS', 'LAYOUTS', 'class_id', 'class_name', 'channel_of', 'parse_shape', 'Fault', 'fault_table',
-           'raise_errors', 'csv_rows', 'csv_table', 'unit_number', 'scan_table', 'table_faults', 'read_table',
-           'decode_image', 'read_image', 'image_size', 'same_bytes', 'StripFolder', 'read_folder', 'check_folder']
+           'raise_errors', 'csv_rows', 'csv_table', 'unit_number', 'scan_table', 'table_faults', 'doubt_faults',
+           'read_table', 'decode_image', 'read_image', 'image_size', 'same_bytes', 'StripFolder', 'LabelWarning',
+           'read_folder', 'check_folder']
 
 # %% ../nbs/11_data.ipynb #6a10db07
 import csv
@@ -20,6 +21,7 @@ from functools import cached_property
 from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
+from warnings import warn
 
 import cv2
 import numpy as np
@@ -30,6 +32,7 @@ from tqdm import tqdm
 from .files import sha256_file
 from .rle import rle_overlap, rle_runs
 from .rle_fast import decode, table_areas
+from .rle_origin import rle_doubts
 
 # %% ../nbs/11_data.ipynb #26d139f6
 def class_id(
@@ -282,6 +285,13 @@ def _scan_record(name, row, record, layout):
     return _TableRow(image_id, class_text, channel, rle, row), faults
 
 # %% ../nbs/11_data.ipynb #2a2bbe3b
+def _tail(path):
+    "The last 4 kB of a file."
+    with open(path, "rb") as f:
+        f.seek(max(0, os.path.getsize(path) - 4096))
+        return f.read()
+
+
 def scan_table(
     csv_path: str | Path,  # train.csv, sample_submission.csv or a submission, in either layout
     extra: str = "warning",  # severity of a column that neither layout has
@@ -311,6 +321,9 @@ def scan_table(
         faults += row_faults
         if table_row is not None:
             table.append(table_row)
+    if table and not _tail(csv_path).endswith((b"\n", b"\r")):
+        problem = "no line end after the last row: was the file cut? Compare it with its source"
+        faults.append(_file_fault(name, problem, records[-1][0], "warning"))
     return pd.DataFrame(table, columns=list(_TableRow._fields)), layout, faults
 
 # %% ../nbs/11_data.ipynb #4e502df4
@@ -342,13 +355,27 @@ def _overlap_faults(name, image_id, marked, shape):
     return faults
 
 # %% ../nbs/11_data.ipynb #8d9a8ddb
-def table_faults(
-    table: pd.DataFrame,  # as from `scan_table`
-    name: str,  # the file's name, for the faults
-    shape: tuple[int, int] | None = None,  # (H,W); None does not check runs past the end
-    n_classes: int | None = None,  # None does not check for classes that are too large
-) -> list[Fault]:
-    "Faults of the rows: unknown class, a pair given twice, malformed RLE, two classes on one pixel (a warning)."
+class _ReadMasks(NamedTuple):
+    "The masks of a table as runs."
+
+    runs: dict[int, np.ndarray]  # row -> as from `rle_runs`
+    malformed: dict[int, str]  # row -> what is wrong with it
+
+
+def _read_masks(table, shape):
+    "The `_ReadMasks` of a table; with `shape` None runs past the end are not malformed."
+    read = _ReadMasks({}, {})
+    marked = table[table.rle != ""]
+    for rle, row in zip(marked.rle, marked.row):
+        try:
+            read.runs[row] = rle_runs(rle, shape)
+        except ValueError as e:
+            read.malformed[row] = f"malformed RLE: {e}"
+    return read
+
+
+def _row_faults(table, name, shape, n_classes, read):
+    "`table_faults` of a table whose masks were read."
     faults, first_row, marked_of_image = [], {}, {}
     columns = (table[column] for column in _TableRow._fields)
     for image_id, class_text, channel, rle, row in zip(*columns):
@@ -357,17 +384,46 @@ def table_faults(
             problems.append(f"unknown class {class_text!r}: there are {n_classes} classes")
         if channel >= 0 and first_row.setdefault((image_id, channel), row) != row:
             problems.append(f"the same image and class as in row {first_row[image_id, channel]}")
-        if rle:
-            try:
-                rle_runs(rle, shape)
-            except ValueError as e:
-                problems.append(f"malformed RLE: {e}")
-            else:
-                marked_of_image.setdefault(image_id, []).append(_MarkedRow(row, channel, rle))
+        if row in read.malformed:
+            problems.append(read.malformed[row])
+        elif row in read.runs:
+            marked_of_image.setdefault(image_id, []).append(_MarkedRow(row, channel, rle))
         faults += [Fault(name, row, image_id, class_text, "error", problem) for problem in problems]
     for image_id, marked in marked_of_image.items():
         faults += _overlap_faults(name, image_id, marked, shape)
     return faults
+
+
+def table_faults(
+    table: pd.DataFrame,  # as from `scan_table`
+    name: str,  # the file's name, for the faults
+    shape: tuple[int, int] | None = None,  # (H,W); None does not check runs past the end
+    n_classes: int | None = None,  # None does not check for classes that are too large
+) -> list[Fault]:
+    "Faults of the rows: unknown class, a pair given twice, malformed RLE, two classes on one pixel (a warning)."
+    return _row_faults(table, name, shape, n_classes, _read_masks(table, shape))
+
+# %% ../nbs/11_data.ipynb #e559f365
+def _doubts_of(table, name, shape, read):
+    "`doubt_faults` of a table whose masks were read."
+    sound = table[table.row.isin(read.runs.keys())]
+    faults = []
+    for mask, problem in rle_doubts(sound.rle.tolist(), shape, [read.runs[row] for row in sound.row]):
+        if mask is None:
+            faults.append(_file_fault(name, problem, severity="warning"))
+        else:
+            of_mask = sound.iloc[mask]
+            faults.append(Fault(name, int(of_mask.row), of_mask.image_id, of_mask.class_id, "warning", problem))
+    return faults
+
+
+def doubt_faults(
+    table: pd.DataFrame,  # as from `scan_table`
+    name: str,  # the file's name, for the faults
+    shape: tuple[int, int],  # (H,W)
+) -> list[Fault]:
+    "Warnings about masks that look as if they were not written for strips of this shape, or were cut."
+    return _doubts_of(table, name, shape, _read_masks(table, shape))
 
 # %% ../nbs/11_data.ipynb #f6ba882b
 def read_table(
@@ -392,11 +448,48 @@ def _is_cut(data):
     return data[:4] == b"\x89PNG" and b"IEND" not in data[-64:]
 
 
+_ORIENTATION = 0x0112  # the tag of EXIF; 1 is upright
+
+
+def _orientation(image):
+    "The EXIF orientation of an image that Pillow has opened, 1 to 8; 1 where there is none, or none that can be read."
+    try:
+        number = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # damaged metadata of an image that may well be sound
+        return 1
+    return number if number in range(1, 9) else 1
+
+
+def _orientation_of_bytes(data):
+    "The EXIF orientation of an image file's bytes."
+    if b"Exif\0\0" not in data[:65536] and b"eXIf" not in data[:65536] and b"eXIf" not in data[-65536:]:
+        return 1  # nearly always, and a hundred times as fast
+    try:
+        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
+            return _orientation(image)
+    except Exception:  # what it is, the decoder says
+        return 1
+
+
+def _upright(image, orientation):
+    "An image as most tools show it. Source: Exif 2.32, tag 274."
+    if orientation >= 5:
+        image = image.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        image = image[::-1]
+    if orientation in (2, 3, 6, 7):
+        image = image[:, ::-1]
+    return np.ascontiguousarray(image)
+
+
 def decode_image(
     path: str | Path,  # a jpg or png file
-    flags: int,  # cv2.IMREAD_..: how to decode it; the orientation in its metadata is always ignored
+    flags: int,  # cv2.IMREAD_..: how to decode it
 ) -> np.ndarray:  # (H,W) or (H,W,3), as the flags ask
-    "Decode an image file; raises `ValueError` that names the file when it is absent, truncated or unreadable."
+    """Decode an image file, turned as its EXIF orientation says.
+
+    Raises `ValueError` that names the file when it is absent, truncated or unreadable.
+    """
     path = Path(path)
     try:
         data = path.read_bytes()
@@ -412,7 +505,7 @@ def decode_image(
         image = None
     if image is None:
         raise ValueError(f"{path}: not a readable image (damaged, or not an image)")
-    return image
+    return _upright(image, _orientation_of_bytes(data))
 
 # %% ../nbs/11_data.ipynb #5308d955
 def read_image(
@@ -425,23 +518,24 @@ def read_image(
 def image_size(
     path: str | Path,  # a jpg or png file
 ) -> tuple[int, int]:
-    "(H,W) from the file's header, without decoding; raises `ValueError` naming the file."
+    "(H,W) from the file's header, turned as `decode_image` does; raises `ValueError` naming the file."
+    return _header(path)[0]
+
+
+def _header(path):
+    "(H,W) of an image as most tools show it, and its EXIF orientation; raises `ValueError` naming the file."
     try:
         with Image.open(path, formats=("JPEG", "PNG")) as image:
-            return image.height, image.width
+            orientation = _orientation(image) if "exif" in image.info else 1
+            turned = orientation >= 5
+            size = (image.width, image.height) if turned else (image.height, image.width)
+            return size, orientation
     except Exception as e:  # Pillow's readers raise a dozen types on damaged bytes
         empty = os.path.isfile(path) and not os.path.getsize(path)
         problem = "empty file" if empty else f"not a readable JPEG or PNG ({type(e).__name__})"
         raise ValueError(f"{path}: {problem}") from None
 
 # %% ../nbs/11_data.ipynb #9da5f944
-def _tail(path):
-    "The last 4 kB of a file."
-    with open(path, "rb") as f:
-        f.seek(max(0, os.path.getsize(path) - 4096))
-        return f.read()
-
-
 def same_bytes(
     paths: Iterable[str | Path],  # files
 ) -> np.ndarray:
@@ -572,9 +666,14 @@ def _list_image(path):
     if path.suffix.lower() not in (".jpg", ".jpeg", ".png") or path.name.startswith(".") or not path.is_file():
         return None, _image_fault(folder_name, image_id, "not an image (jpg, jpeg, png): left out", "warning")
     try:
-        return _Listed(image_id, path, image_size(path)), None
+        shape, orientation = _header(path)
     except ValueError as e:
         return _Listed(image_id, path, None), _image_fault(folder_name, image_id, str(e).removeprefix(f"{path}: "))
+    turned = (
+        f"is turned by its EXIF orientation {orientation}, as viewers do: its labels must be those of the image shown"
+    )
+    fault = _image_fault(folder_name, image_id, turned, "warning") if orientation > 1 else None
+    return _Listed(image_id, path, shape), fault
 
 # %% ../nbs/11_data.ipynb #bab79786
 def _list_images(
@@ -692,6 +791,7 @@ class _Contents(NamedTuple):
     table: pd.DataFrame  # as from `scan_table`
     train: list[_Listed]
     test: list[_Listed]
+    doubts: list[Fault]  # those of the faults that `doubt_faults` found
 
 
 def _examine(root: str | Path, n_classes: int | None = None) -> tuple[_Contents | None, list[Fault]]:
@@ -710,12 +810,14 @@ def _examine(root: str | Path, n_classes: int | None = None) -> tuple[_Contents 
         faults += _size_faults(train, "train_images", shape) + _size_faults(test, "test_images", shape)
     in_sample, sample_faults = _sample_faults(root, test)
     n_classes, class_faults = _class_count(table, in_sample, n_classes)
-    faults += sample_faults + class_faults + table_faults(table, "train.csv", shape, n_classes)
+    read = _read_masks(table, shape)
+    doubts = _doubts_of(table, "train.csv", shape, read) if shape else []
+    faults += sample_faults + class_faults + _row_faults(table, "train.csv", shape, n_classes, read) + doubts
     if train:
         faults += _missing_images(table, "train.csv", train)
     if layout == "2019":
         faults += _missing_pairs(table, "train.csv", [image.image_id for image in train], n_classes)
-    return _Contents(root, layout, n_classes, shape, table, train, test), faults
+    return _Contents(root, layout, n_classes, shape, table, train, test, doubts), faults
 
 # %% ../nbs/11_data.ipynb #cb5ba21f
 def _folder_hash(contents):
@@ -730,6 +832,16 @@ def _image_table(images):
     return pd.DataFrame([image[:2] for image in images], columns=["image_id", "path"])
 
 
+class LabelWarning(UserWarning):
+    "Labels look as if they were not made for their images."
+
+
+def _doubt_text(root, doubts):
+    "Doubts about a folder in one message."
+    shown = [_fault_line(fault) for fault in doubts if fault.row == 0] or [_fault_line(fault) for fault in doubts[:3]]
+    return f"{root}: {'; '.join(shown)} (`steel_seg check-data {root}` lists the masks)"
+
+
 def read_folder(
     root: str | Path,  # holds train.csv and train_images/, and may hold test_images/ and sample_submission.csv
     n_classes: int | None = None,  # None: the highest ClassId in train.csv and sample_submission.csv
@@ -738,12 +850,15 @@ def read_folder(
 
     The number of classes and the image size (the most frequent one) come from the data. Checks the csv and its RLEs
     fully, and the headers of the images but not their pixels: `check_folder` does that, and lists faults as a table.
-    Raises `ValueError` with the number of errors and the first of them; warnings are kept in `.warnings`.
+    Raises `ValueError` with the number of errors and the first of them; warnings are kept in `.warnings`. Where masks
+    look as if they were not written for these strips, there is a `LabelWarning`, too.
     """
     contents, faults = _examine(root, n_classes)
     warnings = fault_table(faults)
     raise_errors(warnings, f"{root}: cannot be used; check_folder lists everything")
     assert contents and contents.shape  # no folder and no image are errors
+    if contents.doubts:
+        warn(_doubt_text(root, contents.doubts), LabelWarning, stacklevel=2)
     table = contents.table
     return StripFolder(
         root=contents.root,

@@ -22,6 +22,7 @@ from steel_seg.data import (
     Fault,
     class_id,
     csv_rows,
+    doubt_faults,
     fault_table,
     raise_errors,
     read_table,
@@ -187,10 +188,13 @@ def check_submission(
     Errors: no such file, not text, wrong columns or another layout than the sample's, rows that cannot be split, extra
     and repeated rows, a class that is not asked for, malformed runs. A missing row is named by the row of the sample
     that asks for it (`file` is the sample then), or without a sample by the first row of its image.
-    Warning: two classes on one pixel. Order of rows and columns is free.
+    Warnings: two classes on one pixel; masks that look as if they were written for other strips, or were cut. Order of
+    rows and columns is free.
     """
     name, *sample_name = _names(path, *([] if sample is None else [sample]))
     table, layout, faults = scan_table(path, extra="error", name=name)
+    if shape is not None:
+        faults += doubt_faults(table, name, shape)
     if sample is None:
         faults += table_faults(table, name, shape, n_classes)
         known = table if n_classes is None else table[table.channel < n_classes]  # the others are faults already

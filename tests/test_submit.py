@@ -477,7 +477,7 @@ def test_a_real_submission_with_one_damaged_row(real, tmp_path, kind):
 @pytest.mark.real
 def test_a_real_submission_with_rows_missing_repeated_and_overlapping(real, tmp_path):
     _, lines, sample = real
-    (tmp_path / "s.csv").write_text("\n".join(lines[:100] + lines[101:] + [lines[7]]))
+    (tmp_path / "s.csv").write_text("\n".join([*lines[:100], *lines[101:], lines[7], ""]))
     assert check_submission(tmp_path / "s.csv", sample)[["file", "row"]].values.tolist() == [
         ["s.csv", 7205],
         ["sample.csv", 101],
@@ -487,7 +487,7 @@ def test_a_real_submission_with_rows_missing_repeated_and_overlapping(real, tmp_
     )
     first = lines[n].split(",")[1].split()[0]
     lines = [*lines[: n + 1], lines[n + 1].split(",")[0] + f",{first} 1", *lines[n + 2 :]]
-    (tmp_path / "s.csv").write_text("\n".join(lines))
+    (tmp_path / "s.csv").write_text("\n".join([*lines, ""]))
     assert check_submission(tmp_path / "s.csv", sample)[["row", "severity"]].values.tolist() == [[n + 2, "warning"]]
 
 
