@@ -1,6 +1,8 @@
 """A folder is read in either layout, and whatever is done to it is named by file and row."""
 
+import re
 import shutil
+import unicodedata
 from pathlib import Path
 
 import cv2
@@ -12,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from steel_seg.class_scores import read_class_probs
 from steel_seg.data import (
     FAULT_COLUMNS,
     channel_of,
@@ -24,6 +27,7 @@ from steel_seg.data import (
     same_bytes,
 )
 from steel_seg.rle import rle_encode
+from steel_seg.submit import check_submission
 from steel_seg.synth import make_folder
 
 SHAPE = (32, 64)
@@ -298,7 +302,7 @@ def test_a_damaged_image_is_named(today, damage, severity, says):
             "wrong columns 'ImageId,EncodedPixels'",
         ),
         (lambda r: (r / "train.csv").write_text("ImageId,ImageId,ClassId,EncodedPixels\na,a,1,1 1\n"), "wrong columns"),
-        (lambda r: _csv(r, ",", ";", -1), "wrong columns 'ImageId;ClassId;EncodedPixels'"),
+        (lambda r: _csv(r, ",", "|", -1), "wrong columns 'ImageId|ClassId|EncodedPixels'"),
         (lambda r: (r / "train.csv").write_bytes((r / "train.csv").read_text().encode("utf-16")), "not UTF-8"),
         (lambda r: ((r / "train.csv").unlink(), (r / "train.csv").mkdir()), "cannot be read"),
     ],
@@ -309,6 +313,76 @@ def test_a_folder_that_is_none_is_refused_in_one_line(today, make, says):
     assert len(faults) == 1 and says in faults.problem[0] and faults.severity[0] == "error"
     with pytest.raises(ValueError, match="1 error\n"):
         read_folder(today)
+
+
+FORMS = {
+    "semicolons": lambda text: text.replace(",", ";"),
+    "semicolons, named by Excel": lambda text: "sep=;\n" + text.replace(",", ";"),
+    "tabs": lambda text: text.replace(",", "\t"),
+    "quotes, CRLF and a byte order mark": lambda text: (
+        "\ufeff" + re.sub("([^,\n]+)", r'"\1"', text).replace("\n", "\r\n")
+    ),
+    "classes as floats": lambda text: re.sub(r"(,[1-4]),", r"\1.0,", text),
+    "pandas, clean images joined": None,
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_labels_in_a_form_that_can_be_read_in_one_way_only(folders, today, form):
+    text = (today / "train.csv").read_text()
+    if FORMS[form] is None:
+        images = pd.DataFrame({"ImageId": read_folder(today).images.image_id})
+        images.merge(pd.read_csv(today / "train.csv"), how="left").to_csv(today / "train.csv", index=False)
+        assert ",1.0," in (today / "train.csv").read_text()
+    else:
+        (today / "train.csv").write_bytes(FORMS[form](text).encode())
+    a, b = read_folder(folders["today"]), read_folder(today)
+    by = ["image_id", "channel", "rle"]
+    assert b.masks[by].sort_values(by).values.tolist() == a.masks[by].sort_values(by).values.tolist()
+    assert b.images.image_id.tolist() == a.images.image_id.tolist() and b.n_classes == a.n_classes
+    assert check_folder(today).equals(check_folder(folders["today"]))
+
+
+@pytest.mark.parametrize("form", ["semicolons", "tabs", "classes as floats"])
+def test_a_submission_in_such_a_form_is_refused_as_kaggle_does(folders, tmp_path, form):
+    sample = folders["today"] / "sample_submission.csv"
+    (tmp_path / "s.csv").write_text(FORMS[form](sample.read_text()))
+    says = {"semicolons": "separated by ';'", "tabs": "separated by '\\t'"}.get(form, "unknown class '1.0'")
+    faults = check_submission(tmp_path / "s.csv", sample, SHAPE)
+    assert faults.problem.str.contains(says, regex=False).any() and (faults.severity == "error").any()
+
+
+def test_a_clean_image_that_is_listed_and_not_there_is_an_error(today):
+    with open(today / "train.csv", "a") as f:
+        f.write("x.jpg,,\n")
+    faults = check_folder(today)
+    assert faults.problem.tolist() == ["no image 'x.jpg' in train_images"] and faults.severity[0] == "error"
+
+
+def test_scores_of_a_spreadsheet_with_decimal_commas(tmp_path):
+    (tmp_path / "points.csv").write_text("image_id,p1,p2\na.jpg,0.5,0.25\nb.jpg,1,0.125\n")
+    (tmp_path / "commas.csv").write_text("image_id;p1;p2\r\na.jpg;0,5;0,25\r\nb.jpg;1;0,125\r\n")
+    points, commas = (
+        read_class_probs(tmp_path / f"{name}.csv", ["a.jpg", "b.jpg"], 2) for name in ("points", "commas")
+    )
+    assert points.tolist() == commas.tolist() == [[0.5, 0.25], [1, 0.125]]
+
+
+@pytest.mark.parametrize("where", ["csv", "files"])
+def test_names_that_look_the_same_are_the_same(tmp_path, where):
+    "An umlaut as one character or two, a space that does not break, a character that is not seen."
+    names = ["Prüfung 1.png", "Prüfung 2.png", "Maß.png"]
+    odd = [unicodedata.normalize("NFD", names[0]), names[1].replace(" ", "\u00a0"), names[2].replace(".", "\u200b.")]
+    in_csv, on_disk = (odd, names) if where == "csv" else (names, odd)
+    (tmp_path / "train_images").mkdir()
+    for name in on_disk:
+        cv2.imwrite(str(tmp_path / "a.png"), np.full((8, 12), 90, np.uint8))
+        (tmp_path / "a.png").rename(tmp_path / "train_images" / name)
+    rows = [f"{name},1,{k + 1} 2" for k, name in enumerate(in_csv)]
+    (tmp_path / "train.csv").write_text("\n".join(["ImageId,ClassId,EncodedPixels", *rows, ""]))
+    folder = read_folder(tmp_path)
+    assert {i: folder.labels(i) for i in on_disk} == {i: [(0, f"{k + 1} 2")] for k, i in enumerate(on_disk)}
+    assert folder.warnings.problem.str.contains("3 image ids look like the names of files").tolist() == [True]
 
 
 def test_class_sets_are_sorted_whatever_the_rows(today):
@@ -445,7 +519,7 @@ def _damages(image_id, k, rle):
     "What may happen to a row (its id, class and RLE), as (name, fields of the row)."
     size = SHAPE[0] * SHAPE[1]
     yield from (
-        (f"class {c!r}", (image_id, c, rle)) for c in ("0", "9", "x", "", "1.0", "-1", f" {k}", "1e9", "5" * 40)
+        (f"class {c!r}", (image_id, c, rle)) for c in ("0", "9", "x", "", "1.5", "-1", f" {k}", "1e9", "5" * 40)
     )
     yield from (
         (f"rle {r!r}", (image_id, k, r))

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco
 
-from steel_seg.rle import rle_area, rle_decode, rle_encode, rle_overlap, rle_runs
+from steel_seg.rle import rle_area, rle_decode, rle_encode, rle_overlap, rle_runs, rle_union
 
 SHAPES = [(1, 1), (1, 9), (9, 1), (2, 2), (5, 7), (13, 17), (256, 40)]
 
@@ -101,8 +101,11 @@ def test_agrees_with_pycocotools():
         assert np.array_equal(coco.decode(theirs), mask)
         assert coco.area(theirs) == rle_area(rle_encode(mask), mask.shape)
         if before is not None and before.shape == mask.shape:
-            both = coco.merge([coco_of(before), theirs], intersect=True)
+            pair = [coco_of(before), theirs]
+            both = coco.merge(pair, intersect=True)
             assert coco.area(both) == rle_overlap(rle_encode(before), rle_encode(mask), mask.shape)
+            joined = rle_union([rle_encode(before), rle_encode(mask)], mask.shape)
+            assert np.array_equal(rle_decode(joined, mask.shape), coco.decode(coco.merge(pair)))
         before = mask
 
 
