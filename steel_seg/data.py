@@ -31,6 +31,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from .files import sha256_file
+from .jpeg_scan import jpeg_fault
 from .rle import rle_overlap, rle_runs
 from .rle_fast import decode, table_areas
 from .rle_origin import rle_doubts
@@ -510,6 +511,20 @@ def _upright(image, orientation):
     return np.ascontiguousarray(image)
 
 
+_SOUND: set[tuple[str, int]] = set()  # path and bytes of the JPEGs whose scan this process has found whole
+
+
+def _scan_problem(path, data):
+    "What is wrong with the scan of a JPEG, or None; a file is walked through once."
+    key = str(path), len(data)
+    if key in _SOUND:
+        return None
+    problem = jpeg_fault(data)
+    if problem is None:
+        _SOUND.add(key)
+    return problem
+
+
 def decode_image(
     path: str | Path,  # a jpg or png file
     flags: int,  # cv2.IMREAD_..: how to decode it
@@ -527,6 +542,8 @@ def decode_image(
         raise ValueError(f"{path}: empty file")
     if _is_cut(data):
         raise ValueError(f"{path}: truncated, the end of the image is not in the file")
+    if problem := _scan_problem(path, data):
+        raise ValueError(f"{path}: damaged, its pixels cannot be trusted: {problem}")
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), flags | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error:
