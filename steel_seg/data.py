@@ -6,7 +6,7 @@
 __all__ = ['FAULT_COLUMNS', 'SEPARATORS', 'LAYOUTS', 'class_id', 'class_name', 'channel_of', 'parse_shape', 'Fault',
            'fault_table', 'raise_errors', 'csv_rows', 'csv_table', 'unit_number', 'scan_table', 'table_faults',
            'doubt_faults', 'read_table', 'decode_image', 'read_image', 'image_size', 'same_bytes', 'StripFolder',
-           'LabelWarning', 'read_folder', 'check_folder']
+           'DataWarning', 'read_folder', 'check_folder']
 
 # %% ../nbs/11_data.ipynb #6a10db07
 import csv
@@ -568,13 +568,16 @@ def image_size(
 
 
 def _header(path):
-    "(H,W) of an image as most tools show it, and its EXIF orientation; raises `ValueError` naming the file."
+    """(H,W) of an image as most tools show it, its EXIF orientation, and whether it has more than 8 bits a pixel.
+
+    Raises `ValueError` that names the file.
+    """
     try:
         with Image.open(path, formats=("JPEG", "PNG")) as image:
             orientation = _orientation(image) if "exif" in image.info else 1
             turned = orientation >= 5
             size = (image.width, image.height) if turned else (image.height, image.width)
-            return size, orientation
+            return size, orientation, image.mode.startswith("I")
     except Exception as e:  # Pillow's readers raise a dozen types on damaged bytes
         empty = os.path.isfile(path) and not os.path.getsize(path)
         problem = "empty file" if empty else f"not a readable JPEG or PNG ({type(e).__name__})"
@@ -701,6 +704,7 @@ class _Listed(NamedTuple):
     image_id: str
     path: Path
     shape: tuple[int, int] | None  # (H,W); None where the header cannot be read
+    is_deep: bool = False  # more than 8 bits a pixel
 
 
 def _list_image(path):
@@ -711,14 +715,14 @@ def _list_image(path):
     if path.suffix.lower() not in (".jpg", ".jpeg", ".png") or path.name.startswith(".") or not path.is_file():
         return None, _image_fault(folder_name, image_id, "not an image (jpg, jpeg, png): left out", "warning")
     try:
-        shape, orientation = _header(path)
+        shape, orientation, is_deep = _header(path)
     except ValueError as e:
         return _Listed(image_id, path, None), _image_fault(folder_name, image_id, str(e).removeprefix(f"{path}: "))
     turned = (
         f"is turned by its EXIF orientation {orientation}, as viewers do: its labels must be those of the image shown"
     )
     fault = _image_fault(folder_name, image_id, turned, "warning") if orientation > 1 else None
-    return _Listed(image_id, path, shape), fault
+    return _Listed(image_id, path, shape, is_deep), fault
 
 # %% ../nbs/11_data.ipynb #bab79786
 def _list_images(
@@ -740,6 +744,18 @@ def _list_images(
     return images, faults
 
 # %% ../nbs/11_data.ipynb #4b4a4aed
+def _deep_faults(images, folder_name):
+    "A warning where images have more than 8 bits a pixel."
+    n_deep = sum(image.is_deep for image in images)
+    if not n_deep:
+        return []
+    problem = (
+        f"{n_deep:,} of {len(images):,} images have 16 bits a pixel, and only the upper 8 are read: of 12 bits that a "
+        "camera wrote, 16 levels are left. Store them with 8 bits (levels divided by the highest one, times 255)"
+    )
+    return [_file_fault(folder_name, problem, severity="warning")]
+
+
 def _majority(images):
     "The most frequent (H,W) of listed images, the larger one where two are as frequent; None where no image has one."
     count = Counter(image.shape for image in images if image.shape)
@@ -750,7 +766,7 @@ def _size_faults(images, folder_name, shape):
     "A fault for every listed image of another size."
     return [
         _image_fault(folder_name, i, f"is {_by(size)} (height x width), the others are {_by(shape)}")
-        for i, _, size in images
+        for i, _, size, _ in images
         if size and size != shape
     ]
 
@@ -773,7 +789,11 @@ def _missing_images(table, name, listed):
 # %% ../nbs/11_data.ipynb #da598db1
 def _looks(name):
     "A file name without what cannot be seen: accents in one form, plain spaces, no invisible characters."
-    visible = (c for c in unicodedata.normalize("NFKC", name) if unicodedata.category(c) != "Cf")
+    visible = []
+    for character in unicodedata.normalize("NFC", name):
+        kind = unicodedata.category(character)
+        if kind != "Cf":
+            visible.append(" " if kind == "Zs" else character)
     return "".join(visible)
 
 
@@ -863,7 +883,7 @@ class _Contents(NamedTuple):
     table: pd.DataFrame  # as from `scan_table`
     train: list[_Listed]
     test: list[_Listed]
-    doubts: list[Fault]  # those of the faults that `doubt_faults` found
+    doubts: list[Fault]  # those of the faults that `read_folder` warns of
 
 
 def _examine(root: str | Path, n_classes: int | None = None) -> tuple[_Contents | None, list[Fault]]:
@@ -885,7 +905,9 @@ def _examine(root: str | Path, n_classes: int | None = None) -> tuple[_Contents 
     in_sample, sample_faults = _sample_faults(root, test)
     n_classes, class_faults = _class_count(table, in_sample, n_classes)
     read = _read_masks(table, shape)
-    doubts = _doubts_of(table, "train.csv", shape, read) if shape else []
+    doubts = _deep_faults(train, "train_images") + _deep_faults(test, "test_images")
+    if shape:
+        doubts += _doubts_of(table, "train.csv", shape, read)
     faults += sample_faults + class_faults + _row_faults(table, "train.csv", shape, n_classes, read) + doubts
     if train:
         faults += _missing_images(table, "train.csv", train)
@@ -906,14 +928,14 @@ def _image_table(images):
     return pd.DataFrame([image[:2] for image in images], columns=["image_id", "path"])
 
 
-class LabelWarning(UserWarning):
-    "Labels look as if they were not made for their images."
+class DataWarning(UserWarning):
+    "Data that can be read, and are probably not what was meant."
 
 
 def _doubt_text(root, doubts):
     "Doubts about a folder in one message."
     shown = [_fault_line(fault) for fault in doubts if fault.row == 0] or [_fault_line(fault) for fault in doubts[:3]]
-    return f"{root}: {'; '.join(shown)} (`steel_seg check-data {root}` lists the masks)"
+    return f"{root}: {'; '.join(shown)} (`steel_seg check-data {root}` lists all of it)"
 
 
 def read_folder(
@@ -924,15 +946,15 @@ def read_folder(
 
     The number of classes and the image size (the most frequent one) come from the data. Checks the csv and its RLEs
     fully, and the headers of the images but not their pixels: `check_folder` does that, and lists faults as a table.
-    Raises `ValueError` with the number of errors and the first of them; warnings are kept in `.warnings`. Where masks
-    look as if they were not written for these strips, there is a `LabelWarning`, too.
+    Raises `ValueError` with the number of errors and the first of them; warnings are kept in `.warnings`. There
+    is a `DataWarning`, too, where masks look as if they were not written for these strips, or images lose levels.
     """
     contents, faults = _examine(root, n_classes)
     warnings = fault_table(faults)
     raise_errors(warnings, f"{root}: cannot be used; check_folder lists everything")
     assert contents and contents.shape  # no folder and no image are errors
     if contents.doubts:
-        warn(_doubt_text(root, contents.doubts), LabelWarning, stacklevel=2)
+        warn(_doubt_text(root, contents.doubts), DataWarning, stacklevel=2)
     table = contents.table
     return StripFolder(
         root=contents.root,
@@ -956,7 +978,11 @@ def _pixel_faults(image_id, path):
         return [_image_fault(folder_name, image_id, str(e).removeprefix(f"{path}: "))]
     problems = []
     if image.dtype != np.uint8:
-        problems.append(f"{8 * image.dtype.itemsize} bits a pixel: is read as 8")
+        left = len(np.unique(image >> 8))
+        problems.append(
+            f"{8 * image.dtype.itemsize} bits a pixel, levels {image.min()} to {image.max()}: is read as 8 bits, and "
+            f"{left} levels are left"
+        )
     b, g, r = cv2.split(image)
     difference = max(cv2.norm(b, g, cv2.NORM_INF), cv2.norm(g, r, cv2.NORM_INF))
     if difference:

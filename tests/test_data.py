@@ -17,6 +17,7 @@ from PIL import Image
 from steel_seg.class_scores import read_class_probs
 from steel_seg.data import (
     FAULT_COLUMNS,
+    DataWarning,
     channel_of,
     check_folder,
     class_id,
@@ -274,7 +275,6 @@ def _twin(root):
         (_other_size, "error", "is 64x32 (height x width), the others are 32x64"),
         (_test_cut, "error", "truncated"),
         (_colour, "warning", "not grey: channels differ by up to 3"),
-        (_deep, "warning", "16 bits a pixel"),
         (_thumbs, "warning", "not an image"),
         (_subfolder, "warning", "not an image"),
         (_twin, "warning", "the same bytes as"),
@@ -285,6 +285,15 @@ def test_a_damaged_image_is_named(today, damage, severity, says):
     faults = check_folder(today)
     assert faults[["file", "row", "severity"]].values.tolist() == [[file, 0, severity]]
     assert says in faults.problem[0]
+
+
+def test_images_of_more_than_8_bits_are_said_to_lose_levels(today):
+    file = _deep(today)
+    with pytest.warns(DataWarning, match="1 of 25 images have 16 bits a pixel, and only the upper 8 are read"):
+        assert read_folder(today).image("zz.png").max() == 9999 >> 8
+    faults = check_folder(today)
+    assert faults[["file", "severity"]].values.tolist() == [["train_images", "warning"], [file, "warning"]]
+    assert "16 bits a pixel, levels 9999 to 9999: is read as 8 bits, and 1 levels are left" in faults.problem[1]
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 from conftest import real_data
 from PIL import Image
 
-from steel_seg.data import LabelWarning, check_folder, read_folder
+from steel_seg.data import DataWarning, check_folder, read_folder
 from steel_seg.rle import rle_decode, rle_encode
 from steel_seg.rle_origin import CELL_LIMITS, from_rows, rle_doubts
 from steel_seg.submit import check_submission
@@ -72,7 +72,7 @@ def test_labels_of_other_strips_are_doubted_where_they_are_read(strips, tmp_path
     faults = check_folder(bad, n_classes=4, read_images=False)
     assert (faults.severity == "warning").all() and faults.file.eq("train.csv").all()
     assert words in faults.problem[0] and faults.row[0] == 0
-    with pytest.warns(LabelWarning, match=words):
+    with pytest.warns(DataWarning, match=words):
         read_folder(bad, n_classes=4)
 
 
@@ -91,7 +91,7 @@ def test_a_command_says_it_in_one_line(tmp_path):
 def test_honest_labels_are_not_doubted(strips, recwarn):
     folder, _ = strips
     assert check_folder(folder, read_images=False).empty and read_folder(folder).warnings.empty
-    assert not [w for w in recwarn if w.category is LabelWarning]
+    assert not [w for w in recwarn if w.category is DataWarning]
 
 
 def test_noise_and_textures_are_not_doubted():
