@@ -15,6 +15,7 @@ import io
 import os
 import re
 import unicodedata
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,6 @@ from functools import cached_property
 from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
-from warnings import warn
 
 import cv2
 import numpy as np
@@ -477,6 +477,9 @@ def _is_cut(data):
     return data[:4] == b"\x89PNG" and b"IEND" not in data[-64:]
 
 
+_FORMATS = "JPEG", "PNG", "BMP", "TIFF", "WEBP"  # of Pillow; OpenCV reads them too
+_SUFFIXES = ".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"
+_FORMAT_NAMES = "JPEG, PNG, BMP, TIFF or WebP"
 _ORIENTATION = 0x0112  # the tag of EXIF; 1 is upright
 
 
@@ -490,11 +493,12 @@ def _orientation(image):
 
 
 def _orientation_of_bytes(data):
-    "The EXIF orientation of an image file's bytes."
-    if b"Exif\0\0" not in data[:65536] and b"eXIf" not in data[:65536] and b"eXIf" not in data[-65536:]:
+    "The EXIF orientation of an image file's bytes, but for a TIFF, which every reader turns."
+    ends = data[:65536], data[-65536:]
+    if not any(mark in end for end in ends for mark in (b"Exif\0\0", b"eXIf", b"EXIF")):
         return 1  # nearly always, and a hundred times as fast
     try:
-        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
+        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP")) as image:
             return _orientation(image)
     except Exception:  # what it is, the decoder says
         return 1
@@ -526,7 +530,7 @@ def _scan_problem(path, data):
 
 
 def decode_image(
-    path: str | Path,  # a jpg or png file
+    path: str | Path,  # JPEG, PNG, BMP, TIFF or WebP, by its contents
     flags: int,  # cv2.IMREAD_..: how to decode it
 ) -> np.ndarray:  # (H,W) or (H,W,3), as the flags ask
     """Decode an image file, turned as its EXIF orientation says.
@@ -554,14 +558,14 @@ def decode_image(
 
 # %% ../nbs/11_data.ipynb #5308d955
 def read_image(
-    path: str | Path,  # a jpg or png file
+    path: str | Path,  # JPEG, PNG, BMP, TIFF or WebP, by its contents
 ) -> np.ndarray:
     "An image as (H,W) uint8 grey; raises `ValueError` naming the file when it is absent, truncated or unreadable."
     return decode_image(path, cv2.IMREAD_GRAYSCALE)
 
 
 def image_size(
-    path: str | Path,  # a jpg or png file
+    path: str | Path,  # JPEG, PNG, BMP, TIFF or WebP, by its contents
 ) -> tuple[int, int]:
     "(H,W) from the file's header, turned as `decode_image` does; raises `ValueError` naming the file."
     return _header(path)[0]
@@ -573,15 +577,19 @@ def _header(path):
     Raises `ValueError` that names the file.
     """
     try:
-        with Image.open(path, formats=("JPEG", "PNG")) as image:
+        with Image.open(path, formats=_FORMATS) as image:
             orientation = _orientation(image) if "exif" in image.info else 1
+            several = getattr(image, "n_frames", 1) if image.format in ("TIFF", "WEBP") else 1
             turned = orientation >= 5
             size = (image.width, image.height) if turned else (image.height, image.width)
-            return size, orientation, image.mode.startswith("I")
+            is_deep = image.mode.startswith("I")
     except Exception as e:  # Pillow's readers raise a dozen types on damaged bytes
         empty = os.path.isfile(path) and not os.path.getsize(path)
-        problem = "empty file" if empty else f"not a readable JPEG or PNG ({type(e).__name__})"
+        problem = "empty file" if empty else f"not a readable {_FORMAT_NAMES} ({type(e).__name__})"
         raise ValueError(f"{path}: {problem}") from None
+    if several > 1:
+        raise ValueError(f"{path}: {several} images in one file: store each in a file of its own")
+    return size, orientation, is_deep
 
 # %% ../nbs/11_data.ipynb #9da5f944
 def same_bytes(
@@ -712,8 +720,8 @@ def _list_image(path):
     folder_name, image_id = path.parent.name, path.name.encode(errors="replace").decode()
     if image_id != path.name:
         return None, _image_fault(folder_name, image_id, "a file name that is not UTF-8: left out")
-    if path.suffix.lower() not in (".jpg", ".jpeg", ".png") or path.name.startswith(".") or not path.is_file():
-        return None, _image_fault(folder_name, image_id, "not an image (jpg, jpeg, png): left out", "warning")
+    if path.suffix.lower() not in _SUFFIXES or path.name.startswith(".") or not path.is_file():
+        return None, _image_fault(folder_name, image_id, f"not an image ({_FORMAT_NAMES}): left out", "warning")
     try:
         shape, orientation, is_deep = _header(path)
     except ValueError as e:
@@ -733,14 +741,16 @@ def _list_images(
     if not folder.is_dir():
         return [], [_file_fault(folder.name, "no such folder")]
     images, faults = [], []
-    for path in tqdm(sorted(folder.iterdir()), desc=folder.name, delay=2, leave=False):
-        image, fault = _list_image(path)
-        if image:
-            images.append(image)
-        if fault:
-            faults.append(fault)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's about damaged metadata
+        for path in tqdm(sorted(folder.iterdir()), desc=folder.name, delay=2, leave=False):
+            image, fault = _list_image(path)
+            if image:
+                images.append(image)
+            if fault:
+                faults.append(fault)
     if not images:
-        faults.append(_file_fault(folder.name, "no image in it (jpg, jpeg, png)", severity=no_images))
+        faults.append(_file_fault(folder.name, f"no image in it ({_FORMAT_NAMES})", severity=no_images))
     return images, faults
 
 # %% ../nbs/11_data.ipynb #4b4a4aed
@@ -950,11 +960,11 @@ def read_folder(
     is a `DataWarning`, too, where masks look as if they were not written for these strips, or images lose levels.
     """
     contents, faults = _examine(root, n_classes)
-    warnings = fault_table(faults)
-    raise_errors(warnings, f"{root}: cannot be used; check_folder lists everything")
+    listed = fault_table(faults)
+    raise_errors(listed, f"{root}: cannot be used; check_folder lists everything")
     assert contents and contents.shape  # no folder and no image are errors
     if contents.doubts:
-        warn(_doubt_text(root, contents.doubts), DataWarning, stacklevel=2)
+        warnings.warn(_doubt_text(root, contents.doubts), DataWarning, stacklevel=2)
     table = contents.table
     return StripFolder(
         root=contents.root,
@@ -965,7 +975,7 @@ def read_folder(
         masks=table.loc[table.rle != "", ["image_id", "channel", "rle", "row"]].reset_index(drop=True),
         test=_image_table(contents.test),
         sha256=_folder_hash(contents),
-        warnings=warnings,
+        warnings=listed,
     )
 
 # %% ../nbs/11_data.ipynb #22ba9185

@@ -269,9 +269,9 @@ def _twin(root):
     "damage, severity, says",
     [
         (_cut, "error", "truncated"),
-        (_header_only, "error", "not a readable JPEG or PNG"),
+        (_header_only, "error", "not a readable JPEG, PNG, BMP, TIFF or WebP"),
         (_void, "error", "empty file"),
-        (_html, "error", "not a readable JPEG or PNG"),
+        (_html, "error", "not a readable JPEG, PNG, BMP, TIFF or WebP"),
         (_other_size, "error", "is 64x32 (height x width), the others are 32x64"),
         (_test_cut, "error", "truncated"),
         (_colour, "warning", "not grey: channels differ by up to 3"),
@@ -285,6 +285,44 @@ def test_a_damaged_image_is_named(today, damage, severity, says):
     faults = check_folder(today)
     assert faults[["file", "row", "severity"]].values.tolist() == [[file, 0, severity]]
     assert says in faults.problem[0]
+
+
+@pytest.mark.parametrize(
+    "kind, suffix, options",
+    [
+        ("BMP", ".bmp", {}),
+        ("BMP", ".jpg", {}),
+        ("TIFF", ".TIF", {}),
+        ("TIFF", ".tiff", {"compression": "tiff_lzw"}),
+        ("WEBP", ".webp", {"lossless": True}),
+        ("WEBP", ".png", {"lossless": True}),
+        ("PNG", ".bmp", {}),
+    ],
+)
+def test_images_as_cameras_write_them_are_known_by_their_contents(today, kind, suffix, options):
+    before = read_folder(today)
+    pixels = {i: before.image(i) for i in before.images.image_id}
+    for i, image in pixels.items():
+        (today / "train_images" / i).unlink()
+        Image.fromarray(image).save(today / "train_images" / (Path(i).stem + suffix), kind, **options)
+    text = (today / "train.csv").read_text()
+    (today / "train.csv").write_text(text.replace(".jpg", suffix))
+    after = read_folder(today)
+    assert check_folder(today).equals(check_folder(today, read_images=False)) and after.shape == before.shape
+    for i, image in pixels.items():
+        name = Path(i).stem + suffix
+        assert (after.image(name) == image).all() and (after.mask(name) == before.mask(i)).all()
+        path = today / "train_images" / name
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        with pytest.raises(ValueError, match=name):
+            after.image(name)
+
+
+def test_a_file_of_several_images_is_refused(today):
+    first, second = (Image.fromarray(np.full(SHAPE, level, np.uint8)) for level in (90, 120))
+    first.save(today / "train_images/z.tif", save_all=True, append_images=[second])
+    faults = check_folder(today)
+    assert faults.file.tolist() == ["train_images/z.tif"] and "2 images in one file" in faults.problem[0]
 
 
 def test_images_of_more_than_8_bits_are_said_to_lose_levels(today):
