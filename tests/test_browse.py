@@ -686,7 +686,7 @@ def test_a_kill_at_any_moment_leaves_a_whole_queue(tmp_path):
                     path, [Flag(f"{k}.jpg", "", f"round {n} of {os.getpid()}", 0.5, np.nan, "") for k in range(500)]
                 )
         deadline = time.monotonic() + 20
-        while time.monotonic() < deadline and not (path.exists() and str(child) in path.read_text("utf-8-sig")):
+        while time.monotonic() < deadline and not (path.exists() and f"of {child}" in path.read_text("utf-8-sig")):
             time.sleep(0.001)
         time.sleep(rng.uniform(0, 0.03))
         os.kill(child, signal.SIGKILL)

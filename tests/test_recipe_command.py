@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 NET = {"arch": "fpn", "decoder": {"decoder_pyramid_channels": 32, "decoder_segmentation_channels": 32}}
 TINY = {
     "nets": {"a": NET, "b": {**NET, "encoder_depth": 4}},
-    "phases": {"p": {"epochs": 6}},  # long enough for a kill in the middle
+    "phases": {"p": {"epochs": 24}},  # long enough for a kill in the middle on a busy machine
     "train": {
         "encoder": "tu-test_resnet.r160_in1k",
         "encoder_weights": None,
