@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['FAULT_COLUMNS', 'SEPARATORS', 'LAYOUTS', 'class_id', 'class_name', 'channel_of', 'parse_shape', 'Fault',
            'fault_table', 'raise_errors', 'csv_rows', 'csv_table', 'unit_number', 'scan_table', 'table_faults',
-           'doubt_faults', 'read_table', 'decode_image', 'read_image', 'image_size', 'same_bytes', 'StripFolder',
-           'DataWarning', 'read_folder', 'check_folder']
+           'read_table', 'decode_image', 'read_image', 'image_size', 'same_bytes', 'StripFolder', 'DataWarning',
+           'read_folder', 'check_folder']
 
 # %% ../nbs/11_data.ipynb #6a10db07
 import csv
@@ -428,13 +428,16 @@ def table_faults(
     name: str,  # the file's name, for the faults
     shape: tuple[int, int] | None = None,  # (H,W); None does not check runs past the end
     n_classes: int | None = None,  # None does not check for classes that are too large
+    doubts: bool = False,  # also warn of masks that look as if they were not written for strips of `shape`, or were cut
 ) -> list[Fault]:
     "Faults of the rows: unknown class, a pair given twice, malformed RLE, two classes on one pixel (a warning)."
-    return _row_faults(table, name, shape, n_classes, _read_masks(table, shape))
+    read = _read_masks(table, shape)
+    doubted = _doubts_of(table, name, shape, read) if doubts and shape is not None else []
+    return doubted + _row_faults(table, name, shape, n_classes, read)
 
 # %% ../nbs/11_data.ipynb #e559f365
 def _doubts_of(table, name, shape, read):
-    "`doubt_faults` of a table whose masks were read."
+    "Warnings about masks that look as if they were not written for strips of this shape, or were cut."
     sound = table[table.row.isin(read.runs.keys())]
     faults = []
     for mask, problem in rle_doubts(sound.rle.tolist(), shape, [read.runs[row] for row in sound.row]):
@@ -444,15 +447,6 @@ def _doubts_of(table, name, shape, read):
             of_mask = sound.iloc[mask]
             faults.append(Fault(name, int(of_mask.row), of_mask.image_id, of_mask.class_id, "warning", problem))
     return faults
-
-
-def doubt_faults(
-    table: pd.DataFrame,  # as from `scan_table`
-    name: str,  # the file's name, for the faults
-    shape: tuple[int, int],  # (H,W)
-) -> list[Fault]:
-    "Warnings about masks that look as if they were not written for strips of this shape, or were cut."
-    return _doubts_of(table, name, shape, _read_masks(table, shape))
 
 # %% ../nbs/11_data.ipynb #f6ba882b
 def read_table(
@@ -514,7 +508,7 @@ def _upright(image, orientation):
         image = image[:, ::-1]
     return np.ascontiguousarray(image)
 
-
+# %% ../nbs/11_data.ipynb #31646336
 _SOUND: set[tuple[str, int]] = set()  # path and bytes of the JPEGs whose scan this process has found whole
 
 

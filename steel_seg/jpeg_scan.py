@@ -17,8 +17,8 @@ class _Component(NamedTuple):
     "A colour of the image."
 
     name: int
-    blocks: int  # in each unit of the scan
-    sampling: tuple[int, int]  # blocks across and down
+    across: int  # blocks in each unit of the scan
+    down: int
 
 
 class _Frame(NamedTuple):
@@ -52,9 +52,8 @@ def _frame(contents: bytes) -> _Frame | None:
     components = []
     for k in range(contents[5]):
         name, sampling, _ = contents[6 + 3 * k : 9 + 3 * k]
-        across, down = sampling >> 4, sampling & 15
-        components.append(_Component(name, across * down, (across, down)))
-    sampled = all(1 <= side <= 4 for component in components for side in component.sampling)
+        components.append(_Component(name, across=sampling >> 4, down=sampling & 15))
+    sampled = all(1 <= side <= 4 for component in components for side in (component.across, component.down))
     return _Frame(height, width, components) if height and width and components and sampled else None
 
 
@@ -62,8 +61,8 @@ def _units(frame: _Frame) -> int:
     "How many units (MCU) the scan of all components has."
     if len(frame.components) == 1:
         return -(-frame.width // 8) * -(-frame.height // 8)
-    across = 8 * max(component.sampling[0] for component in frame.components)
-    down = 8 * max(component.sampling[1] for component in frame.components)
+    across = 8 * max(component.across for component in frame.components)
+    down = 8 * max(component.down for component in frame.components)
     return -(-frame.width // across) * -(-frame.height // down)
 
 # %% ../nbs/06_jpeg_scan.ipynb #0cc0b453
@@ -174,11 +173,11 @@ def _order(contents: bytes, frame: _Frame, tables: list[int]) -> np.ndarray | No
         first, others = numbers >> 4, 16 + (numbers & 15)
         if name not in names or first not in tables or others not in tables:
             return None
-        blocks = names[name].blocks if contents[0] > 1 else 1
+        blocks = names[name].across * names[name].down if contents[0] > 1 else 1
         order += [(tables.index(first), tables.index(others))] * blocks
     return np.array(order, np.int64).reshape(-1, 2)
 
-
+# %% ../nbs/06_jpeg_scan.ipynb #7af1fdec
 def _scan_fault(scan: np.ndarray, n_units: int, order: np.ndarray, tables: np.ndarray, restart_every: int):
     "What is wrong with a scan, in words, or None."
     done = 0

@@ -42,13 +42,13 @@ def _tells(shape: Sequence[int]) -> bool:
     return abs(shape[0] - shape[1]) > 2
 
 
-def _along_rows(runs: _Runs, shape: Sequence[int]) -> np.ndarray:
+def _along_rows(runs: _Runs, shape: Sequence[int], by_height: np.ndarray) -> np.ndarray:
     "(n_masks,) bool: an eighth of the runs repeat after the width, and less than half as many after the height."
     if not _tells(shape):
         return np.zeros(runs.n_masks, bool)
     by_width = _repeats(runs, shape[1])
     n_runs = np.bincount(runs.mask, minlength=runs.n_masks)
-    return (by_width >= n_runs / 8) & (by_width > 2 * _repeats(runs, shape[0]) + 2)
+    return (by_width >= n_runs / 8) & (by_width > 2 * by_height + 2)
 
 
 def from_rows(
@@ -72,9 +72,8 @@ def _frequent_steps(runs: _Runs, shape: Sequence[int]) -> np.ndarray:
     return np.argsort(-count, kind="stable")[: min(_STEPS, int((count > 0).sum()))]
 
 
-def _other_height(runs: _Runs, shape: Sequence[int]) -> int | None:
+def _other_height(runs: _Runs, shape: Sequence[int], by_height: np.ndarray) -> int | None:
     "A height that the runs of a table fit better than that of `shape`; None: there is none."
-    by_height = _repeats(runs, shape[0])
     large = np.bincount(runs.mask, minlength=runs.n_masks) >= _LARGE
     best, most = None, max(by_height.sum(), _MOST_RUNS * len(runs.start))
     for step in _frequent_steps(runs, shape):
@@ -93,13 +92,6 @@ def _from_zero(runs: _Runs, shape: Sequence[int]) -> np.ndarray:
     n_last, n_above, n_first = in_last.sum(), (row == shape[0] - 2).sum(), (row == 0).sum()
     speaks = n_last >= 10 and n_last > 5 * (n_above + 1) and n_last > n_first / 5 and masks.sum() >= _LEAST_MASKS
     return masks & speaks
-
-
-def _shifted(rle: str, by: int) -> str:
-    "A string with another number for the first pixel."
-    numbers = np.array(rle.split(), np.int64)
-    numbers[::2] += by
-    return " ".join(map(str, numbers.tolist()))
 
 # %% ../nbs/05_rle_origin.ipynb #8658a6e0
 CELL_LIMITS = {
@@ -152,20 +144,21 @@ def _doubts_about(masks: np.ndarray, runs: _Runs, what: str, why: str, do: str) 
 def _doubts_about_order(runs: _Runs, shape: Sequence[int]) -> list[Doubt]:
     "Doubts about the height that the pixels were counted by."
     height, width = shape
-    other = _other_height(runs, shape)
+    by_height = _repeats(runs, height)
+    other = _other_height(runs, shape, by_height)
     if other is not None and not (_tells(shape) and abs(other - width) <= 2):
         problem = f"the masks look written for strips of height {other}: their runs repeat after {other} pixels"
         do = "Take the masks of these strips, or decode, resize and encode them"
         return [Doubt(None, f"{problem} more often than after {height}, the height. {do}")]
     return _doubts_about(
-        _along_rows(runs, shape),
+        _along_rows(runs, shape, by_height),
         runs,
         "written along the rows",
         f"their runs repeat after {width} pixels, the width, more often than after {height}, the height",
         "Pixels count down the columns; steel_seg.rle_origin.from_rows writes a string anew",
     )
 
-
+# %% ../nbs/05_rle_origin.ipynb #3c58f386
 def rle_doubts(
     rles: Sequence[str],  # valid strings, as `rle_runs` takes them
     shape: Sequence[int],  # (H,W) of the strips

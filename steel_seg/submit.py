@@ -22,7 +22,6 @@ from steel_seg.data import (
     Fault,
     class_id,
     csv_rows,
-    doubt_faults,
     fault_table,
     raise_errors,
     read_table,
@@ -193,10 +192,8 @@ def check_submission(
     """
     name, *sample_name = _names(path, *([] if sample is None else [sample]))
     table, layout, faults = scan_table(path, extra="error", name=name)
-    if shape is not None:
-        faults += doubt_faults(table, name, shape)
     if sample is None:
-        faults += table_faults(table, name, shape, n_classes)
+        faults += table_faults(table, name, shape, n_classes, doubts=True)
         known = table if n_classes is None else table[table.channel < n_classes]  # the others are faults already
         return fault_table(faults + _uneven(known, name, n_classes))
     asked, asked_layout, sample_faults = scan_table(sample, extra="error", name=sample_name[0])
@@ -206,7 +203,7 @@ def check_submission(
         faults.append(Fault(name, 1, "", "", "error", f"another layout: the sample has the columns {columns}"))
     if n_classes is None and len(asked):
         n_classes = int(asked.channel.max()) + 1
-    faults += table_faults(table, name, shape, n_classes)
+    faults += table_faults(table, name, shape, n_classes, doubts=True)
     known = table if n_classes is None else table[table.channel < n_classes]
     if len(known) and len(asked):
         faults += _against(known, name, asked, sample_name[0])
