@@ -24,6 +24,7 @@ from .data import StripFolder
 from .files import read_json, versions, whole, write_json
 from .folds import read_folds
 from .seen import seen_ids
+from .shapes import frame_of
 from .store import FLOOR, ProbStore
 
 # %% ../nbs/26_blend.ipynb #082d116c
@@ -171,6 +172,9 @@ def _check_stores(path, other_path, store, other):
             f"{path} and {other_path} do not fit together: (classes, height, width) are "
             f"{store.shape[1:]} and {other.shape[1:]}"
         )
+    if store.other_shapes != other.other_shapes:
+        pairs = set(store.other_shapes.items()) ^ set(other.other_shapes.items())
+        raise ValueError(f"{path} and {other_path} predicted {min(pairs)[0]!r} in different sizes")
     if only := sorted(set(store.image_ids) ^ set(other.image_ids)):
         holder = path if only[0] in store.image_ids else other_path
         raise ValueError(
@@ -203,6 +207,13 @@ def _check_nets(part):
             )
 
 # %% ../nbs/26_blend.ipynb #6f040376
+def _expected(folder, image_ids):
+    "What a store of some images of a folder has as `shape[1:]` and `other_shapes`."
+    shapes = {image_id: folder.shape_of(image_id) for image_id in image_ids}
+    frame = frame_of(shapes.values())
+    return (folder.n_classes, *frame), {image_id: shape for image_id, shape in shapes.items() if shape != frame}
+
+
 def open_parts(
     runs: Sequence[str | Path],  # run folders, two or more
     folder: StripFolder,  # the data of all of them
@@ -219,7 +230,7 @@ def open_parts(
         if path.resolve() in [p.resolve() for p in paths[:n]]:
             raise ValueError(f"{path} is given twice: give it a larger weight instead")
     first, *others = parts = [_open_part(path, folder) for path in paths]
-    if first.oof.shape[1:] != (folder.n_classes, *folder.shape):
+    if (first.oof.shape[1:], first.oof.other_shapes) != _expected(folder, first.oof.image_ids):
         raise ValueError(f"{first.run}: (classes, height, width) are {first.oof.shape[1:]}, not those of {folder.root}")
     for other in others:
         _check_stores(first.run, other.run, first.oof, other.oof)
@@ -318,9 +329,9 @@ def check_same_blend(
 def _open_target(path, stores, meta):
     "The store to blend into, images in the order of the first of the stores."
     if not path.exists():
-        _, n_classes, *shape = stores[0].shape
-        floor = max(store.floor for store in stores)
-        return ProbStore.create(path, stores[0].image_ids, n_classes, tuple(shape), floor, meta)
+        first, floor = stores[0], max(store.floor for store in stores)
+        shapes = {image_id: first.shape_of(image_id) for image_id in first.image_ids}
+        return ProbStore.create(path, first.image_ids, first.shape[1], shapes, floor, meta)
     target = ProbStore.open(path, "a")
     if target.meta != meta:
         raise ValueError(f"{path} holds another blend than {path.parent}/config.json says: remove {path.parent}")

@@ -71,7 +71,8 @@ class PixelSample:
     start: np.ndarray  # (N*C + 1,) int64
     truth: np.ndarray  # (N,C) int64, labelled pixels
     floor: int  # of the blend, a level
-    shape: tuple[int, ...]  # (H,W)
+    shape: tuple[int, ...]  # (H,W) that holds every image
+    pixels: np.ndarray  # (N,) int64, of each image
 
     def curves(
         self,
@@ -100,7 +101,7 @@ def _blended_curves(sample: PixelSample, shares: Sequence[int], mean: str, rows:
     with ThreadPoolExecutor(workers) as threads:
         list(threads.map(count, [slice(i, i + step) for i in range(0, len(maps), step)]))
     truth = sample.truth[rows]
-    area[:, 0], hit[:, 0] = np.prod(sample.shape), truth.ravel()
+    area[:, 0], hit[:, 0] = np.repeat(sample.pixels[rows], n_classes), truth.ravel()
     image_ids = tuple(sample.image_ids[row] for row in rows)
     area, hit = area.reshape(len(rows), n_classes, 256), hit.reshape(len(rows), n_classes, 256)
     return Curves(image_ids, area, hit, truth, sample.floor, sample.shape)
@@ -146,7 +147,8 @@ def sample_pixels(
         start=np.concatenate([[0], np.cumsum(np.concatenate(numbers))]).astype(np.int64),
         truth=np.array([truth_of[image_id] for image_id in image_ids], np.int64),
         floor=floor,
-        shape=tuple(folder.shape),
+        shape=stores[0].shape[2:],
+        pixels=np.array([np.prod(folder.shape_of(image_id)) for image_id in image_ids], np.int64),
     )
 
 # %% ../nbs/27_blend_weights.ipynb #313f385f

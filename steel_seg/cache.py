@@ -21,23 +21,33 @@ from tqdm import tqdm
 
 from .data import StripFolder
 from .files import whole
+from .shapes import Shape, shapes_text
 
 # %% ../nbs/17_cache.ipynb #3695bef7
 FORMAT = "steel_seg images 1"
+_FORMAT_OF_SEVERAL_SHAPES = "steel_seg images 2"  # the pixels of one image after those of another, and their shapes
 _PAGE = 4096  # bytes
 _LONGEST = 10**8  # bytes: safetensors' own limit for a header
 
 
-def _head(image_ids, shape, digest):
+def _head(image_ids, shapes, digest):
     "The bytes before the pixels: the length of the header, and the header, padded to whole pages."
-    n, size = len(image_ids), len(image_ids) * shape[0] * shape[1]
+    n, size = len(image_ids), _pixels(shapes)
     # safetensors takes only text in its metadata
     metadata = {"format": FORMAT, "sha256": digest, "image_ids": json.dumps(list(image_ids))}
-    tensor = {"dtype": "U8", "shape": [n, *shape], "data_offsets": [0, size]}
+    tensor = {"dtype": "U8", "shape": [n, *shapes[0]], "data_offsets": [0, size]}
+    if len(set(shapes)) > 1:
+        metadata |= {"format": _FORMAT_OF_SEVERAL_SHAPES, "shapes": json.dumps(shapes)}
+        tensor["shape"] = [size]
     text = json.dumps({"__metadata__": metadata, "images": tensor}).encode()
     pages = (len(text) + 8 + _PAGE - 1) // _PAGE
     text = text.ljust(pages * _PAGE - 8)
     return len(text).to_bytes(8, "little") + text
+
+
+def _pixels(shapes):
+    "The pixels of images of these shapes together."
+    return sum(height * width for height, width in shapes)
 
 
 def _damaged(path, problem):
@@ -48,21 +58,26 @@ class _Head(NamedTuple):
     "What the header of a cache file says."
 
     image_ids: tuple[str, ...]
-    shape: tuple[int, int]  # (H,W)
+    shapes: tuple[Shape, ...]  # (H,W) of each image
     sha256: str  # of the pixels
     start: int  # of the first pixel in the file
 
 # %% ../nbs/17_cache.ipynb #58aa4b9b
 def _parse_head(text):
-    "The header's ids, (H,W) and hash; raises `ValueError`, `KeyError` or `TypeError` where it is another one."
+    "The header's ids, shapes and hash; raises `ValueError`, `KeyError` or `TypeError` where it is another one."
     header = json.loads(text)
     metadata, tensor = header["__metadata__"], header["images"]
-    if metadata["format"] != FORMAT or tensor["dtype"] != "U8":
+    if metadata["format"] not in (FORMAT, _FORMAT_OF_SEVERAL_SHAPES) or tensor["dtype"] != "U8":
         raise ValueError("another format")
-    ids, (n, h, w) = tuple(json.loads(metadata["image_ids"])), tensor["shape"]
-    if len(ids) != n or tensor["data_offsets"] != [0, n * h * w]:
+    ids = tuple(json.loads(metadata["image_ids"]))
+    if metadata["format"] == FORMAT:
+        n, h, w = tensor["shape"]
+        shapes = ((h, w),) * n
+    else:
+        shapes = tuple((int(h), int(w)) for h, w in json.loads(metadata["shapes"]))
+    if len(ids) != len(shapes) or tensor["data_offsets"] != [0, _pixels(shapes)]:
         raise ValueError("sizes that do not fit")
-    return ids, (h, w), metadata["sha256"]
+    return ids, shapes, metadata["sha256"]
 
 # %% ../nbs/17_cache.ipynb #20a603f3
 def _read_head(path):
@@ -74,21 +89,21 @@ def _read_head(path):
         length = int.from_bytes(f.read(8), "little")
         text = f.read(length) if length <= _LONGEST else b""
     try:
-        ids, shape, digest = _parse_head(text)
+        ids, shapes, digest = _parse_head(text)
     except (ValueError, KeyError, TypeError):
         raise ValueError(_damaged(path, f"the header is not that of {FORMAT!r}")) from None
-    size, expected = path.stat().st_size, 8 + length + len(ids) * shape[0] * shape[1]
+    size, expected = path.stat().st_size, 8 + length + _pixels(shapes)
     if size != expected:
         raise ValueError(_damaged(path, f"has {size:,} bytes, but its header says {expected:,}"))
-    return _Head(ids, shape, digest, 8 + length)
+    return _Head(ids, shapes, digest, 8 + length)
 
 # %% ../nbs/17_cache.ipynb #eb642915
 class ImageCache:
     """Decoded images of a folder, mapped into memory: `cache[i]` is row `i` of `folder.images`, (H,W) uint8, read-only.
 
-    Has `path`, `image_ids`, `shape` (H,W) and `sha256` of the pixels. Raises `ValueError` that names the file and says
-    what to do, where it is absent or damaged, and `IndexError` for a row outside 0..len-1. `open_cache` opens the one
-    of a folder.
+    Has `path`, `image_ids`, `shapes` ((H,W) of each) and `sha256` of the pixels. Raises `ValueError` that names the
+    file and says what to do, where it is absent or damaged, and `IndexError` for a row outside 0..len-1. `open_cache`
+    opens the one of a folder.
     """
 
     def __init__(
@@ -99,9 +114,10 @@ class ImageCache:
         progress: bool = False,  # a progress bar if that takes longer than 2 s
     ):
         self.path = Path(path).absolute()  # a worker may run in another folder
-        self.image_ids, self.shape, self.sha256, start = _read_head(self.path)
-        self._images = np.asarray(np.memmap(self.path, np.uint8, "r", start, (len(self), *self.shape)))
-        if verify and _sha256_of(self._images, progress) != self.sha256:
+        self.image_ids, self.shapes, self.sha256, start = _read_head(self.path)
+        self._pixels = np.asarray(np.memmap(self.path, np.uint8, "r", start, (_pixels(self.shapes),)))
+        self._starts = np.cumsum([0, *(height * width for height, width in self.shapes)])
+        if verify and _sha256_of(self._pixels, progress) != self.sha256:
             raise ValueError(_damaged(self.path, "the pixels are not those that were written (their SHA-256 differs)"))
 
     def __len__(self) -> int:
@@ -110,21 +126,21 @@ class ImageCache:
     def __getitem__(self, i: int) -> np.ndarray:
         if not 0 <= i < len(self):
             raise IndexError(f"image {i} of {len(self)}")
-        return self._images[i]
+        return self._pixels[self._starts[i] : self._starts[i + 1]].reshape(self.shapes[i])
 
     def __repr__(self) -> str:
-        size = f"{len(self)} images of {self.shape[0]}x{self.shape[1]}, {self._images.nbytes / 1e6:,.1f} MB"
+        size = f"{len(self)} images of {shapes_text(self.shapes)}, {self._pixels.nbytes / 1e6:,.1f} MB"
         return f"ImageCache({self.path.name}: {size})"
 
     def __reduce__(self):
         return _reopen, (self.path, self.sha256)
 
 
-def _sha256_of(images, progress):
-    "SHA-256 of mapped images, read 64 at a time."
-    digest = hashlib.sha256()
-    for k in tqdm(range(0, len(images), 64), desc="check the cache", delay=2, leave=False, disable=not progress):
-        digest.update(images[k : k + 64].data)
+def _sha256_of(pixels, progress):
+    "SHA-256 of mapped pixels, read 64 MB at a time."
+    digest, step = hashlib.sha256(), 2**26
+    for k in tqdm(range(0, len(pixels), step), desc="check the cache", delay=2, leave=False, disable=not progress):
+        digest.update(pixels[k : k + step].data)
     return digest.hexdigest()
 
 
@@ -140,8 +156,8 @@ def _reopen(path, sha256):
 
 # %% ../nbs/17_cache.ipynb #ef75721b
 def _key(folder):
-    "A hash of names and sizes of the images, and the shape."
-    digest = hashlib.sha256(repr((FORMAT, folder.shape)).encode())
+    "A hash of names and sizes of the images, and of their shapes."
+    digest = hashlib.sha256(repr((FORMAT, folder.shapes_of(folder.images.image_id))).encode())
     for i, path in zip(folder.images.image_id, folder.images.path):
         digest.update(f"\0{i}\0{path.stat().st_size}".encode())
     return digest.hexdigest()
@@ -171,12 +187,17 @@ def _need_room(path, size):
     raise ValueError(f"{path.parent}: {problem}. {action}.")
 
 # %% ../nbs/17_cache.ipynb #8d850df9
+def _shapes_of(folder):
+    "The (H,W) of each train image, in order."
+    return tuple(folder.shape_of(image_id) for image_id in folder.images.image_id)
+
+
 def _build(folder, path, progress):
     "Decode the images of a folder into a file, whole or not at all."
-    ids = tuple(folder.images.image_id)
+    ids, shapes = tuple(folder.images.image_id), _shapes_of(folder)
     path.parent.mkdir(parents=True, exist_ok=True)
-    head = _head(ids, folder.shape, "0" * 64)
-    _need_room(path, len(head) + len(ids) * folder.shape[0] * folder.shape[1])
+    head = _head(ids, shapes, "0" * 64)
+    _need_room(path, len(head) + _pixels(shapes))
     digest = hashlib.sha256()
     with whole(path) as temp, open(temp, "wb") as f:
         f.write(head)
@@ -184,7 +205,7 @@ def _build(folder, path, progress):
             digest.update(image.data)
             f.write(image.data)
         f.seek(0)
-        f.write(_head(ids, folder.shape, digest.hexdigest()))  # of the same length
+        f.write(_head(ids, shapes, digest.hexdigest()))  # of the same length
 
 # %% ../nbs/17_cache.ipynb #2dda76b0
 def open_cache(
@@ -202,6 +223,6 @@ def open_cache(
     if built := not path.exists():
         _build(folder, path, progress)
     cache = ImageCache(path, verify and not built, progress)
-    if cache.image_ids != tuple(folder.images.image_id) or cache.shape != folder.shape:
+    if (cache.image_ids, cache.shapes) != (tuple(folder.images.image_id), _shapes_of(folder)):
         raise ValueError(_damaged(path, f"holds other images than {folder.root}"))
     return cache

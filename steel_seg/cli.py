@@ -112,7 +112,12 @@ def _add_synth(parser):
     parser.add_argument("--n-train", type=int, default=100, help="number of training images (default: %(default)s)")
     parser.add_argument("--n-test", type=int, default=20, help="number of test images (default: %(default)s)")
     parser.add_argument(
-        "--shape", type=_shape, default=(256, 1600), metavar="HxW", help="size of the images (default: 256x1600)"
+        "--shape",
+        type=_shape,
+        nargs="+",
+        default=[(256, 1600)],
+        metavar="HxW",
+        help="size of the images, or several sizes that they have in turn (default: 256x1600)",
     )
     parser.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
     parser.add_argument(
@@ -124,11 +129,12 @@ def _add_synth(parser):
 
 # %% ../nbs/72_cli.ipynb #33d1fd5e
 def _synth(args):
+    from steel_seg.shapes import shapes_text
     from steel_seg.synth import make_folder
 
     settings = {name: getattr(args, name) for name in ("n_train", "n_test", "shape", "layout", "seed")}
     root = make_folder(args.out, **settings, progress=True)
-    print(f"{root}: {args.n_train} train and {args.n_test} test images of {args.shape[0]} x {args.shape[1]}")
+    print(f"{root}: {args.n_train} train and {args.n_test} test images of {shapes_text(args.shape)}")
     return {"data": root, **settings}
 
 # %% ../nbs/72_cli.ipynb #9b301409
@@ -636,8 +642,8 @@ def _submit(args):
     def masks(image_id):
         return apply_rules(store.read(image_id), rules, levels_of.get(image_id))
 
-    out = write_submission(args.out or run / "submission.csv", sample, masks)
-    summary = _print_faults(check_submission(out, sample, folder.shape, folder.n_classes), 20)
+    out = write_submission(args.out or run / "submission.csv", sample, masks, folder.shapes)
+    summary = _print_faults(check_submission(out, sample, folder.shapes, folder.n_classes), 20)
     source = "out-of-fold" if oof else "test"
     print(f"{out}: from {source} predictions, {summary['errors']} errors, {summary['warnings']} warnings")
     _print_left_out(run, "oof" if oof else "test")
@@ -698,7 +704,7 @@ def _faults_of_submission(run, args, folder):
         print(f"warning: {path} is older than the rules of the run: {again}")
     own = _existing(run / "sample_submission.csv")
     sample = (_existing(args.data / "sample_submission.csv") or own) if len(folder.test) else own
-    summary = _print_faults(check_submission(path, sample, folder.shape, folder.n_classes), 20)
+    summary = _print_faults(check_submission(path, sample, folder.shapes, folder.n_classes), 20)
     print(f"{path}: {summary['errors']} errors, {summary['warnings']} warnings")
     return summary["errors"] == 0
 
@@ -753,18 +759,15 @@ def _choose(args):
     return result
 
 # %% ../nbs/72_cli.ipynb #ee254387
-def _size_near(*paths):
-    "Height and width of an image beside one of these csv files; None if there is none."
-    from steel_seg.data import read_image
+def _sizes_near(*paths):
+    "Height and width of the images beside these csv files: one where all are the same, else by name; or None."
+    from steel_seg.data import image_shapes
 
-    for path in paths:
-        if path is None:
-            continue
-        for name in ("test_images", "train_images"):
-            images = sorted((path.resolve().parent / name).glob("*.[jJpP]*[gG]"))
-            if images:
-                return read_image(images[0]).shape
-    return None
+    shapes = {}
+    for folder in {path.resolve().parent for path in paths if path is not None}:
+        shapes |= image_shapes(folder / "test_images") | image_shapes(folder / "train_images")
+    different = set(shapes.values())
+    return different.pop() if len(different) == 1 else shapes or None
 
 # %% ../nbs/72_cli.ipynb #07089b96
 def _add_check(parser):
@@ -777,19 +780,21 @@ def _add_check(parser):
         "--shape",
         type=_shape,
         metavar="HxW",
-        help="size of the images (default: that of an image beside the csv, or else 256x1600)",
+        help="size of the images (default: that of the images beside the csv, or else 256x1600)",
     )
     _add_most(parser)
 
 # %% ../nbs/72_cli.ipynb #e943ba9d
 def _check(args):
+    from steel_seg.shapes import shapes_text
     from steel_seg.submit import check_submission
 
-    shape = args.shape or _size_near(args.sample, args.submission) or (256, 1600)
-    summary = _print_faults(check_submission(args.submission, args.sample, shape, args.classes), args.most)
+    shapes = args.shape or _sizes_near(args.sample, args.submission) or (256, 1600)
+    sizes = shapes_text([shapes] if isinstance(shapes, tuple) else shapes.values())
+    summary = _print_faults(check_submission(args.submission, args.sample, shapes, args.classes), args.most)
     counts = f"{summary['errors']} errors, {summary['warnings']} warnings"
-    print(f"{args.submission}: {counts} (images of {shape[0]} x {shape[1]})")
-    return {"submission": args.submission, "shape": shape, "exit": int(summary["errors"] > 0), **summary}
+    print(f"{args.submission}: {counts} (images of {sizes})")
+    return {"submission": args.submission, "exit": int(summary["errors"] > 0), **summary}
 
 # %% ../nbs/72_cli.ipynb #a35927fe
 def _add_score(parser):
@@ -868,7 +873,7 @@ def _demo(args):
     if truth.exists():
         from steel_seg.submit import score_submission
 
-        score = score_submission(result["submission"], truth, folder.shape)["score"]
+        score = score_submission(result["submission"], truth, folder.shapes)["score"]
         result["submission_score"] = score
         images = "the images that chose the rule" if result["oof"] else "fresh images"
         print(f"the submission's own score:        {score:.4f} ({images})")

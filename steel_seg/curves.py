@@ -12,7 +12,7 @@ import os
 import secrets
 import threading
 import zipfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +25,7 @@ from tqdm import tqdm
 from .data import StripFolder
 from .files import read_json, to_json, whole, write_json
 from .flood import Room, component_nodes, fill_levels, make_room, map_counts
+from .shapes import Shape, frame_of, shape_text
 from .store import FLOOR, ProbStore
 
 # %% ../nbs/16_curves.ipynb #21e09de5
@@ -551,7 +552,7 @@ class CurveCounter:
         self,
         image_ids: Sequence[str],  # N, in the order the curves will have
         n_classes: int,  # C
-        shape: Sequence[int],  # (H,W)
+        shape: Sequence[int] | Mapping[str, Shape],  # (H,W) of all images, or of each by id
         floor: int = FLOOR,  # levels below it count as 0
         connectivity: int | None = None,  # 4 or 8: list components too; None: do not
         smallest: int = 1,  # list only components of at least so many pixels
@@ -562,13 +563,16 @@ class CurveCounter:
     ):
         if not len(image_ids):
             raise ValueError("no images to count")
-        self.image_ids, self.n_classes, self.shape = tuple(image_ids), n_classes, tuple(map(int, shape))
+        self.image_ids, self.n_classes = tuple(image_ids), n_classes
+        self.shape = frame_of(shape.values()) if isinstance(shape, Mapping) else tuple(map(int, shape))
+        self.shapes = {i: tuple(shape[i]) if isinstance(shape, Mapping) else self.shape for i in self.image_ids}
         self.floor, self.block = int(floor), block
         self.options = _options(connectivity, smallest, fill_holes)
         self._known, self._pending = set(self.image_ids), {}
         self._lock, self._local = threading.Lock(), threading.local()
         about = dict(format="steel_seg parts 1", made_of=made_of, images=self.image_ids, classes=n_classes)
         about |= dict(shape=self.shape, floor=self.floor, **self.options._asdict())
+        about |= {"shapes": dict(shape)} if isinstance(shape, Mapping) else {}
         self.parts = None if parts is None else _Parts(parts, about)
         self._done = [] if self.parts is None else self.parts.read()
         self._have = {i for part in self._done for i in part.image_ids}
@@ -598,11 +602,12 @@ def _add_image(counter, image_id, levels, masks):
     if image_id not in counter._known or image_id in counter._have:
         problem = "counted already" if image_id in counter._known else "not one of the images to count"
         raise ValueError(f"{image_id!r} is {problem}")
-    _check_image(image_id, levels, masks, (counter.n_classes, *counter.shape))
+    shape = counter.shapes[image_id]
+    _check_image(image_id, levels, masks, (counter.n_classes, *shape))
     if counter.floor > 1 and ((levels > 0) & (levels < counter.floor)).any():
         levels = levels * (levels >= counter.floor)
-    if not hasattr(counter._local, "room"):
-        counter._local.room = make_room(counter.shape)
+    if getattr(counter._local, "shape", None) != shape:
+        counter._local.shape, counter._local.room = shape, make_room(shape)
     counts = _one_image(levels, masks, *counter.options, room=counter._local.room)
     with counter._lock:
         counter._have.add(image_id)
@@ -657,15 +662,17 @@ def _join(parts, image_ids):
 # %% ../nbs/16_curves.ipynb #d1425d6a
 def _check_store(store, folder):
     "A ValueError where a store cannot be counted against the masks of a folder."
-    _, n_classes, *shape = store.shape
-    if (n_classes, *shape) != (folder.n_classes, *folder.shape):
-        raise ValueError(
-            f"{store.path} holds {n_classes} classes of {tuple(shape)}, "
-            f"{folder.root} has {folder.n_classes} of {tuple(folder.shape)}"
-        )
     n = len(store.image_ids)
+    if store.shape[1] != folder.n_classes:
+        raise ValueError(f"{store.path} holds {store.shape[1]} classes, {folder.root} has {folder.n_classes}")
     if unknown := sorted(set(store.image_ids) - set(folder.images.image_id)):
         raise ValueError(f"{store.path}: {len(unknown)} of {n} images are not in {folder.root}, {unknown[0]!r} for one")
+    other = [i for i in store.image_ids if store.shape_of(i) != folder.shape_of(i)]
+    if other:
+        raise ValueError(
+            f"{store.path} holds {other[0]!r} as {shape_text(store.shape_of(other[0]))}, "
+            f"{folder.root} has it as {shape_text(folder.shape_of(other[0]))}; {len(other)} of {n} images differ"
+        )
     if missing := store.missing():
         raise ValueError(
             f"{store.path}: {len(missing)} of {n} images are not finished, {missing[0]!r} for one; "
@@ -688,11 +695,10 @@ def curves_of(
     Raises `ValueError` where images are not finished, not in the folder, or of another shape.
     """
     _check_store(store, folder)
-    _, n_classes, *shape = store.shape
     counter = CurveCounter(
         store.image_ids,
-        n_classes,
-        shape,
+        store.shape[1],
+        folder.shapes_of(store.image_ids),
         store.floor,
         connectivity,
         smallest,

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['FAULT_COLUMNS', 'SEPARATORS', 'LAYOUTS', 'class_id', 'class_name', 'channel_of', 'parse_shape', 'Fault',
            'fault_table', 'raise_errors', 'csv_rows', 'csv_table', 'unit_number', 'scan_table', 'table_faults',
-           'read_table', 'decode_image', 'read_image', 'image_size', 'same_bytes', 'StripFolder', 'DataWarning',
-           'read_folder', 'check_folder']
+           'read_table', 'decode_image', 'read_image', 'image_size', 'same_bytes', 'StripFolder', 'image_shapes',
+           'DataWarning', 'read_folder', 'check_folder']
 
 # %% ../nbs/11_data.ipynb #6a10db07
 import csv
@@ -14,11 +14,13 @@ import hashlib
 import io
 import os
 import re
+import threading
 import unicodedata
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import combinations
 from pathlib import Path
@@ -35,6 +37,7 @@ from .jpeg_scan import jpeg_fault
 from .rle import rle_overlap, rle_runs
 from .rle_fast import decode, table_areas
 from .rle_origin import rle_doubts
+from .shapes import Shape, frame_of, shape_of, shape_text, shapes_text
 
 # %% ../nbs/11_data.ipynb #26d139f6
 def class_id(
@@ -390,19 +393,19 @@ class _ReadMasks(NamedTuple):
     malformed: dict[int, str]  # row -> what is wrong with it
 
 
-def _read_masks(table, shape):
-    "The `_ReadMasks` of a table; with `shape` None runs past the end are not malformed."
+def _read_masks(table, shapes):
+    "The `_ReadMasks` of a table; where the shape of an image is not known, runs past its end are not malformed."
     read = _ReadMasks({}, {})
     marked = table[table.rle != ""]
-    for rle, row in zip(marked.rle, marked.row):
+    for image_id, rle, row in zip(marked.image_id, marked.rle, marked.row):
         try:
-            read.runs[row] = rle_runs(rle, shape)
+            read.runs[row] = rle_runs(rle, shape_of(shapes, image_id))
         except ValueError as e:
             read.malformed[row] = f"malformed RLE: {e}"
     return read
 
 
-def _row_faults(table, name, shape, n_classes, read):
+def _row_faults(table, name, shapes, n_classes, read):
     "`table_faults` of a table whose masks were read."
     faults, first_row, marked_of_image = [], {}, {}
     columns = (table[column] for column in _TableRow._fields)
@@ -419,26 +422,38 @@ def _row_faults(table, name, shape, n_classes, read):
             marked_of_image.setdefault(image_id, []).append(_MarkedRow(row, channel, rle))
         faults += [Fault(name, row, image_id, class_text, "error", problem) for problem in problems]
     for image_id, marked in marked_of_image.items():
-        faults += _overlap_faults(name, image_id, marked, shape)
+        faults += _overlap_faults(name, image_id, marked, shape_of(shapes, image_id))
     return faults
 
 
 def table_faults(
     table: pd.DataFrame,  # as from `scan_table`
     name: str,  # the file's name, for the faults
-    shape: tuple[int, int] | None = None,  # (H,W); None does not check runs past the end
+    shapes: Shape | Mapping[str, Shape] | None = None,  # (H,W) of all images, or by id; None: no end is checked
     n_classes: int | None = None,  # None does not check for classes that are too large
-    doubts: bool = False,  # also warn of masks that look as if they were not written for strips of `shape`, or were cut
+    doubts: bool = False,  # also warn of masks that look as if they were not written for these strips, or were cut
 ) -> list[Fault]:
     "Faults of the rows: unknown class, a pair given twice, malformed RLE, two classes on one pixel (a warning)."
-    read = _read_masks(table, shape)
-    doubted = _doubts_of(table, name, shape, read) if doubts and shape is not None else []
-    return doubted + _row_faults(table, name, shape, n_classes, read)
+    read = _read_masks(table, shapes)
+    doubted = _doubts_of(table, name, shapes, read) if doubts else []
+    return doubted + _row_faults(table, name, shapes, n_classes, read)
 
 # %% ../nbs/11_data.ipynb #e559f365
-def _doubts_of(table, name, shape, read):
-    "Warnings about masks that look as if they were not written for strips of this shape, or were cut."
+def _doubts_of(table, name, shapes, read):
+    "Warnings about masks that look as if they were not written for strips of these shapes, or were cut."
     sound = table[table.row.isin(read.runs.keys())]
+    rows_of_shape = {}
+    for row, image_id in enumerate(sound.image_id):
+        rows_of_shape.setdefault(shape_of(shapes, image_id), []).append(row)
+    faults = []
+    for shape, rows in rows_of_shape.items():
+        if shape is not None:
+            faults += _doubts_of_one_shape(sound.iloc[rows], name, shape, read)
+    return faults
+
+
+def _doubts_of_one_shape(sound, name, shape, read):
+    "The same of masks that are sound and of one shape."
     faults = []
     for mask, problem in rle_doubts(sound.rle.tolist(), shape, [read.runs[row] for row in sound.row]):
         if mask is None:
@@ -452,6 +467,7 @@ def _doubts_of(table, name, shape, read):
 def read_table(
     csv_path: str | Path,  # in either layout, columns in any order
     extra: str = "warning",  # "error" refuses columns that neither layout has
+    shapes: Shape | Mapping[str, Shape] | None = None,  # (H,W) of all images, or by id; None: no end is checked
 ) -> tuple[pd.DataFrame, str]:
     """A csv as a table of image_id, channel, rle ("" where empty) and row, and its layout: "today" or "2019".
 
@@ -459,7 +475,7 @@ def read_table(
     Raises `ValueError` with the first errors. `read_folder` checks whether the images exist and the runs fit them.
     """
     table, layout, faults = scan_table(csv_path, extra)
-    raise_errors(fault_table(faults + table_faults(table, Path(csv_path).name)), csv_path)
+    raise_errors(fault_table(faults + table_faults(table, Path(csv_path).name, shapes)), csv_path)
     return table.loc[:, ["image_id", "channel", "rle", "row"]], layout
 
 # %% ../nbs/11_data.ipynb #e1f507a3
@@ -477,6 +493,26 @@ _FORMAT_NAMES = "JPEG, PNG, BMP, TIFF or WebP"
 _ORIENTATION = 0x0112  # the tag of EXIF; 1 is upright
 
 
+_MOST_PIXELS, _LONGEST_SIDE = 2**30, 2**20  # of an image that OpenCV decodes; source: its imgcodecs/loadsave.cpp
+_OPENING = threading.Lock()
+
+
+@contextmanager
+def _opened(file):
+    """An image that Pillow has opened, of any size.
+
+    Its own limit, 179 million pixels, is less than a scan of a coil has; ours is `_MOST_PIXELS`.
+    """
+    with _OPENING:
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            image = Image.open(file, formats=_FORMATS)
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+    with image:
+        yield image
+
+
 def _orientation(image):
     "The EXIF orientation of an image that Pillow has opened, 1 to 8; 1 where there is none, or none that can be read."
     try:
@@ -492,8 +528,8 @@ def _orientation_of_bytes(data):
     if not any(mark in end for end in ends for mark in (b"Exif\0\0", b"eXIf", b"EXIF")):
         return 1  # nearly always, and a hundred times as fast
     try:
-        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP")) as image:
-            return _orientation(image)
+        with _opened(io.BytesIO(data)) as image:
+            return 1 if image.format == "TIFF" else _orientation(image)
     except Exception:  # what it is, the decoder says
         return 1
 
@@ -571,7 +607,7 @@ def _header(path):
     Raises `ValueError` that names the file.
     """
     try:
-        with Image.open(path, formats=_FORMATS) as image:
+        with _opened(path) as image:
             orientation = _orientation(image) if "exif" in image.info else 1
             several = getattr(image, "n_frames", 1) if image.format in ("TIFF", "WEBP") else 1
             turned = orientation >= 5
@@ -581,6 +617,11 @@ def _header(path):
         empty = os.path.isfile(path) and not os.path.getsize(path)
         problem = "empty file" if empty else f"not a readable {_FORMAT_NAMES} ({type(e).__name__})"
         raise ValueError(f"{path}: {problem}") from None
+    if size[0] * size[1] > _MOST_PIXELS or max(size) > _LONGEST_SIDE:
+        raise ValueError(
+            f"{path}: {shape_text(size)} pixels are too many: up to {_MOST_PIXELS:,} are read, and up to "
+            f"{_LONGEST_SIDE:,} on one side; cut the image into parts"
+        )
     if several > 1:
         raise ValueError(f"{path}: {several} images in one file: store each in a file of its own")
     return size, orientation, is_deep
@@ -599,21 +640,19 @@ def same_bytes(
     return np.array([number[key] for key in keys], np.int64)
 
 # %% ../nbs/11_data.ipynb #00fc1a82
-def _by(shape):
-    "(H,W) in words."
-    return f"{shape[0]}x{shape[1]}"
-
-
 def _read_sized(path, shape):
     "`read_image`; raises `ValueError` where the image has another size."
     image = read_image(path)
     if image.shape != shape:
-        raise ValueError(f"{path}: is {_by(image.shape)}, the others are {_by(shape)}")
+        raise ValueError(
+            f"{path}: is {shape_text(image.shape)} now, and was {shape_text(shape)} when the folder was read"
+        )
     return image
 
 
 def _folder_text(folder):
-    size = f"{len(folder)} images of {_by(folder.shape)}, {folder.n_classes} classes, {len(folder.masks)} masks"
+    sizes = shapes_text(folder.shape_of(i) for i in folder.images.image_id)
+    size = f"{len(folder)} images of {sizes}, {folder.n_classes} classes, {len(folder.masks)} masks"
     return f"StripFolder({folder.root.name}: {size}, {len(folder.test)} test images, layout {folder.layout})"
 
 
@@ -630,12 +669,12 @@ def _class_set(labels):
     return "+".join(str(class_id(channel)) for channel, _ in labels)
 
 
-def _truth_area(image_ids, masks, n_classes, shape):
-    "(N,C) int64: marked pixels of each image and class."
+def _truth_area(image_ids, masks, n_classes):
+    "(N,C) int64: marked pixels of each image and class, from runs that were checked."
     area = np.zeros((len(image_ids), n_classes), np.int64)
     number = {i: n for n, i in enumerate(image_ids)}
     rows = [number[i] for i in masks.image_id]
-    area[rows, masks.channel.to_numpy(int)] = table_areas(masks.rle, shape)
+    area[rows, masks.channel.to_numpy(int)] = table_areas(masks.rle)
     return area
 
 # %% ../nbs/11_data.ipynb #6e00fa8f
@@ -644,8 +683,9 @@ class StripFolder:
     """A data folder that was read and checked: strips, their masks, and the images to predict.
 
     images, test: image_id and path, sorted by id. masks: image_id, channel, rle and row (the line in train.csv), only
-    where something is marked. shape: (H,W) of every image. sha256: of train.csv and of the names and sizes of train
-    images. warnings: as from `fault_table`.
+    where something is marked. shape: the smallest (H,W) that holds every train image; `shape_of` has that of each.
+    other_shapes: (H,W) of the images, also test images, that have another one than `shape`. sha256: of train.csv and
+    of the names and sizes of train images. warnings: as from `fault_table`.
     """
 
     root: Path
@@ -657,6 +697,7 @@ class StripFolder:
     test: pd.DataFrame
     sha256: str
     warnings: pd.DataFrame
+    other_shapes: Mapping[str, Shape] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -672,6 +713,21 @@ class StripFolder:
     def _rles(self) -> dict[str, list[tuple[int, str]]]:
         return _labels_by_image(self.images.image_id, self.masks)
 
+    def shape_of(self, image_id: str) -> Shape:
+        "(H,W) of a train or test image."
+        return self.other_shapes.get(image_id, self.shape)
+
+    def shapes_of(self, image_ids: Iterable[str]) -> Shape | dict[str, Shape]:  # one (H,W) where all are the same
+        "The (H,W) of some train or test images, by id."
+        shapes = {image_id: self.shape_of(image_id) for image_id in image_ids}
+        different = set(shapes.values())
+        return different.pop() if len(different) == 1 else shapes
+
+    @cached_property
+    def shapes(self) -> Shape | dict[str, Shape]:
+        "The (H,W) of all train and test images: one where all are the same, else by id."
+        return self.shapes_of([*self.images.image_id, *self.test.image_id])
+
     def labels(self, image_id: str) -> list[tuple[int, str]]:  # of (channel, rle), by channel
         "The marked classes of a train image; `ValueError` when there is no such train image."
         if image_id not in self._rles:
@@ -682,13 +738,14 @@ class StripFolder:
         "(H,W) uint8 grey of a train or test image; `ValueError` for no such image, an unreadable one or another size."
         if image_id not in self._paths:
             raise ValueError(f"{self.root}: no image {image_id!r}")
-        return _read_sized(self._paths[image_id], self.shape)
+        return _read_sized(self._paths[image_id], self.shape_of(image_id))
 
     def mask(self, image_id: str) -> np.ndarray:
         "(C,H,W) uint8 0/1 of a train image; all 0 for a clean one; `ValueError` when there is no such train image."
-        mask = np.zeros((self.n_classes, *self.shape), np.uint8)
-        for channel, rle in self.labels(image_id):
-            decode(rle, self.shape, out=mask[channel])
+        labels, shape = self.labels(image_id), self.shape_of(image_id)
+        mask = np.zeros((self.n_classes, *shape), np.uint8)
+        for channel, rle in labels:
+            decode(rle, shape, out=mask[channel])
         return mask
 
     def class_sets(self) -> pd.Series:
@@ -697,7 +754,7 @@ class StripFolder:
 
     def truth_area(self) -> np.ndarray:
         "(N,C) int64: marked pixels of each image and class, from the runs; in the order of `images`."
-        return _truth_area(self.images.image_id, self.masks, self.n_classes, self.shape)
+        return _truth_area(self.images.image_id, self.masks, self.n_classes)
 
 # %% ../nbs/11_data.ipynb #8f7db330
 class _Listed(NamedTuple):
@@ -760,18 +817,39 @@ def _deep_faults(images, folder_name):
     return [_file_fault(folder_name, problem, severity="warning")]
 
 
-def _majority(images):
-    "The most frequent (H,W) of listed images, the larger one where two are as frequent; None where no image has one."
-    count = Counter(image.shape for image in images if image.shape)
-    return max(count, key=lambda shape: (count[shape], shape)) if count else None
+_SAME = 0.9  # share of images of one size from which on the others are thought to be mistakes
 
 
-def _size_faults(images, folder_name, shape):
-    "A fault for every listed image of another size."
+def _shapes_by_id(images):
+    "The (H,W) of listed images whose header can be read."
+    return {image.image_id: image.shape for image in images if image.shape}
+
+
+def image_shapes(
+    folder: str | Path,  # of images
+) -> dict[str, Shape]:  # by file name; empty where there is no such folder
+    "The (H,W) of the images of a folder, from their headers; what cannot be read is left out."
+    return _shapes_by_id(_list_images(Path(folder))[0])
+
+
+def _size_faults(images, folder_name):
+    "A warning for every listed image of another size than nearly all the others."
+    count = Counter(_shapes_by_id(images).values())
+    if not count:
+        return []
+    usual, n_usual = count.most_common(1)[0]
+    if n_usual < _SAME * count.total():
+        return []
     return [
-        _image_fault(folder_name, i, f"is {_by(size)} (height x width), the others are {_by(shape)}")
-        for i, _, size, _ in images
-        if size and size != shape
+        _image_fault(
+            folder_name,
+            image.image_id,
+            f"is {shape_text(image.shape)} (height x width), {n_usual:,} others are {shape_text(usual)}: it is taken "
+            "as it is; is it meant?",
+            "warning",
+        )
+        for image in images
+        if image.shape and image.shape != usual
     ]
 
 # %% ../nbs/11_data.ipynb #9226d54b
@@ -883,7 +961,8 @@ class _Contents(NamedTuple):
     root: Path
     layout: str
     n_classes: int
-    shape: tuple[int, int] | None  # None where no image can be read
+    shape: Shape | None  # that holds every train image; None where none can be read
+    shapes: dict[str, Shape]  # (H,W) of train and test images by id; of two with one id that of the train image
     table: pd.DataFrame  # as from `scan_table`
     train: list[_Listed]
     test: list[_Listed]
@@ -901,23 +980,22 @@ def _examine(root: str | Path, n_classes: int | None = None) -> tuple[_Contents 
     if (root / "test_images").exists():
         test, test_faults = _list_images(root / "test_images", "warning")
     faults += train_faults + test_faults
-    shape = _majority(train) or _majority(test)
-    if shape:
-        faults += _size_faults(train, "train_images", shape) + _size_faults(test, "test_images", shape)
+    faults += _size_faults(train, "train_images") + _size_faults(test, "test_images")
+    train_shapes, test_shapes = _shapes_by_id(train), _shapes_by_id(test)
+    shape = frame_of((train_shapes or test_shapes).values()) if train_shapes or test_shapes else None
     table, name_faults = _named_as_files(table, "train.csv", train)
     faults += name_faults
     in_sample, sample_faults = _sample_faults(root, test)
     n_classes, class_faults = _class_count(table, in_sample, n_classes)
-    read = _read_masks(table, shape)
+    read = _read_masks(table, train_shapes)
     doubts = _deep_faults(train, "train_images") + _deep_faults(test, "test_images")
-    if shape:
-        doubts += _doubts_of(table, "train.csv", shape, read)
-    faults += sample_faults + class_faults + _row_faults(table, "train.csv", shape, n_classes, read) + doubts
+    doubts += _doubts_of(table, "train.csv", train_shapes, read)
+    faults += sample_faults + class_faults + _row_faults(table, "train.csv", train_shapes, n_classes, read) + doubts
     if train:
         faults += _missing_images(table, "train.csv", train)
     if layout == "2019":
         faults += _missing_pairs(table, "train.csv", [image.image_id for image in train], n_classes)
-    return _Contents(root, layout, n_classes, shape, table, train, test, doubts), faults
+    return _Contents(root, layout, n_classes, shape, test_shapes | train_shapes, table, train, test, doubts), faults
 
 # %% ../nbs/11_data.ipynb #cb5ba21f
 def _folder_hash(contents):
@@ -948,7 +1026,7 @@ def read_folder(
 ) -> StripFolder:
     """Read a data folder in either layout of train.csv.
 
-    The number of classes and the image size (the most frequent one) come from the data. Checks the csv and its RLEs
+    The number of classes and the size of each image come from the data. Checks the csv and its RLEs
     fully, and the headers of the images but not their pixels: `check_folder` does that, and lists faults as a table.
     Raises `ValueError` with the number of errors and the first of them; warnings are kept in `.warnings`. There
     is a `DataWarning`, too, where masks look as if they were not written for these strips, or images lose levels.
@@ -970,6 +1048,7 @@ def read_folder(
         test=_image_table(contents.test),
         sha256=_folder_hash(contents),
         warnings=listed,
+        other_shapes={i: shape for i, shape in contents.shapes.items() if shape != contents.shape},
     )
 
 # %% ../nbs/11_data.ipynb #22ba9185

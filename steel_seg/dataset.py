@@ -11,7 +11,7 @@ import ctypes
 import math
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from itertools import count
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -21,9 +21,10 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from .augment import TrainTransform, augment, item_seed
+from .augment import TrainTransform, augment, fitting, item_seed
 from .data import class_name
 from .rle_fast import decode
+from .shapes import Shape, frame_of, shapes_text
 
 if TYPE_CHECKING:
     from steel_seg.cache import ImageCache
@@ -48,16 +49,26 @@ def _new_batch(*shape: int) -> torch.Tensor:
     return torch.empty(0, dtype=torch.uint8).set_(torch.UntypedStorage._new_shared(math.prod(shape))).reshape(shape)
 
 # %% ../nbs/31_dataset.ipynb #18565ddd
-def _check_part(folder: "StripFolder", cache: "ImageCache | None", shape: tuple[int, ...], n_classes: int) -> None:
-    "Raise `ValueError` where a folder has another size or other classes than the dataset, or its cache other images."
-    if (tuple(folder.shape), folder.n_classes) != (shape, n_classes):
+def _check_part(folder: "StripFolder", cache: "ImageCache | None", n_classes: int) -> None:
+    "Raise `ValueError` where a folder has other classes than the dataset, or its cache other images."
+    if folder.n_classes != n_classes:
         raise ValueError(
-            f"{folder.root}: {folder.n_classes} classes on {folder.shape[0]}x{folder.shape[1]}, "
-            f"the first folder has {n_classes} on {shape[0]}x{shape[1]}; "
-            f"where only the classes differ, read it with read_folder(.., n_classes={n_classes})"
+            f"{folder.root}: {folder.n_classes} classes, the first folder has {n_classes}: "
+            f"read it with read_folder(.., n_classes={n_classes})"
         )
-    if cache is not None and (cache.image_ids, tuple(cache.shape)) != (tuple(folder.images.image_id), shape):
-        raise ValueError(f"{cache.path}: holds other images than {folder.root}; open it with open_cache(folder, ..)")
+    if cache is not None:
+        image_ids = tuple(folder.images.image_id)
+        if (cache.image_ids, cache.shapes) != (image_ids, tuple(map(folder.shape_of, image_ids))):
+            raise ValueError(
+                f"{cache.path}: holds other images than {folder.root}; open it with open_cache(folder, ..)"
+            )
+
+
+def _check_size_of_extra(extra: "StripFolder", shapes: Set[Shape]) -> None:
+    "Raise `ValueError` where the images of a first folder have one size, and a second one has others."
+    others = {extra.shape_of(image_id) for image_id in extra.images.image_id} - shapes
+    if len(shapes) == 1 and others:
+        raise ValueError(f"{extra.root}: images of {shapes_text(others)}, the first folder has {shapes_text(shapes)}")
 
 # %% ../nbs/31_dataset.ipynb #a921d164
 class _Row(NamedTuple):
@@ -65,29 +76,34 @@ class _Row(NamedTuple):
     read: Callable[[Any], np.ndarray]  # the image (H,W) is read(key)
     key: Any
     rles: Sequence[tuple[int, str]]  # (channel, rle) of the marked channels, in order
+    shape: Shape  # (H,W)
 
 
 def _rows_of(folder: "StripFolder", cache: "ImageCache | None") -> list[_Row]:
     "The rows of a folder; images are read from the cache, or from their files where there is none."
     return [
         _Row(
-            image_id, *((folder.image, image_id) if cache is None else (cache.__getitem__, i)), folder.labels(image_id)
+            image_id,
+            *((folder.image, image_id) if cache is None else (cache.__getitem__, i)),
+            folder.labels(image_id),
+            folder.shape_of(image_id),
         )
         for i, image_id in enumerate(folder.images.image_id)
     ]
 
 
 def _load(row: _Row, scratch: np.ndarray, marked_only: bool) -> tuple[np.ndarray, np.ndarray, list[int]]:
-    """The image of a row; its masks, decoded into `scratch` (C,H,W); and their channels.
+    """The image of a row; its masks, decoded into `scratch` (C, pixels of the largest image); and their channels.
 
     The channels are the marked ones, or all of them without `marked_only`.
     """
-    rles = row.rles
+    rles, (height, width) = row.rles, row.shape
     if not marked_only:
         rles = [(c, dict(rles).get(c, "")) for c in range(len(scratch))]
-    for mask, (_, rle) in zip(scratch, rles):
-        decode(rle, scratch.shape[1:], out=mask)
-    return row.read(row.key), scratch[: len(rles)], [c for c, _ in rles]
+    masks = scratch.reshape(-1)[: len(rles) * height * width].reshape(len(rles), height, width)
+    for mask, (_, rle) in zip(masks, rles):
+        decode(rle, row.shape, out=mask)
+    return row.read(row.key), masks, [c for c, _ in rles]
 
 # %% ../nbs/31_dataset.ipynb #d041c47b
 def _check_size(image_id: str, size: Sequence[int], first: Sequence[int]) -> None:
@@ -123,9 +139,27 @@ def _item(
 
 
 def _put(target: np.ndarray, masks: np.ndarray, channels: Sequence[int], labels_only: bool) -> None:
-    "Put masks (n,H,W) into the zeroed target of one image: (C,H,W), or (C,) where it has labels only."
+    "Put masks (n,h,w) into the zeroed target of one image: the upper left of (C,H,W), or (C,) for labels only."
     for c, mask in zip(channels, masks):
-        target[c] = mask.any() if labels_only else mask
+        if labels_only:
+            target[c] = mask.any()
+        else:
+            target[c, : mask.shape[0], : mask.shape[1]] = mask
+
+# %% ../nbs/31_dataset.ipynb #d1c0dc89
+def _size_of_batch(rows: Iterable[_Row], transform: Any) -> Shape | None:
+    "The (H,W) of a batch of images of several sizes; None where only the transform knows it."
+    if isinstance(transform, TrainTransform) and transform.crop is not None:
+        return transform.crop
+    if transform is None or isinstance(transform, TrainTransform):
+        return frame_of(row.shape for row in rows)
+    return None
+
+
+def _mirrored(image: np.ndarray, size: Sequence[int]) -> np.ndarray:
+    "An image (h,w) and, to the right and below, its mirror image, up to a size (H,W)."
+    below, right = size[0] - image.shape[0], size[1] - image.shape[1]
+    return image if below == right == 0 else cv2.copyMakeBorder(image, 0, below, 0, right, cv2.BORDER_REFLECT)
 
 # %% ../nbs/31_dataset.ipynb #87e7f468
 class StripDataset(Dataset):
@@ -134,9 +168,11 @@ class StripDataset(Dataset):
     `i` is the row in `folder.images`, and from len(folder) on in `extra.images`; `(epoch, i)` means draw 0, a bare `i`
     epoch 0. An item is a dict of `image` (1,H,W) uint8 tensor, `mask` (C,H,W) uint8 tensor and `index` (i); with
     `labels_only` it has `label` (C,) uint8 in place of the mask: 1 for the classes that the transformed image shows.
-    Raises `IndexError` outside 0..len-1, and `ValueError` for an image that is unreadable or of another size than the
-    folder's (by name), for a cache of other images, for an `extra` of another size or number of classes, and for a
-    transform that gives images of several sizes in one batch.
+    A batch of images of several sizes is as large as the crop, or as the largest of them; its `size` (N,2) int64 is the
+    (h,w) of each, and what lies beyond it is no part of the image.
+    Raises `IndexError` outside 0..len-1, and `ValueError` for an image that is unreadable (by name), for a cache of
+    other images, for an `extra` of another number of classes (or size, where the folder has one size), and for a
+    transform of the user's own that gives images of several sizes in one batch.
     """
 
     def __init__(
@@ -151,13 +187,17 @@ class StripDataset(Dataset):
     ):
         self.transform, self.seed, self.shape, self.n_classes = transform, seed, tuple(folder.shape), folder.n_classes
         self.target = "label" if labels_only else "mask"
-        self._marked_only = transform is None or isinstance(transform, TrainTransform)
+        self._own_transform = not (transform is None or isinstance(transform, TrainTransform))
+        self._marked_only = not self._own_transform
         self._decodes = not labels_only or _may_remove_defects(transform)
-        self._rows: list[_Row] = []
-        for part, part_cache in ((folder, cache), (extra, extra_cache)):
-            if part is not None:
-                _check_part(part, part_cache, self.shape, self.n_classes)
-                self._rows += _rows_of(part, part_cache)
+        _check_part(folder, cache, self.n_classes)
+        self._rows = _rows_of(folder, cache)
+        shapes = {row.shape for row in self._rows}
+        self._one_size = len(shapes) == 1
+        if extra is not None:
+            _check_part(extra, extra_cache, self.n_classes)
+            _check_size_of_extra(extra, shapes)
+            self._rows += _rows_of(extra, extra_cache)
         self.image_ids = tuple(row.image_id for row in self._rows)
 
     def __len__(self) -> int:
@@ -169,23 +209,30 @@ class StripDataset(Dataset):
 
     def __getitems__(self, items: Sequence[int | tuple[int, ...]]) -> dict[str, torch.Tensor]:
         "One batch: the images (N,1,H,W) of `items`, their masks (N,C,H,W) or labels (N,C), and index (N,) int64."
-        scratch = np.empty((self.n_classes, *self.shape), np.uint8)
-        images = targets = torch.empty(0)
-        labels_only = self.target == "label"
-        for k, (epoch, i, draw) in enumerate(map(_split, items)):
+        split = list(map(_split, items))
+        for _, i, _ in split:
             if not 0 <= i < len(self):
                 raise IndexError(f"image {i} of {len(self)}")
+        rows = [self._rows[i] for _, i, _ in split]
+        scratch = np.empty((self.n_classes, max(math.prod(row.shape) for row in rows)), np.uint8)
+        of_batch = None if self._one_size else _size_of_batch(rows, self.transform)
+        images = targets = torch.empty(0)
+        size, sizes, labels_only = (0, 0), [], self.target == "label"
+        for k, (row, (epoch, i, draw)) in enumerate(zip(rows, split)):
+            transform = self.transform if self._one_size else fitting(self.transform, row.shape)
             seed = item_seed(self.seed, epoch, i, draw)
-            image, mask, channels = _item(
-                self._rows[i], scratch, self.transform, seed, self._marked_only, self._decodes
-            )
+            image, mask, channels = _item(row, scratch, transform, seed, self._marked_only, self._decodes)
             if k == 0:
-                images = _new_batch(len(items), 1, *image.shape)
-                targets = _new_batch(len(items), self.n_classes, *(() if labels_only else image.shape)).zero_()
-            _check_size(self.image_ids[i], image.shape, images.shape[2:])
-            images.numpy()[k, 0] = image
+                size = of_batch or image.shape
+                images = _new_batch(len(items), 1, *size)
+                targets = _new_batch(len(items), self.n_classes, *(() if labels_only else size)).zero_()
+            sizes.append(image.shape)
+            if self._one_size or self._own_transform:
+                _check_size(row.image_id, image.shape, size)
+            images.numpy()[k, 0] = _mirrored(image, size)
             _put(targets.numpy()[k], mask, channels, labels_only)
-        return {"image": images, self.target: targets, "index": torch.tensor([_split(item)[1] for item in items])}
+        batch = {"image": images, self.target: targets, "index": torch.tensor([i for _, i, _ in split])}
+        return batch if self._one_size or labels_only else {**batch, "size": torch.tensor(sizes)}
 
 # %% ../nbs/31_dataset.ipynb #9f0ce601
 def image_groups(

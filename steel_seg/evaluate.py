@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BY_BEST_RULE', 'BY_CLASS_F1', 'masks_and_classes', 'logit_levels', 'Scoring', 'by_rules', 'from_first', 'target_of',
-           'to_device', 'evaluate']
+           'to_device', 'loss_of_batch', 'in_tiles', 'evaluate']
 
 # %% ../nbs/37_evaluate.ipynb #9d9c19e8
 from collections.abc import Callable, Sequence
@@ -26,6 +26,7 @@ from .flood import map_counts
 from .metric import dice, mask_counts
 from .post import Rule, apply_rules
 from .score import dice_at
+from .shapes import MOST_PIXELS, Span, span_weights, spans_of, tile_shape
 from .store import FLOOR
 
 # %% ../nbs/37_evaluate.ipynb #2ad39d53
@@ -181,6 +182,70 @@ def to_device(batch: dict, device: torch.device) -> tuple[torch.Tensor, torch.Te
     "Images and targets of a batch, on the device."
     return batch["image"].to(device, non_blocking=True), target_of(batch).to(device, non_blocking=True)
 
+# %% ../nbs/37_evaluate.ipynb #2ac085da
+def loss_of_batch(
+    loss_of: Callable[[torch.Tensor | tuple, torch.Tensor], torch.Tensor],  # (what a net returns, target) -> scalar
+    out: torch.Tensor | tuple,  # what a net returned
+    target: torch.Tensor,  # masks (N,C,H,W), or labels (N,C)
+    sizes: torch.Tensor | None = None,  # (N,2) the (h,w) of each image, at its upper left; None: the whole
+) -> torch.Tensor:  # scalar
+    "The loss of a batch, without what lies beyond its images."
+    if sizes is None or target.ndim == 2:
+        return loss_of(out, target)
+    logits, classes = masks_and_classes(out)
+    losses = []
+    for i, (h, w) in enumerate(sizes.tolist()):
+        one = logits[i : i + 1, :, :h, :w]
+        of_image = one if classes is None else (one, classes[i : i + 1])
+        losses.append(loss_of(of_image, target[i : i + 1, :, :h, :w]))
+    return torch.stack(losses).mean()
+
+# %% ../nbs/37_evaluate.ipynb #e1d0f6e1
+_Outputs = tuple[torch.Tensor | None, torch.Tensor | None]  # of pixels (N,C,H,W), and of classes (N,C)
+
+
+def _row_of_tiles(forward: Callable, images: torch.Tensor, rows: Span, columns: Sequence[Span]) -> _Outputs:
+    "What a net says about a row of tiles, mixed where they overlap: (N,C,h,W) float32, and the highest class values."
+    mixed, highest = None, None
+    for span, weight in zip(columns, span_weights(columns)):
+        tile = images[:, :, rows.start : rows.stop, span.start : span.stop]
+        masks, classes = masks_and_classes(forward(tile))
+        if masks is None:
+            return None, None
+        if mixed is None:
+            mixed = masks.new_zeros(*masks.shape[:3], images.shape[3], dtype=torch.float32)
+        mixed[..., span.start : span.stop] += masks.float() * torch.from_numpy(weight).to(masks.device)
+        highest = classes if highest is None or classes is None else torch.maximum(highest, classes)
+    return mixed, highest
+
+
+def in_tiles(
+    forward: Callable[[torch.Tensor], torch.Tensor | tuple],  # images (N,1,H,W) -> of pixels (N,C,H,W), and of classes
+    images: torch.Tensor,  # (N,1,H,W)
+    finish: Callable[[torch.Tensor], torch.Tensor] = lambda masks: masks,  # of pixels -> what is kept of them
+    most_pixels: int = MOST_PIXELS,  # that the net sees at once
+) -> _Outputs:  # of pixels (N,C,H,W), finished; of classes (N,C); None where the net gives none
+    "What a net says about images of any size. Whole where they are small enough, or where it gives classes only."
+    height, width = images.shape[2:]
+    tile = tile_shape((height, width), most_pixels)
+    rows, columns = spans_of(height, tile[0]), spans_of(width, tile[1])
+    if len(rows) == len(columns) == 1:
+        masks, classes = masks_and_classes(forward(images))
+        return None if masks is None else finish(masks), classes
+    done, unfinished, highest = [], None, None
+    ends = [*(span.start for span in rows[1:]), height]
+    for span, weight, end in zip(rows, span_weights(rows), ends):
+        mixed, classes = _row_of_tiles(forward, images, span, columns)
+        if mixed is None:
+            return None, masks_and_classes(forward(images))[1]
+        mixed *= torch.from_numpy(weight).to(mixed.device)[:, None]
+        if unfinished is not None:
+            mixed[:, :, : unfinished.shape[2]] += unfinished
+        done.append(finish(mixed[:, :, : end - span.start]))
+        unfinished = mixed[:, :, end - span.start :]
+        highest = classes if highest is None or classes is None else torch.maximum(highest, classes)
+    return torch.cat(done, dim=2), highest
+
 # %% ../nbs/37_evaluate.ipynb #c29ea290
 @torch.inference_mode()
 def evaluate(
@@ -203,8 +268,9 @@ def evaluate(
     for n, batch in enumerate(loader, 1):
         image, target = to_device(batch, accelerator.device)
         with accelerator.autocast():
-            out = model(image)
-        loss = loss_of(out, target).item() * len(image)
+            masks, classes = in_tiles(model, image)
+        out = masks if masks is not None and classes is None else (masks, classes)
+        loss = loss_of_batch(loss_of, out, target, batch.get("size")).item() * len(image)
         parts.append(_Part(batch["index"].numpy(), loss, scoring.count(out, target_of(batch).numpy())))
         if on_batch:
             on_batch(n, len(loader))

@@ -8,7 +8,7 @@ __all__ = ['TWO_OR_MORE', 'IMAGE_ORDERS', 'class_counts', 'co_occurrence', 'plot
 
 # %% ../nbs/41_folder_facts.ipynb #350c06f6
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import cv2
 import numpy as np
@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 
 from .data import StripFolder
 from .rle import rle_runs
+from .shapes import by_shape
 from .viz import _figure, class_colours, gallery
 
 # %% ../nbs/41_folder_facts.ipynb #a4973d3a
@@ -169,18 +170,30 @@ def plot_areas(
     return fig
 
 # %% ../nbs/41_folder_facts.ipynb #39dfc043
+def _labelled(rles: Iterable[str], shape: Sequence[int]) -> np.ndarray:
+    "(H,W) int64: in how many of these masks each pixel is."
+    h, w = shape
+    runs = np.concatenate([rle_runs(rle, shape) for rle in rles])
+    begins = np.bincount(runs[:, 0], minlength=h * w + 1)
+    ends = np.bincount(runs.sum(1), minlength=h * w + 1)
+    return np.cumsum(begins - ends)[:-1].reshape(w, h).T  # runs go down the columns
+
+
 def label_places(
     folder: StripFolder,
 ) -> np.ndarray:  # (C,H,W) float32, 0..1
-    "For every pixel: in which share of the images of a class it is labelled; 0 if no image has the class."
-    h, w = folder.shape
-    share = np.zeros((folder.n_classes, h, w), np.float32)
-    for c, rles in folder.masks.groupby("channel").rle:
-        runs = np.concatenate([rle_runs(rle, folder.shape) for rle in rles])
-        begins = np.bincount(runs[:, 0], minlength=h * w + 1)
-        ends = np.bincount(runs.sum(1), minlength=h * w + 1)
-        labelled = np.cumsum(begins - ends)[:-1]
-        share[c] = labelled.reshape(w, h).T / len(rles)  # runs go down the columns
+    """For every pixel: in which share of the images of a class it is labelled; 0 if no image has the class.
+
+    (H,W) holds every image; smaller ones lie in its upper left.
+    """
+    share = np.zeros((folder.n_classes, *folder.shape), np.float32)
+    for c in range(folder.n_classes):
+        of_class = folder.masks[folder.masks.channel == c]
+        masks = list(zip(of_class.image_id, of_class.rle))
+        for of_shape in by_shape(masks, lambda mask: folder.shape_of(mask[0])):
+            h, w = folder.shape_of(of_shape[0][0])
+            share[c, :h, :w] += _labelled([rle for _, rle in of_shape], (h, w))
+        share[c] /= max(1, len(masks))
     return share
 
 # %% ../nbs/41_folder_facts.ipynb #f9e08f91

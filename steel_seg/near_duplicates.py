@@ -19,6 +19,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from .data import StripFolder, decode_image, same_bytes
+from .shapes import by_shape
 
 # %% ../nbs/42_near_duplicates.ipynb #9f67ebfb
 _REDUCED = {
@@ -174,8 +175,8 @@ def _divisor(shape):
 
 # %% ../nbs/42_near_duplicates.ipynb #00f36b2b
 def _similar_links(folder: StripFolder, rows: Sequence[int], least: float, progress: bool) -> list[Link]:
-    "The links between some images, all with different bytes, that are alike enough: steps 1 to 4."
-    divisor = _divisor(folder.shape)
+    "The links between some images of one size, all with different bytes, that are alike enough: steps 1 to 4."
+    divisor = _divisor(folder.shape_of(folder.images.image_id[rows[0]]))
     paths = folder.images.path.tolist()
 
     def shown(results: Iterable, n: int, desc: str, unit: str) -> Iterable:
@@ -209,7 +210,7 @@ def near_duplicates(
     Columns: `group` (from 0), `first` and `second` (ids), `same_bytes`, `likeness`, `right` and `down` (pixels by which
     the content of the second is shifted), `differ` (pixels whose labels are not the same, where both show the same
     steel; see `label_difference`). Images that cannot be read are left out: `check_folder` names them. Copies that were
-    turned or mirrored are not found. Raises `ValueError` for another `least`.
+    turned or mirrored, or have another size, are not found. Raises `ValueError` for another `least`.
     """
     if not 0 < least <= 1:
         raise ValueError(f"least {least!r}: a likeness is above 0 and at most 1")
@@ -221,14 +222,15 @@ def near_duplicates(
         for row, number in enumerate(file_number)
         if first_rows[number] != row
     ]
-    links += _similar_links(folder, first_rows.tolist(), least, progress)
+    for rows in by_shape(first_rows.tolist(), lambda row: folder.shape_of(ids[row])):
+        links += _similar_links(folder, rows, least, progress)
     kept, group = _spanning(links, len(ids))
     records = []
     for link in tqdm(kept, desc="labels", unit="pair", disable=not progress, leave=False):
         first, second, shift = ids[link.first], ids[link.second], (link.right, link.down)
         copied = file_number[link.first] == file_number[link.second]
         if not copied:
-            shift = _exact_shift(folder, first, second, *shift, _divisor(folder.shape))
+            shift = _exact_shift(folder, first, second, *shift, _divisor(folder.shape_of(first)))
         differ = label_difference(folder.mask(first), folder.mask(second), *shift).sum()
         records.append((group[link.first], first, second, copied, link.likeness, *shift, int(differ)))
     table = pd.DataFrame(records, columns=_COLUMNS)

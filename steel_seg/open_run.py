@@ -64,7 +64,7 @@ def _up_to_date(curves, path, store, folder):
     "Whether curves that were saved in a file are those of this store and these labels."
     if _newest_input(store, folder) > path.stat().st_mtime_ns:
         return False
-    if (curves.image_ids, curves.shape, curves.floor) != (store.image_ids, folder.shape, store.floor):
+    if (curves.image_ids, curves.shape, curves.floor) != (store.image_ids, store.shape[2:], store.floor):
         return False
     truth = dict(zip(folder.images.image_id, folder.truth_area().tolist()))
     return [truth.get(image_id) for image_id in curves.image_ids] == curves.truth.tolist()
@@ -279,7 +279,7 @@ def make_up_run(
     run = Path(run)
     ids = tuple(folder.images.image_id if image_ids is None else image_ids)
     run.mkdir(parents=True, exist_ok=True)
-    store = ProbStore.create(run / "oof", ids, folder.n_classes, folder.shape)
+    store = ProbStore.create(run / "oof", ids, folder.n_classes, folder.shapes_of(ids))
     for image_id in ids:
         store.write(image_id, _made_up_levels(rng, folder.mask(image_id)))
     if len(ids) == len(folder.images) and len(ids) >= folds:

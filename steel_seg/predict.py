@@ -7,9 +7,10 @@ __all__ = ['FLIPS', 'predict_both', 'predict_probs', 'LeftOut', 'Prefilter', 're
            'count_oof', 'predict_test', 'predict_scores', 'predict_unlabelled', 'predict_unlabelled_scores']
 
 # %% ../nbs/39_predict.ipynb #00ce1322
+import math
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -27,11 +28,12 @@ from .config import TrainConfig
 from .curves import CurveCounter, Curves, read_curves, write_curves
 from .data import StripFolder, csv_rows
 from .dataset import freed_memory_kept
-from .evaluate import from_first, masks_and_classes
+from .evaluate import from_first, in_tiles, masks_and_classes
 from .files import read_json, sha256_file, write_json
 from .model import ClassModel, SegModel, load_model
 from .pseudo_folder import unlabelled_path, unlabelled_scores
 from .seen import how_seen, seen_ids
+from .shapes import MOST_PIXELS, Shape, by_shape
 from .store import FLOOR, ProbStore, to_level
 from .train import folds_of, read_config
 
@@ -103,6 +105,11 @@ def _levels(probs: torch.Tensor) -> torch.Tensor:
         to_level(probs.cpu().numpy())  # raises, and its message says what is wrong
     return (probs * 255).round_().to(torch.uint8)  # halves go to the even level, as in numpy
 
+
+def _levels_of_mean(probs: torch.Tensor) -> torch.Tensor:
+    "The same of a weighted mean of probabilities, which may lie beyond 1 by its last digit."
+    return _levels(probs.clamp(0, 1))
+
 # %% ../nbs/39_predict.ipynb #b25115be
 def _read_class_rows(path: Path, image_ids: Sequence[str], n_classes: int) -> dict[str, list[str]]:
     "The complete rows of a csv of class probabilities, of these images: the texts of an image's classes by its name."
@@ -162,11 +169,24 @@ class _Keeper:
             self.table.add(image_id, classes)
 
 # %% ../nbs/39_predict.ipynb #a0e79b6c
-def _rounds(image_ids: Sequence[str], missing: set[str], batch_size: int, processes: int) -> list[list[Sequence[str]]]:
-    "The batches that hold a missing image, as rounds of one batch per process."
-    batches = [image_ids[i : i + batch_size] for i in range(0, len(image_ids), batch_size)]
-    batches = [batch for batch in batches if missing.intersection(batch)]
-    return [batches[i : i + processes] for i in range(0, len(batches), processes)]
+def _rounds(
+    image_ids: Iterable[str],
+    shape_of_image: Callable[[str], Shape],
+    missing: set[str],
+    batch_size: int,
+    processes: int,
+) -> list[list[list[str]]]:
+    """The batches that hold a missing image, as rounds of one batch per process; the images of a round have one shape.
+
+    An image that is cut into tiles is a batch of its own.
+    """
+    rounds = []
+    for group in by_shape(image_ids, shape_of_image):
+        size = 1 if math.prod(shape_of_image(group[0])) > MOST_PIXELS else batch_size
+        batches = [group[i : i + size] for i in range(0, len(group), size)]
+        batches = [batch for batch in batches if missing.intersection(batch)]
+        rounds += [batches[i : i + processes] for i in range(0, len(batches), processes)]
+    return rounds
 
 # %% ../nbs/39_predict.ipynb #42b8e386
 def _of_all(x: torch.Tensor, size: int, accelerator: Accelerator) -> list[np.ndarray]:
@@ -219,7 +239,7 @@ def _fill(
     image_ids: Sequence[str],
     missing: set[str],
     keep: _Keeper | None,  # None on all processes but the first
-    read: Callable[[str], np.ndarray],  # image_id -> (H,W) uint8
+    folder: StripFolder,  # that holds them
     probs_of: Callable[[torch.Tensor], _Probs],
     batch_size: int,
     bar: tqdm,
@@ -227,17 +247,16 @@ def _fill(
 ) -> None:
     "Predict the missing images and keep their predictions; meanwhile the next batch is read and the last one kept."
     rank = accelerator.process_index
-    rounds = _rounds(image_ids, missing, batch_size, accelerator.num_processes)
+    rounds = _rounds(image_ids, folder.shape_of, missing, batch_size, accelerator.num_processes)
     # A process without a batch of its own repeats the first one of the round: all must take part in gathering.
     own = [batches[rank] if rank < len(batches) else batches[0] for batches in rounds]
     with _io_threads(accelerator.device) as readers, _io_threads(accelerator.device) as keepers:
-        reading = [readers.submit(read, i) for i in own[0]] if own else []
+        reading = [readers.submit(folder.image, i) for i in own[0]] if own else []
         keeping: list[Future] = []
         for batches, next_batch in zip(rounds, [*own[1:], []]):
             images = torch.from_numpy(np.stack([future.result() for future in reading])[:, None])
-            reading = [readers.submit(read, i) for i in next_batch]
-            probs, classes = probs_of(images)
-            levels = None if probs is None else _levels(probs)
+            reading = [readers.submit(folder.image, i) for i in next_batch]
+            levels, classes = in_tiles(probs_of, images, _levels_of_mean)
             gathered = _gathered(levels, classes, batch_size, accelerator)
             _wait_for(keeping, bar)  # no more than one round is in memory beside this one
             keeping = _keep_round(keepers, keep, batches, gathered, missing) if keep else []
@@ -266,7 +285,7 @@ def _check_same(path: Path, saved: dict, meta: dict, *differences: str) -> None:
 def _open_store(path: Path, image_ids: Sequence[str], folder: StripFolder, meta: dict) -> ProbStore:
     "Open the store at `path` to continue it, or make it; raises where it has another origin."
     if not path.exists():
-        return ProbStore.create(path, image_ids, folder.n_classes, folder.shape, meta=meta)
+        return ProbStore.create(path, image_ids, folder.n_classes, folder.shapes_of(image_ids), meta=meta)
     store = ProbStore.open(path, "a")
     other_images = ["it holds other images"] * (store.image_ids != tuple(image_ids))
     _check_same(path, store.meta, {"prefilter": None, **meta}, *other_images)
@@ -325,10 +344,10 @@ class _Job:
 
 def _keep_empty(job: _Job, keep: _Keeper, missing: set[str], folder: StripFolder, bar: tqdm) -> None:
     "Keep empty maps of the images that are left out and missing."
-    levels, classes = np.zeros((folder.n_classes, *folder.shape), np.uint8), np.zeros(folder.n_classes)
+    classes = np.zeros(folder.n_classes)
     for image_id in job.image_ids:
         if image_id in missing and image_id in job.left_out:
-            keep(image_id, levels, classes)
+            keep(image_id, np.zeros((folder.n_classes, *folder.shape_of(image_id)), np.uint8), classes)
             bar.update()
 
 
@@ -351,7 +370,7 @@ def _predict(job: _Job, folder: StripFolder, config: TrainConfig, tta: str, prog
                 continue
             models = [_load_best(path) for path in group.models]
             probs_of = partial(_mean_probs, models, tta=tta, precision=config.precision)
-            _fill(image_ids, missing, keep, folder.image, probs_of, batch_size, bar, accelerator)
+            _fill(image_ids, missing, keep, folder, probs_of, batch_size, bar, accelerator)
             del models, probs_of  # before the next ones are loaded
     if keep and keep.table:
         keep.table.save()
@@ -548,7 +567,7 @@ def count_oof(
         counter = CurveCounter(
             image_ids,
             folder.n_classes,
-            folder.shape,
+            folder.shapes_of(image_ids),
             floor,
             connectivity,
             smallest,

@@ -23,6 +23,7 @@ import pandas as pd
 from .data import class_id, class_name
 from .files import read_json
 from .metric import dice, mask_counts
+from .shapes import frame_of
 
 # %% ../nbs/40_progress.ipynb #c5f2b697
 @dataclass(frozen=True)
@@ -393,29 +394,33 @@ class Examples:
     fold: int
     epoch: int
     image_ids: tuple
-    levels: np.ndarray  # (n,C,H,W) uint8
+    levels: Sequence[np.ndarray]  # n of (C,H,W) uint8
 
 
 def read_examples(
     run: str | Path,
     fold: int,
     n_classes: int,
-    shape: tuple,  # (H,W)
+    shape: tuple,  # (H,W) that holds every image
 ) -> Examples | None:
     "The examples of a fold; None if there are none yet, or of other classes or shape. Nothing is unpickled."
     try:
         with np.load(Path(run) / f"fold_{fold}/examples.npz", allow_pickle=False) as arrays:
             ids = tuple(map(str, arrays["image_ids"].tolist()))
             levels, epoch = arrays["levels"], int(arrays["epoch"])
+            shapes = arrays["shapes"].tolist() if "shapes" in arrays else [shape] * len(ids)
+            shapes = [(int(h), int(w)) for h, w in shapes]
     except (OSError, ValueError, KeyError, TypeError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error):
         return None
     fits = (
         levels.dtype == np.uint8
-        and levels.shape == (len(ids), n_classes, *shape)
-        and len(ids)
-        and len(set(ids)) == len(ids)
+        and levels.ndim == 4
+        and levels.shape[:2] == (len(ids), n_classes)
+        and len(ids) == len(set(ids)) == len(shapes) > 0
+        and all(1 <= h <= shape[0] and 1 <= w <= shape[1] for h, w in shapes)
+        and levels.shape[2:] == frame_of(shapes)
     )
-    return Examples(fold, epoch, ids, levels) if fits else None
+    return Examples(fold, epoch, ids, [of[:, :h, :w] for of, (h, w) in zip(levels, shapes)]) if fits else None
 
 # %% ../nbs/40_progress.ipynb #a3b9f5e4
 def example_line(

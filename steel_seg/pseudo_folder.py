@@ -45,6 +45,7 @@ from .post import Rule, read_rules
 from .pseudo_rules import ImageLevels, Keep, pseudo_label
 from .rle_fast import encode_masks, table_counts
 from .seen import how_seen, seen_ids
+from .shapes import Shape
 from .store import ProbStore
 from .two_submissions import run_dice
 
@@ -59,10 +60,11 @@ class LeftOut(NamedTuple):
 def _unfit(folder: StripFolder, images: Sequence[Any]) -> dict[str, LeftOut]:
     "The listed images that cannot have a pseudo label, and why."
     unfit = {}
+    one_size = not isinstance(folder.shapes_of(folder.images.image_id), dict)
     for image in images:
         if image.shape is None:
             unfit[image.image_id] = LeftOut("unreadable", "")
-        elif image.shape != folder.shape:
+        elif one_size and image.shape != folder.shape:
             unfit[image.image_id] = LeftOut("other size", "{}x{}".format(*image.shape))
     numbers = same_bytes([*folder.images.path, *(image.path for image in images)])
     labelled = dict(zip(numbers[: len(folder)].tolist(), folder.images.image_id))
@@ -93,7 +95,10 @@ def unlabelled_images(
     if not fit:
         raise ValueError(f"{where}: none of {len(listed)} images can have a pseudo label ({_reasons(unfit)})")
     table = pd.DataFrame([image[:2] for image in fit], columns=["image_id", "path"])
-    return replace(folder, test=table), unfit
+    of_train = {i: folder.shape_of(i) for i in folder.images.image_id}
+    shapes = of_train | {image.image_id: image.shape for image in fit}
+    other_shapes = {image_id: shape for image_id, shape in shapes.items() if shape != folder.shape}
+    return replace(folder, test=table, other_shapes=other_shapes), unfit
 
 
 def _reasons(left_out: Mapping[str, LeftOut]) -> str:
@@ -618,9 +623,13 @@ def read_truth(
     path: str | Path,  # a csv of masks in either layout
     image_ids: Iterable[str],  # the images that are asked for
     n_classes: int,
+    shapes: Shape | Mapping[str, Shape] | None = None,  # (H,W) of all images, or of each by id; None: not checked
 ) -> dict[str, list[str]]:  # image_id -> the RLE of each class, of the images whose truth is known
-    "True masks. Where the csv lists no empty mask, an image without a row counts as clean."
-    table, _ = read_table(path)
+    """True masks. Where the csv lists no empty mask, an image without a row counts as clean.
+
+    Raises `ValueError` as `read_table` does, and for a run that leaves its image.
+    """
+    table, _ = read_table(path, shapes=shapes)
     lists_clean = (table.rle == "").any()
     known = set(table.image_id)
     truth = {i: [""] * n_classes for i in image_ids if i in known or not lists_clean}
@@ -630,15 +639,13 @@ def read_truth(
     return truth
 
 
-def _mean_dice(
-    labels: Mapping[str, Sequence[str]], truth: Mapping[str, Sequence[str]], shape: tuple[int, int]
-) -> float:
+def _mean_dice(labels: Mapping[str, Sequence[str]], truth: Mapping[str, Sequence[str]]) -> float:
     "Mean Dice over the pairs of the images whose truth is known; NaN where there are none."
     known = [image_id for image_id in labels if image_id in truth]
     if not known:
         return np.nan
     a, b = ([rle for image_id in known for rle in of[image_id]] for of in (labels, truth))
-    return float(dice(*table_counts(a, b, shape)).mean())
+    return float(dice(*table_counts(a, b)).mean())
 
 # %% ../nbs/29_pseudo_folder.ipynb #4d4ae234
 @dataclass(frozen=True)
@@ -746,9 +753,10 @@ def _ledger_row(
     }
     truth_path = request.truth_path(folder)
     if truth_path:
-        truth = read_truth(truth_path, folder.test.image_id, folder.n_classes)
+        shapes = folder.shapes_of(folder.test.image_id)
+        truth = read_truth(truth_path, folder.test.image_id, folder.n_classes, shapes)
         for name, part in (("truth_taken", "taken"), ("truth_left_out", "others")):
-            scores = [_mean_dice(getattr(result, part), truth, folder.shape) for result in folds]
+            scores = [_mean_dice(getattr(result, part), truth) for result in folds]
             known = [score for score in scores if not np.isnan(score)]
             row[name] = np.mean(known) if known else np.nan
     return row

@@ -25,6 +25,7 @@ from numcodecs.zstd import Zstd
 from zarr.codecs import ZstdCodec
 
 from .files import _sync, read_json, to_json, whole
+from .shapes import Shape, frame_of
 
 # %% ../nbs/14_store.ipynb #16629a4d
 FLOOR = 13  # the lowest level that is kept unless another is asked for: a probability of 5%
@@ -120,14 +121,16 @@ class _Chunks:
 
 # %% ../nbs/14_store.ipynb #c2952637
 _FORMAT = "steel_seg probabilities 1"
+_FORMAT_OF_SEVERAL_SHAPES = "steel_seg probabilities 2"  # with the shape of each image
 
 
 class _Layout(NamedTuple):
     "What a store is to hold."
 
     image_ids: tuple[str, ...]
-    shape: tuple[int, int, int, int]  # (N,C,H,W)
+    shape: tuple[int, int, int, int]  # (N,C,H,W); (H,W) holds every image
     floor: int
+    other_shapes: dict[str, Shape]  # (H,W) of the images that have another one
 
 
 def _check_ids(image_ids):
@@ -143,11 +146,28 @@ def _check_ids(image_ids):
     return ids
 
 # %% ../nbs/14_store.ipynb #1b4b5a0c
+def _checked_shapes(ids, shapes):
+    "The (H,W) of each image in plain types; raises `ValueError`."
+    checked = {}
+    for image_id in ids:
+        try:
+            height, width = (operator.index(length) for length in shapes[image_id])
+        except (KeyError, TypeError, ValueError):
+            raise ValueError(
+                f"{image_id!r}: shape {shapes.get(image_id)!r} is not (height, width): shapes must have every image"
+            ) from None
+        if min(height, width) < 1:
+            raise ValueError(f"{image_id!r}: shape ({height}, {width}) must be at least 1")
+        checked[image_id] = (height, width)
+    return checked
+
+
 def _layout(image_ids, n_classes, shape, floor):
-    "What a store is to hold, in plain types; raises `ValueError`."
+    "What a store is to hold, in plain types; `shape` is (H,W) or has that of each image. Raises `ValueError`."
     ids = _check_ids(image_ids)
+    shapes = _checked_shapes(ids, shape) if isinstance(shape, Mapping) else {}
     try:
-        height, width = (operator.index(length) for length in shape)
+        height, width = frame_of(shapes.values()) if shapes else (operator.index(length) for length in shape)
         n_classes, floor = operator.index(n_classes), operator.index(floor)
     except (TypeError, ValueError):
         raise ValueError(
@@ -158,7 +178,8 @@ def _layout(image_ids, n_classes, shape, floor):
         raise ValueError(f"n_classes {n_classes} and shape ({height}, {width}) must be at least 1")
     if not 0 <= floor <= 255:
         raise ValueError(f"floor {floor} is not a level 0..255")
-    return _Layout(ids, (len(ids), n_classes, height, width), floor)
+    other_shapes = {image_id: of_image for image_id, of_image in shapes.items() if of_image != (height, width)}
+    return _Layout(ids, (len(ids), n_classes, height, width), floor, other_shapes)
 
 # %% ../nbs/14_store.ipynb #25659f81
 def _write_layout(path, layout, meta):
@@ -167,6 +188,8 @@ def _write_layout(path, layout, meta):
         raise ValueError(f"{path} exists: continue it with ProbStore.open(path, mode='a'), or remove it first")
     made = path.with_name(f".{path.name}.{secrets.token_hex(4)}.new")
     attributes = {"format": _FORMAT, "floor": layout.floor, "image_ids": list(layout.image_ids), "meta": meta}
+    if layout.other_shapes:
+        attributes |= {"format": _FORMAT_OF_SEVERAL_SHAPES, "shapes": layout.other_shapes}
     with whole(made) as temp:
         group = zarr.create_group(store=temp, zarr_format=3, attributes=attributes)
         group.create_array(
@@ -193,15 +216,17 @@ def _read_layout(path):
     if not (path / "zarr.json").is_file():
         raise ValueError(f"{path}: no probs store there" + ("" if path.exists() else " (no such folder)"))
     attributes = read_json(path / "zarr.json").get("attributes", {})
-    if attributes.get("format") != _FORMAT:
+    if attributes.get("format") not in (_FORMAT, _FORMAT_OF_SEVERAL_SHAPES):
         raise ValueError(f"{path}: a zarr group, but its format is {attributes.get('format')!r}, not {_FORMAT!r}")
     array = read_json(path / "probs" / "zarr.json")
     try:
         dtype, shape = array["data_type"], array["shape"]
         chunk = array["chunk_grid"]["configuration"]["chunk_shape"]
         ids, meta = attributes["image_ids"], attributes["meta"]
-        layout = _layout(ids, shape[1], shape[2:], attributes["floor"])
-    except (KeyError, IndexError, TypeError) as e:
+        frame, other_shapes = tuple(shape[2:]), attributes.get("shapes", {})
+        shapes = {image_id: other_shapes.get(image_id, frame) for image_id in ids} if other_shapes else frame
+        layout = _layout(ids, shape[1], shapes, attributes["floor"])
+    except (KeyError, IndexError, TypeError, AttributeError) as e:
         raise ValueError(f"{path}: its zarr.json lacks something ({e})") from None
     if (dtype, shape, chunk) != ("uint8", list(layout.shape), [1, *layout.shape[1:]]):
         raise ValueError(f"{path}: {len(ids)} image ids, but the array is {dtype} {shape} in chunks of {chunk}")
@@ -229,22 +254,35 @@ def _fingerprint(store):
     "SHA-256 of the ids, shape and floor of a store, and of the log lines of every finished image."
     store._chunks.refresh()
     lines = sorted((row, sorted(checksums)) for row, checksums in store._chunks.done.items())
-    return hashlib.sha256(to_json([store.image_ids, store.shape, store.floor, lines]).encode()).hexdigest()
+    facts = [store.image_ids, store.shape, store.floor, lines]
+    if store.other_shapes:
+        facts.append(store.other_shapes)
+    return hashlib.sha256(to_json(facts).encode()).hexdigest()
 
 # %% ../nbs/14_store.ipynb #ff7a05dc
+def _framed(levels, frame):
+    "Levels (C,H,W) in the upper left of an array of the frame's shape; what is beyond them is 0."
+    if levels.shape == frame:
+        return np.ascontiguousarray(levels)
+    framed = np.zeros(frame, np.uint8)
+    framed[:, : levels.shape[1], : levels.shape[2]] = levels
+    return framed
+
+
 def _write_levels(store, image_id, levels):
     row, levels = _row_of(store, image_id), np.asarray(levels)
     if store.mode != "a":
         raise ValueError(f"{store.path} is open for reading; ProbStore.open(path, mode='a') writes")
-    if levels.dtype != np.uint8 or levels.shape != store.shape[1:]:
+    expected = (store.shape[1], *store.shape_of(image_id))
+    if levels.dtype != np.uint8 or levels.shape != expected:
         raise ValueError(
-            f"{image_id}: levels must be uint8 {store.shape[1:]}, not {levels.dtype} {levels.shape}; "
+            f"{image_id}: levels must be uint8 {expected}, not {levels.dtype} {levels.shape}; "
             "to_level makes them from probabilities"
         )
     store._chunks.refresh()
     if row in store._chunks.done:
         raise ValueError(f"{store.path}: {image_id!r} is finished already, and what is finished stays")
-    store._chunks.put(row, store._zstd.encode(np.ascontiguousarray(levels * (levels >= store.floor))))
+    store._chunks.put(row, store._zstd.encode(_framed(levels * (levels >= store.floor), store.shape[1:])))
 
 # %% ../nbs/14_store.ipynb #0ee4e5c2
 def _finished_chunk(store, image_id):
@@ -265,13 +303,14 @@ def _finished_chunk(store, image_id):
 class ProbStore:
     """Probabilities of N images as uint8 levels on disk, with a record of which images are finished.
 
-    Attributes: `path`, `mode`, `image_ids` (tuple of str, in the order of the array), `shape` (N,C,H,W), `floor`,
-    `meta` (dict). It may be read while others write it.
+    Attributes: `path`, `mode`, `image_ids` (tuple of str, in the order of the array), `shape` (N,C,H,W) of the array,
+    `other_shapes` ((H,W) of the images that are smaller, by id), `floor`, `meta` (dict). It may be read while others
+    write it.
     """
 
     def __init__(self, path: Path, mode: str, layout: _Layout, meta: dict):
         self.path, self.mode, self.meta = path, mode, meta
-        self.image_ids, self.shape, self.floor = layout
+        self.image_ids, self.shape, self.floor, self.other_shapes = layout
         self._row = {image_id: row for row, image_id in enumerate(self.image_ids)}
         self._chunks = _Chunks(path / "probs", len(self.image_ids))
         self._zstd = Zstd(level=1, checksum=True)  # as the array's metadata says
@@ -282,7 +321,7 @@ class ProbStore:
         path: str | Path,  # a folder that does not exist yet
         image_ids: Sequence[str],  # unique, in the order the array will have
         n_classes: int,  # C
-        shape: tuple[int, int],  # (H,W)
+        shape: Shape | Mapping[str, Shape],  # (H,W) of all images, or of each by id
         floor: int = FLOOR,  # levels below it are stored as 0
         meta: dict[str, Any] | None = None,  # values that JSON can hold: which model, which data
     ) -> "ProbStore":  # open for writing
@@ -299,6 +338,10 @@ class ProbStore:
 
     def __repr__(self) -> str:
         return _store_text(self)
+
+    def shape_of(self, image_id: str) -> Shape:
+        "(H,W) of an image."
+        return self.other_shapes.get(image_id, self.shape[2:])
 
     def finished(self) -> np.ndarray:  # (N,) bool, in the order of image_ids
         "Which images are stored, by any writer, as of now."
@@ -319,7 +362,9 @@ class ProbStore:
 
     def read(self, image_id: str) -> np.ndarray:  # (C,H,W) uint8
         "The levels of one finished image. Raises `ValueError` where it is unknown, not finished, or damaged."
-        return self._zstd.decode(_finished_chunk(self, image_id), np.empty(self.shape[1:], np.uint8))
+        framed = self._zstd.decode(_finished_chunk(self, image_id), np.empty(self.shape[1:], np.uint8))
+        height, width = self.shape_of(image_id)
+        return np.ascontiguousarray(framed[:, :height, :width])
 
 # %% ../nbs/14_store.ipynb #fcc4bb03
 def prefilter_line(

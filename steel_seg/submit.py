@@ -9,7 +9,7 @@ __all__ = ['write_sample', 'write_submission', 'read_submission', 'check_submiss
 import csv
 import io
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TypedDict
 
@@ -31,6 +31,7 @@ from steel_seg.data import (
 from .files import write_text
 from .metric import dice, score_table
 from .rle_fast import encode_masks, table_counts
+from .shapes import Shape, shape_of
 
 # %% ../nbs/25_submit.ipynb #6fc0aae7
 def _write_csv(path, rows):
@@ -67,22 +68,23 @@ def write_sample(
 
 # %% ../nbs/25_submit.ipynb #2ea6dcd3
 def _encoded(masks, image_id, n_classes, shape):
-    "RLE of each channel of one image; checks what the callable returned."
+    "RLE of each channel of one image, and its (H,W); checks what the callable returned."
     mask = np.asarray(masks(image_id))
     if mask.ndim != 3 or len(mask) != n_classes:
         raise ValueError(
             f"image {image_id!r}: mask of shape {mask.shape}, expected ({n_classes}, height, width), "
             "a channel for every class of the sample"
         )
-    if shape and mask.shape != shape:
-        raise ValueError(f"image {image_id!r}: mask of shape {mask.shape}, the one before has {shape}")
-    return encode_masks(mask), mask.shape
+    if shape is not None and mask.shape[1:] != tuple(shape):
+        raise ValueError(f"image {image_id!r}: mask of shape {mask.shape}, expected {(n_classes, *shape)}")
+    return encode_masks(mask), mask.shape[1:]
 
 # %% ../nbs/25_submit.ipynb #94b0848d
 def write_submission(
     path: str | Path,  # submission.csv, replaced in one step
     sample_path: str | Path,  # sample_submission.csv: gives the rows and the columns, and the order of both
     masks: Callable[[str], np.ndarray],  # image_id -> (C,H,W) bool or 0/1; called once per image
+    shapes: Shape | Mapping[str, Shape] | None = None,  # (H,W) of all images, or by id; None: that of the first mask
 ) -> Path:
     """Write the submission that a sample asks for; returns its path.
 
@@ -92,9 +94,10 @@ def write_submission(
     table, _, faults = scan_table(sample_path, extra="error")
     faults += table_faults(table.assign(rle=""), Path(sample_path).name)
     raise_errors(fault_table(faults), sample_path)
-    n_classes, rles, shape = int(table.channel.max()) + 1, {}, None
+    n_classes, rles = int(table.channel.max()) + 1, {}
     for image_id in tqdm(dict.fromkeys(table.image_id), desc="encode", delay=2, leave=False):
-        rles[image_id], shape = _encoded(masks, image_id, n_classes, shape)
+        rles[image_id], shape = _encoded(masks, image_id, n_classes, shape_of(shapes, image_id))
+        shapes = shape if shapes is None else shapes
     (_, header), *rows = csv_rows(sample_path)[0]
     cell = header.index("EncodedPixels")
     for (_, row), image_id, c in zip(rows, table.image_id, table.channel):
@@ -179,7 +182,8 @@ def check_submission(
     sample: str
     | Path
     | None = None,  # the sample whose rows it must have; None: every image must have the same classes
-    shape: tuple[int, int] | None = (256, 1600),  # (H,W); None does not check runs past the end
+    # (H,W) of all images, or of each by id; None does not check runs past the end
+    shape: Shape | Mapping[str, Shape] | None = (256, 1600),
     n_classes: int | None = None,  # None: as many as the sample has, or as most images of the file have
 ) -> pd.DataFrame:
     """Everything that is wrong with a submission, in one table (see `fault_table`), empty if it is good. Never raises.
@@ -237,7 +241,8 @@ def _read_both(path, truth, shape):
 def score_submission(
     path: str | Path,  # the submission, in either layout
     truth: str | Path,  # the truth, in either layout, with or without rows for clean pairs
-    shape: tuple[int, int] | None = None,  # (H,W); None does not check runs past the end
+    # (H,W) of all images, or of each by id; None does not check runs past the end
+    shape: Shape | Mapping[str, Shape] | None = None,
 ) -> Scored:
     """The competition's score of a submission: the mean of Dice over all (image, class) pairs, computed from the runs.
 
@@ -252,7 +257,7 @@ def score_submission(
     truths = [true_rle.get(pair, "") for pair in zip(table.image_id, table.channel)]
     n_classes = int(table.channel.max()) + 1
     counts = np.zeros((3, len(position), n_classes), np.int64)
-    counts[:, table.image_id.map(position), table.channel] = table_counts(table.rle, truths, shape)
+    counts[:, table.image_id.map(position), table.channel] = table_counts(table.rle, truths)
     d = dice(*counts)
     return {
         "score": float(d.mean()),

@@ -11,13 +11,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 
 from .files import whole
 from .rle import rle_encode
+from .shapes import Shape
 
 # %% ../nbs/10_synth.ipynb #e01b295b
 FULL = (256, 1600)  # the competition's strip, rows and columns; lengths below are in its pixels
@@ -928,7 +929,7 @@ def make_folder(
     root: str | Path,  # the folder to make; it must be absent or empty
     n_train: int = 100,
     n_test: int = 20,
-    shape: tuple[int, int] = (256, 1600),  # (H,W) of every image
+    shape: Shape | Sequence[Shape] = (256, 1600),  # (H,W) of every image, or several that the images have in turn
     layout: str = "today",  # "today" or "2019": how train.csv and sample_submission.csv are laid out
     seed: int = 0,  # not negative; same seed, same bytes (on one machine, same versions of numpy and OpenCV)
     progress: bool = False,  # show a bar
@@ -948,6 +949,8 @@ def make_folder(
         raise ValueError(f"n_train {n_train}, n_test {n_test} and seed {seed} must not be negative")
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise ValueError(f"{root}: already there; give another folder or remove it")
+    several: Any = shape
+    shapes = [several] if np.ndim(several) == 1 else list(several)
     jobs = [(split, i) for split, n in ((_TRAIN, n_train), (_TEST, n_test)) for i in range(n)]
     if progress:
         from tqdm.auto import tqdm
@@ -960,7 +963,7 @@ def make_folder(
             folder.mkdir(parents=True)
         for split, i in jobs:
             name = _name(seed, split, i)
-            image, labels = _draw(seed, split, i, shape)
+            image, labels = _draw(seed, split, i, shapes[i % len(shapes)])
             _write_jpeg(folders[split] / name, image)
             if split == _TEST:
                 lines["test_truth.csv"] += _rows(layout, name, labels, True)

@@ -50,7 +50,9 @@ from steel_seg.evaluate import (
     Scoring,
     by_rules,
     evaluate,
+    in_tiles,
     logit_levels,
+    loss_of_batch,
     masks_and_classes,
     to_device,
 )
@@ -70,6 +72,7 @@ from .optim import beta1_at, build_optimizer, optimizer_parts, rate_at, restore_
 from .post import Rule, gates_of_classifier, read_rules
 from .pseudo_folder import open_fold, read_ledger, read_pseudo, write_ledger
 from .seen import how_seen, seen_ids
+from .shapes import MOST_PIXELS, by_shape, frame_of
 from .state import Ema, digest, keep_best, load_state, mean_tensors, pack, save_state, unpack
 from .store import FLOOR
 
@@ -378,21 +381,29 @@ def example_rows(
 @torch.inference_mode()
 def _image_levels(model: torch.nn.Module, image: np.ndarray, device: torch.device) -> np.ndarray:
     "Levels (C,H,W) of one image (H,W)."
-    logits, _ = masks_and_classes(model(torch.from_numpy(image)[None, None].to(device)))
+    logits, _ = in_tiles(model, torch.from_numpy(image)[None, None].to(device))
+    assert logits is not None  # a classifier has no examples
     return logit_levels(logits[0])
 
 # %% ../nbs/38_train.ipynb #6026e1ec
 def _write_examples(
     path: Path, model: torch.nn.Module, folder: StripFolder, image_ids: list[str], epoch: int, device: torch.device
 ) -> None:
-    "Levels of a few images in one npz: image_ids, levels (n,C,H,W), epoch. Levels below FLOOR become 0, as in stores."
+    """Levels of a few images in one npz: image_ids, levels (n,C,H,W), shapes (n,2), epoch.
+
+    An image that is smaller than (H,W) lies in its upper left. Levels below FLOOR become 0, as in stores.
+    """
     was_training = model.training
     model.eval()
-    levels = np.stack([_image_levels(model, folder.image(i), device) for i in image_ids])
+    shapes = [folder.shape_of(i) for i in image_ids]
+    levels = np.zeros((len(image_ids), folder.n_classes, *frame_of(shapes)), np.uint8)
+    for of_image, image_id, (h, w) in zip(levels, image_ids, shapes):
+        of_image[:, :h, :w] = _image_levels(model, folder.image(image_id), device)
     model.train(was_training)
+    kept = levels * (levels >= FLOOR)
     try:
         with whole(path) as temp, open(temp, "wb") as f:
-            np.savez_compressed(f, image_ids=np.array(image_ids), levels=levels * (levels >= FLOOR), epoch=epoch)
+            np.savez_compressed(f, image_ids=np.array(image_ids), levels=kept, shapes=np.array(shapes), epoch=epoch)
     except OSError:
         pass  # training is more important than its examples
 
@@ -916,9 +927,10 @@ def _backward(t: _Training, parts: list, loaded: Iterator[dict], loss_of: Callab
     losses = []
     n_images = sum(map(len, parts))
     for parts_left in reversed(range(len(parts))):
-        image, mask = to_device(next(loaded), t.accelerator.device)
+        batch = next(loaded)
+        image, mask = to_device(batch, t.accelerator.device)
         with t.accelerator.no_sync(t.model) if parts_left else nullcontext():
-            loss = loss_of(t.forward(image), mask) * (len(image) / n_images)
+            loss = loss_of_batch(loss_of, t.forward(image), mask, batch.get("size")) * (len(image) / n_images)
             t.accelerator.backward(loss)
         losses.append(loss.detach())
     return losses
@@ -1099,17 +1111,21 @@ def _stage_lines(t: _Training) -> list[str]:
 
 # %% ../nbs/38_train.ipynb #07d1e72a
 def _held_out_loader(t: _Training) -> DataLoader:
-    "The images that the fold is scored on, in batches of the smallest size of all stages."
-    batches = epoch_batches(
-        t.fold.held_out,
-        min(stage.batch_size for stage in t.fold.plan),
-        t.stage.seed,
-        0,
-        shuffle=False,
-        drop_last=False,
-        rank=t.accelerator.process_index,
-        world=t.accelerator.num_processes,
-    )
+    "The images that the fold is scored on, in batches of the smallest size of all stages; each batch of one shape."
+    folder, batch_size = t.fold.folder, min(stage.batch_size for stage in t.fold.plan)
+    image_ids, batches = folder.images.image_id, []
+    for rows in by_shape(t.fold.held_out, lambda row: folder.shape_of(image_ids[row])):
+        is_large = np.prod(folder.shape_of(image_ids[rows[0]])) > MOST_PIXELS
+        batches += epoch_batches(
+            rows,
+            1 if is_large else batch_size,
+            t.stage.seed,
+            0,
+            shuffle=False,
+            drop_last=False,
+            rank=t.accelerator.process_index,
+            world=t.accelerator.num_processes,
+        )
     images = StripDataset(t.fold.folder, cache=t.cache, labels_only=t.fold.classifies)
     return make_loader(images, batches, t.stage.num_workers)
 

@@ -75,7 +75,8 @@ def folder_for(store, masks):
     return SimpleNamespace(
         root="here",
         n_classes=masks.shape[1],
-        shape=masks.shape[2:],
+        shape_of=lambda i: masks.shape[2:],
+        shapes_of=lambda image_ids: masks.shape[2:],
         sha256="abc",
         images=pd.DataFrame({"image_id": store.image_ids}),
         truth_area=lambda: truth,

@@ -272,7 +272,7 @@ def _twin(root):
         (_header_only, "error", "not a readable JPEG, PNG, BMP, TIFF or WebP"),
         (_void, "error", "empty file"),
         (_html, "error", "not a readable JPEG, PNG, BMP, TIFF or WebP"),
-        (_other_size, "error", "is 64x32 (height x width), the others are 32x64"),
+        (_other_size, "warning", "is 64x32 (height x width), 23 others are 32x64"),
         (_test_cut, "error", "truncated"),
         (_colour, "warning", "not grey: channels differ by up to 3"),
         (_thumbs, "warning", "not an image"),

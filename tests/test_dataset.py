@@ -37,6 +37,9 @@ class OneStrip:
     def labels(self, image_id):
         return [(1, rle_encode(self.mask("")[1]))]
 
+    def shape_of(self, image_id):
+        return self.shape
+
     def image(self, image_id):
         return np.arange(16 * 64, dtype=np.uint16).reshape(16, 64).astype(np.uint8)
 
@@ -403,10 +406,10 @@ def test_an_item_is_what_augment_makes_of_image_and_whole_mask(transform):
 
 def test_an_extra_folder_must_fit(folder, tmp_path):
     other = make_folder(tmp_path / "small", n_train=6, n_test=0, shape=(32, 64), seed=9)
-    with pytest.raises(ValueError, match="small: 4 classes on 32x64, the first folder has 4 on 32x96"):
+    with pytest.raises(ValueError, match="small: images of 32x64, the first folder has 32x96"):
         StripDataset(folder, extra=read_folder(other, n_classes=4))
     more = read_folder(folder.root, n_classes=5)
-    with pytest.raises(ValueError, match=r"5 classes .* read_folder\(.., n_classes=4\)"):
+    with pytest.raises(ValueError, match=r"5 classes, .* read_folder\(.., n_classes=4\)"):
         StripDataset(folder, extra=more)
 
 

@@ -100,7 +100,7 @@ def test_a_mask_is_asked_for_once_an_image_and_checked(folders, tmp_path):
     for masks, says in (
         (lambda i: np.zeros(SHAPE), "expected (4, height, width)"),
         (lambda i: np.zeros((3, *SHAPE)), "expected (4, height, width)"),
-        (lambda i: np.zeros((4, 32, 60 + (i == asked[-1]))), "the one before has"),
+        (lambda i: np.zeros((4, 32, 60 + (i == asked[-1]))), "expected (4, 32, 60)"),
         (lambda i: np.full((4, *SHAPE), 0.5), "threshold"),
     ):
         with pytest.raises(ValueError) as e:

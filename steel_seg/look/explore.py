@@ -44,6 +44,7 @@ from steel_seg.look.parts import (
     with_picture,
 )
 from ..near_duplicates import label_difference, near_duplicates, read_reduced
+from ..shapes import shapes_text
 from ..viz import PALETTE, _figure, class_colours, gallery, layer_png, mask_layer, overlay
 
 # %% ../../nbs/54_explore.ipynb #7cf2b7f6
@@ -70,7 +71,7 @@ def thumbnail(
     width: int = 280,  # pixels
 ) -> bytes:
     "A small JPEG of an image with its labels; plain grey where the image cannot be read."
-    h, w = folder.shape
+    h, w = folder.shape_of(image_id)
     size = width, max(1, round(width * h / w))
     divisor = next((k for k in (8, 4, 2) if w // k >= width), 1)
     small = read_reduced(_path_of(folder, image_id), divisor)
@@ -160,7 +161,7 @@ def _read_labelled(
     has_labels: bool,  # False for a test image
 ) -> tuple[np.ndarray, np.ndarray, str]:  # image (H,W), masks (C,H,W), text
     "An image, its masks, and its areas in words; a plain grey image and the error where it cannot be read."
-    masks = np.zeros((folder.n_classes, *folder.shape), np.uint8)
+    masks = np.zeros((folder.n_classes, *folder.shape_of(image_id)), np.uint8)
     text = "a test image: no labels"
     if has_labels:
         masks = folder.mask(image_id)
@@ -168,7 +169,7 @@ def _read_labelled(
     try:
         return folder.image(image_id), masks, text
     except ValueError as e:
-        return np.full(folder.shape, _BLANK, np.uint8), masks, f"{text} · {e}"
+        return np.full(masks.shape[1:], _BLANK, np.uint8), masks, f"{text} · {e}"
 
 # %% ../../nbs/54_explore.ipynb #6b9c4643
 class _Twin(NamedTuple):
@@ -186,7 +187,7 @@ def _differ_layer(
     colour: Sequence[int],  # RGB
 ) -> bytes:
     "The pixels whose labels differ from those of the twin, as a layer."
-    differ = np.zeros(folder.shape, bool)
+    differ = np.zeros(masks.shape[1:], bool)
     if twin.image_id:
         differ = label_difference(masks, folder.mask(twin.image_id), twin.right, twin.down)
     return layer_png(differ.view(np.uint8), [(*colour, 215)])
@@ -789,7 +790,8 @@ def _folder_line(folder: StripFolder) -> str:
     h, w = folder.shape
     n_test = len(folder.test)
     test = _count_text(n_test, "test image") if n_test else "no test images"
-    size = f"{h} pixels high and {w:,} wide"
+    shapes = {folder.shape_of(image_id) for image_id in folder.images.image_id}
+    size = f"{h} pixels high and {w:,} wide" if len(shapes) == 1 else f"{shapes_text(shapes)} (height x width)"
     content = f"{folder.n_classes} classes, {len(folder.masks):,} masks, layout {folder.layout}"
     return f"{folder.root.name}: {_count_text(len(folder), 'train image')}, {test}, {size}, {content}"
 

@@ -209,6 +209,13 @@ class _Example(NamedTuple):
         score = dice(*(count[0] for count in counts)).mean()
         return f"fold {self.source.fold}, Dice {score:.3f}: {image_id}"
 
+
+def _example(source: Examples, n: int, image: np.ndarray | None, truth: np.ndarray | None) -> _Example:
+    "The n-th example of a fold; alone where image and labels have another size."
+    levels = source.levels[n]
+    fits = image is not None and image.shape == levels.shape[1:]
+    return _Example(source, levels, image, truth) if fits else _Example(source, levels, None, None)
+
 # %% ../../nbs/56_monitor.ipynb #b0cc34f2
 def _examples_html(epochs: Sequence[int]) -> str:
     "The line above the examples of these epochs."
@@ -244,7 +251,7 @@ class _ExamplePanel(_ExampleParts):
 
     def fill(self, examples: Sequence[Examples], strip_of: Callable[[str], tuple]) -> None:
         "Show these examples; `strip_of` gives image and labels of an id, or None for both. The choice is kept."
-        self.all = {i: _Example(e, e.levels[n], *strip_of(i)) for e in examples for n, i in enumerate(e.image_ids)}
+        self.all = {i: _example(e, n, *strip_of(i)) for e in examples for n, i in enumerate(e.image_ids)}
         thumbs = _example_thumbs(self.all, self.thumb_width)
         self.page.show(thumbs, [x.caption(i) for i, x in self.all.items()])
         self.body.layout.display = None if self.all else "none"

@@ -242,8 +242,9 @@ class StripView(_HearsKeys, anywidget.AnyWidget):
 
     Traits: `caption`, plain text below; `shown`, the names of the visible layers; `zoom` 1..16 with `left` and `top`,
     the corner as a fraction of the picture; `contrast` and `brightness` of the lowest layer, 1 for unchanged; `hears`,
-    the keys that `on_key` passes on. In the browser: drag to pan; the wheel zooms once the picture was clicked;
-    + - 0 zoom; the digits switch layers.
+    the keys that `on_key` passes on. A picture of another size in the lowest layer changes that of the view, which
+    stays inside the room on the screen that it had at first. In the browser: drag to pan; the wheel zooms once the
+    picture was clicked; + - 0 zoom; the digits switch layers.
     """
 
     _esm = _TOOLS + static_text("strip_view.js")
@@ -267,6 +268,7 @@ class StripView(_HearsKeys, anywidget.AnyWidget):
             raise ValueError(f"{len(names)} layers: a view has one to six")
         self._last = {}  # name to the picture that was sent
         width = width or view_box(shape, 1)[0]
+        self._room = width, width * shape[0] / shape[1]  # screen pixels
         shown = names if shown is None else tuple(shown)
         super().__init__(names=names, size=(shape[1], shape[0]), width=width, shown=shown, title=title)
 
@@ -285,10 +287,19 @@ class StripView(_HearsKeys, anywidget.AnyWidget):
         with self.hold_sync():
             if caption is not None:
                 self.caption = caption
+            lowest = pictures.get(self.names[0])
+            if isinstance(lowest, np.ndarray):
+                self._resize(*lowest.shape[:2])
             for name, picture in pictures.items():
                 if picture is None or self._last.get(name) is not picture:
                     self._last[name] = picture
                     setattr(self, f"layer{self.names.index(name)}", _image_bytes(picture))
+
+    def _resize(self, height: int, width: int) -> None:
+        "Take the size of another picture."
+        if self.size != (width, height):
+            scale = min(self._room[0] / width, self._room[1] / height)
+            self.size, self.width = (width, height), max(1, round(width * scale))
 
     def flat(self) -> np.ndarray:  # (H,W,3) uint8
         "The visible layers as one picture, not zoomed."

@@ -83,13 +83,16 @@ def epoch_versions(
 ) -> list[tuple[np.ndarray, np.ndarray]]:  # image (H,W) uint8 and mask (C,H,W) uint8, for each epoch
     """The versions of an image and its masks in these epochs.
 
-    They are what `steel_seg.dataset.StripDataset` yields for that seed. Raises `ValueError` as `augment` does.
+    They are what `steel_seg.dataset.StripDataset` yields for that seed, without the mirror image beyond a small one.
+    Raises `ValueError` as `augment` does.
     """
-    from steel_seg.augment import augment, item_seed  # not above, as in `_settings`
+    from steel_seg.augment import augment, fitting, item_seed  # not above, as in `_settings`
 
     image, mask = folder.image(image_id), folder.mask(image_id)
     index = folder.images.image_id.tolist().index(image_id)
     transforms = transform if isinstance(transform, list) else [transform] * len(epochs)
+    if isinstance(folder.shapes_of(folder.images.image_id), dict):
+        transforms = [fitting(t, image.shape) for t in transforms]
     return [augment(t, image, mask, item_seed(seed, epoch, index)) for t, epoch in zip(transforms, epochs)]
 
 # %% ../../nbs/55_preview.ipynb #027e2c7b

@@ -132,7 +132,6 @@ class Thumbs:
         most: int = 4000,  # thumbnails kept: about 30 MB
     ):
         self.folder, self.opened, self.most = folder, opened, most
-        self.size = thumb_size(folder.shape)
         self._kept, self._small = {}, {}  # JPEGs by key, small pictures by image id
         self._predicted = frozenset(opened.store.image_ids) if opened else frozenset()
         self._path = dict(zip(folder.images.image_id, folder.images.path))
@@ -166,7 +165,8 @@ class Thumbs:
     def _steel(self, image_id: str) -> np.ndarray:
         if image_id in self._small:
             return self._small[image_id]
-        grey = _small_steel(self._path[image_id], self.size, self.folder.shape[0])
+        shape = self.folder.shape_of(image_id)
+        grey = _small_steel(self._path[image_id], thumb_size(shape), shape[0])
         return _keep(self._small, self.most, image_id, np.repeat(grey[..., None], 3, 2))
 
     def _masks(self, image_id: str, paint: str, channel: int | None, rules: Sequence[Rule]) -> list:

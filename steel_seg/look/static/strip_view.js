@@ -1,12 +1,15 @@
 function render({ model, el }) {
     const names = model.get("names"),
-        [w, h] = model.get("size"),
         ear = hearing(model, el);
     const frame = make("div", "steel-frame"),
         stack = make("div", "steel-stack"),
         tools = make("div", "steel-tools");
-    frame.style.width = `${model.get("width")}px`;
-    frame.style.aspectRatio = `${w} / ${h}`;
+    const resize = () => {
+        frame.style.width = `${model.get("width")}px`;
+        frame.style.aspectRatio = model.get("size").join(" / ");
+    };
+    ear.on("change:size change:width", resize);
+    resize();
     frame.setAttribute("aria-label", model.get("title"));
     const imgs = names.map((name) => {
         const img = make("img");
@@ -51,7 +54,7 @@ function render({ model, el }) {
     const place = () => {
         const z = model.get("zoom");
         stack.style.transform = `scale(${z}) translate(${-100 * model.get("left")}%, ${-100 * model.get("top")}%)`;
-        stack.classList.toggle("steel-near", (z * frame.clientWidth) / w >= 3);
+        stack.classList.toggle("steel-near", (z * frame.clientWidth) / model.get("size")[0] >= 3);
         much.textContent = `${z.toFixed(1)}\u00d7`;
         frame.style.cursor = z > 1 ? "grab" : "";
     };
