@@ -70,9 +70,14 @@ def thumbnail(
     image_id: str,  # a train image
     width: int = 280,  # pixels
 ) -> bytes:
-    "A small JPEG of an image with its labels; plain grey where the image cannot be read."
+    """A small JPEG of an image with its labels; plain grey where the image cannot be read.
+
+    It is as high as the frame of all images is at this width; an image of another form lies in its upper left.
+    """
     h, w = folder.shape_of(image_id)
-    size = width, max(1, round(width * h / w))
+    room = width, max(1, round(width * folder.shape[0] / folder.shape[1]))
+    scale = min(room[0] / w, room[1] / h)
+    size = max(1, round(w * scale)), max(1, round(h * scale))
     divisor = next((k for k in (8, 4, 2) if w // k >= width), 1)
     small = read_reduced(_path_of(folder, image_id), divisor)
     if small is None:
@@ -80,6 +85,8 @@ def thumbnail(
     else:
         labels = _small_labels(folder.mask(image_id), size)
         rgb = overlay(cv2.resize(small, size, interpolation=cv2.INTER_AREA), labels)
+    beside = (0, room[1] - size[1]), (0, room[0] - size[0]), (0, 0)
+    rgb = np.pad(rgb, beside, constant_values=_BLANK)
     return cv2.imencode(".jpg", rgb[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes()
 
 # %% ../../nbs/54_explore.ipynb #e327049d

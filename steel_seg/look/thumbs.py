@@ -79,11 +79,17 @@ def _paint(rgb: np.ndarray, masks: Iterable[tuple[np.ndarray, Any]]) -> None:
             rgb[small] = np.rint(0.35 * rgb[small] + 0.65 * np.array(colour))
 
 
-def _jpeg(rgb: np.ndarray) -> bytes:
-    "A thumbnail as a JPEG; a picture higher than wide is padded to a square."
-    h, w = rgb.shape[:2]
-    if h > w:
-        rgb = np.pad(rgb, ((0, 0), (0, h - w), (0, 0)), constant_values=236)
+def _fit(shape: Sequence[int], room: Sequence[int]) -> tuple[int, int]:
+    "The largest (h,w) that is (H,W) of an image made smaller to fit into a room (H,W); no image is enlarged."
+    scale = min(room[0] / shape[0], room[1] / shape[1], 1)
+    return max(1, round(shape[0] * scale)), max(1, round(shape[1] * scale))
+
+
+def _jpeg(rgb: np.ndarray, room: Sequence[int]) -> bytes:
+    "A thumbnail as a JPEG of a room (H,W), or of a square where that is higher than wide."
+    width = max(room)
+    below, right = room[0] - rgb.shape[0], width - rgb.shape[1]
+    rgb = np.pad(rgb, ((0, below), (0, right), (0, 0)), constant_values=236)
     data = io.BytesIO()
     Image.fromarray(rgb).save(data, "jpeg", quality=80, subsampling=0)  # otherwise thin masks lose their colour
     return data.getvalue()
@@ -132,6 +138,7 @@ class Thumbs:
         most: int = 4000,  # thumbnails kept: about 30 MB
     ):
         self.folder, self.opened, self.most = folder, opened, most
+        self.room = thumb_size(folder.shape)  # (H,W) of every thumbnail
         self._kept, self._small = {}, {}  # JPEGs by key, small pictures by image id
         self._predicted = frozenset(opened.store.image_ids) if opened else frozenset()
         self._path = dict(zip(folder.images.image_id, folder.images.path))
@@ -160,13 +167,14 @@ class Thumbs:
         rgb = self._steel(key.image_id).copy()
         if key.paint != "image":
             _paint(rgb, self._masks(*key))
-        return _keep(self._kept, self.most, key, _jpeg(rgb))
+        return _keep(self._kept, self.most, key, _jpeg(rgb, self.room))
 
     def _steel(self, image_id: str) -> np.ndarray:
         if image_id in self._small:
             return self._small[image_id]
         shape = self.folder.shape_of(image_id)
-        grey = _small_steel(self._path[image_id], thumb_size(shape), shape[0])
+        size = self.room if shape == self.folder.shape else _fit(shape, self.room)
+        grey = _small_steel(self._path[image_id], size, shape[0])
         return _keep(self._small, self.most, image_id, np.repeat(grey[..., None], 3, 2))
 
     def _masks(self, image_id: str, paint: str, channel: int | None, rules: Sequence[Rule]) -> list:
