@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 NET = {"arch": "fpn", "decoder": {"decoder_pyramid_channels": 32, "decoder_segmentation_channels": 32}}
 TINY = {
     "nets": {"a": NET, "b": {**NET, "encoder_depth": 4}},
-    "phases": {"p": {"epochs": 24}},  # long enough for a kill in the middle on a busy machine
+    "phases": {"p": {"epochs": 3}},
     "train": {
         "encoder": "tu-test_resnet.r160_in1k",
         "encoder_weights": None,
@@ -41,6 +41,7 @@ TINY = {
     "blend": None,
     "choose": False,
 }
+LONG = {**TINY, "nets": {"a": NET}, "phases": {"p": {"epochs": 24}}}  # for a kill in the middle on a busy machine
 # What one net needs, and what is made of both.
 OF_A = ["train a.p, fold 0", "train a.p, fold 1", "predict a.p", "decide a.p", "submit a.p"]
 ALL = sorted([*OF_A, *(job.replace("a.p", "b.p") for job in OF_A), "gains recipe"])
@@ -135,6 +136,7 @@ def test_package_ships_the_workflow():
 def made(tmp_path_factory):
     top = tmp_path_factory.mktemp("recipe")
     (top / "tiny.json").write_text(json.dumps(TINY))
+    (top / "long.json").write_text(json.dumps(LONG))
     return top, make_folder(top / "data", n_train=16, n_test=2, shape=(64, 64), seed=2)
 
 
@@ -172,10 +174,11 @@ def test_dry_run_says_what_would_run_and_why(capsys, made):
 
 def test_killed_in_an_epoch_it_goes_on_and_ends_the_same(capsys, made):
     top, _ = made
-    process = start(arguments(made))
+    command_line = arguments(made, run="killed", config="long.json")
+    process = start(command_line)
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:  # until some steps of the first epoch are over, and not all
-        states = list((top / "run").glob("*/fold_*/state.safetensors"))
+        states = list((top / "killed").glob("*/fold_*/state.safetensors"))
         if states:
             break
         time.sleep(0.02)
@@ -185,13 +188,13 @@ def test_killed_in_an_epoch_it_goes_on_and_ends_the_same(capsys, made):
     half = states[0].parent
     assert not (half / "last").exists(), "killed too late"
 
-    code, result, out, err = command(capsys, *arguments(made))
+    code, result, out, err = command(capsys, *command_line)
     assert code == 0, err
-    assert sorted(result["jobs"]) == ALL and (half / "last").exists()
+    assert sorted(result["jobs"]) == sorted([*OF_A, "gains recipe"]) and (half / "last").exists()
 
     # The same fold without a kill, by the command that the job runs.
     where = ["--data", str(made[1]), "--run", str(top / "calm")]
-    config = top / "run/settings" / f"{half.parent.name}.json"
+    config = top / "killed/settings" / f"{half.parent.name}.json"
     assert cli.main(["train", *where, "--config", str(config), "--fold", half.name[5:]]) == 0
     calm = top / "calm" / half.name
     for name in ("last", "best"):
@@ -199,6 +202,12 @@ def test_killed_in_an_epoch_it_goes_on_and_ends_the_same(capsys, made):
     tensors, of_calm = (load_state(fold / "state.safetensors")[0] for fold in (half, calm))
     assert tensors.keys() == of_calm.keys() and all(torch.equal(t, of_calm[name]) for name, t in tensors.items())
 
+
+def test_what_it_made(capsys, made):
+    top, _ = made
+    code, result, out, err = command(capsys, *arguments(made))
+    assert code == 0, err
+    assert sorted(result["jobs"]) == ALL
     table = pd.read_csv(top / "run/gains.csv")
     assert sorted(table.step) == ["+ rule, instead of level 128", "a, p", "b, p"]
     assert (table.low[2] <= table.difference[2]) and (table.difference[2] <= table.high[2])
