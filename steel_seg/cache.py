@@ -140,10 +140,12 @@ def _reopen(path, sha256):
 
 # %% ../nbs/17_cache.ipynb #ef75721b
 def _key(folder):
-    "A hash of names and sizes of the images, and the shape."
+    "A hash of names and sizes of the images, the shape, and the window where one is needed."
     digest = hashlib.sha256(repr((FORMAT, folder.shape)).encode())
     for i, path in zip(folder.images.image_id, folder.images.path):
         digest.update(f"\0{i}\0{path.stat().st_size}".encode())
+    if not folder.deep.isdisjoint(folder.images.path):
+        digest.update(f"\0{folder.window}".encode())
     return digest.hexdigest()
 
 # %% ../nbs/17_cache.ipynb #c9dbf53b

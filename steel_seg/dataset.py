@@ -157,7 +157,7 @@ class StripDataset(Dataset):
         for part, part_cache in ((folder, cache), (extra, extra_cache)):
             if part is not None:
                 _check_part(part, part_cache, self.shape, self.n_classes)
-                self._rows += _rows_of(part, part_cache)
+                self._rows += _rows_of(part.with_window(part.window), part_cache)  # found before workers begin
         self.image_ids = tuple(row.image_id for row in self._rows)
 
     def __len__(self) -> int:

@@ -93,7 +93,7 @@ def unlabelled_images(
     if not fit:
         raise ValueError(f"{where}: none of {len(listed)} images can have a pseudo label ({_reasons(unfit)})")
     table = pd.DataFrame([image[:2] for image in fit], columns=["image_id", "path"])
-    return replace(folder, test=table), unfit
+    return replace(folder, test=table, deep=folder.deep | {image.path for image in fit if image.is_deep}), unfit
 
 
 def _reasons(left_out: Mapping[str, LeftOut]) -> str:
