@@ -73,7 +73,8 @@ def thumbnail(
     h, w = folder.shape
     size = width, max(1, round(width * h / w))
     divisor = next((k for k in (8, 4, 2) if w // k >= width), 1)
-    small = read_reduced(_path_of(folder, image_id), divisor)
+    path = _path_of(folder, image_id)
+    small = read_reduced(path, divisor, folder.window_of(path))
     if small is None:
         rgb = np.full((*size[::-1], 3), _BLANK, np.uint8)
     else:
