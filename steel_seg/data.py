@@ -1106,13 +1106,13 @@ def level_doubt(
 
 def warn_of_levels(
     folder: StripFolder,  # with the window of a run
-    paths: Sequence[Path],  # images of the folder
+    paths: Sequence[Path],  # images of one folder
+    action: str,  # what to do about it, for the message
 ) -> None:
     "A `DataWarning` where there is a `level_doubt`."
     doubt = level_doubt(folder, paths)
     if doubt:
-        where = f"{folder.root}/{paths[0].parent.name}" if paths[0].is_relative_to(folder.root) else paths[0].parent
-        warnings.warn(f"{where}: {doubt}: check whether the camera is the same", DataWarning, stacklevel=2)
+        warnings.warn(f"{paths[0].parent}: {doubt}: {action}", DataWarning, stacklevel=2)
 
 # %% ../nbs/11_data.ipynb #22ba9185
 def _pixel_faults(image_id, path, window=None):

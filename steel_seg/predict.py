@@ -343,7 +343,7 @@ def _predict(job: _Job, folder: StripFolder, config: TrainConfig, tta: str, prog
         keep = _Keeper(job.image_ids, job.target, table)
     missing = set(from_first(accelerator, keep.missing() if keep else None))
     if keep and not missing.isdisjoint(folder.test.image_id):
-        warn_of_levels(folder, folder.test.path)
+        warn_of_levels(folder, folder.test.path, "the nets have not seen such images")
     silent = not (progress and accelerator.is_main_process)
     with tqdm(total=n, initial=n - len(missing), desc=job.name, unit="image", disable=silent) as bar:
         if keep:

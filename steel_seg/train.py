@@ -188,7 +188,7 @@ def _window_of_run(config: TrainConfig, folder: StripFolder) -> str | None:
     if not window:
         return str(folder.window) if folder.window else None
     if folder.deep:
-        warn_of_levels(folder.with_window(window), folder.images.path)
+        warn_of_levels(folder.with_window(window), folder.images.path, "check the window")
     else:
         unused = f"{folder.root}: no image has more than 8 bits a pixel, so the window {window} changes nothing"
         warnings.warn(unused, DataWarning, stacklevel=2)
