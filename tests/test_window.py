@@ -196,9 +196,7 @@ def test_training_on_12_bits_is_training_on_the_same_strips_of_8_bits(runs):
 
 def test_a_run_predicts_through_its_own_window(twelve, runs, tmp_path):
     folder, other = read_folder(twelve), tmp_path / "stated"
-    with pytest.warns(
-        DataWarning, match="train_images: .* above the window 0:1000, .*: check the window"
-    ):
+    with pytest.warns(DataWarning, match="train_images: .* above the window 0:1000, .*: check the window"):
         train_run(other, folder, replace(ONE, window="0:1000"), progress=False)
     assert run_window(other) == Window(0, 1000)
     with pytest.warns(DataWarning, match="test_images: .* of their pixels are above the window 0:1000"):
