@@ -771,15 +771,15 @@ def _choose(args):
 # %% ../nbs/72_cli.ipynb #ee254387
 def _size_near(*paths):
     "Height and width of an image beside one of these csv files; None if there is none."
-    from steel_seg.data import read_image
+    from steel_seg.data import _SUFFIXES, image_size
 
     for path in paths:
         if path is None:
             continue
         for name in ("test_images", "train_images"):
-            images = sorted((path.resolve().parent / name).glob("*.[jJpP]*[gG]"))
-            if images:
-                return read_image(images[0]).shape
+            for image in sorted((path.resolve().parent / name).glob("*")):
+                if image.suffix.lower() in _SUFFIXES:
+                    return image_size(image)
     return None
 
 # %% ../nbs/72_cli.ipynb #07089b96

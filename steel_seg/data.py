@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['FAULT_COLUMNS', 'SEPARATORS', 'LAYOUTS', 'class_id', 'class_name', 'channel_of', 'parse_shape', 'Fault',
            'fault_table', 'raise_errors', 'csv_rows', 'csv_table', 'unit_number', 'scan_table', 'table_faults',
-           'read_table', 'decode_image', 'read_image', 'image_size', 'same_bytes', 'count_levels', 'StripFolder',
-           'DataWarning', 'read_folder', 'level_doubt', 'warn_of_levels', 'check_folder']
+           'read_table', 'decode_image', 'DataWarning', 'read_image', 'image_size', 'same_bytes', 'count_levels',
+           'StripFolder', 'read_folder', 'level_doubt', 'warn_of_levels', 'check_folder']
 
 # %% ../nbs/11_data.ipynb #6a10db07
 import csv
@@ -36,7 +36,7 @@ from .jpeg_scan import jpeg_fault
 from .rle import rle_overlap, rle_runs
 from .rle_fast import decode, table_areas
 from .rle_origin import rle_doubts
-from .window import FULL, HIGHEST, Window, found_window, parse_window, through, to_8_bits
+from .window import HIGHEST, Window, found_window, parse_window, through, to_8_bits
 
 # %% ../nbs/11_data.ipynb #26d139f6
 def class_id(
@@ -580,12 +580,23 @@ def _depth(image):
     return image.format == "PNG" and ";16" in str(image.tile[0][3]), ""
 
 # %% ../nbs/11_data.ipynb #5308d955
+class DataWarning(UserWarning):
+    "Data that can be read, and are probably not what was meant."
+
+
 def read_image(
     path: str | Path,  # JPEG, PNG, BMP, TIFF or WebP, by its contents
-    window: Window = FULL,  # for more than 8 bits a pixel: the levels that become 0 and 255
+    window: Window | None = None,  # for more than 8 bits a pixel; None: found from this image alone, and said
 ) -> np.ndarray:
     "An image as (H,W) uint8 grey; raises `ValueError` naming the file, as `decode_image` does."
-    return decode_image(path, cv2.IMREAD_GRAYSCALE, window)
+    image = decode_image(path, cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH)
+    if image.dtype == np.uint8:
+        return image
+    if window is None:
+        window = found_window(np.bincount(image.ravel(), minlength=HIGHEST + 1))
+        said = f"{path}: more than 8 bits a pixel, read through the window {window}, found from this image alone"
+        warnings.warn(f"{said}; window= states another", DataWarning, stacklevel=2)
+    return to_8_bits(image, window)
 
 
 def image_size(
@@ -638,7 +649,7 @@ def _by(shape):
 
 def _read_sized(path, shape, window=None):
     "`read_image`; raises `ValueError` where the image has another size."
-    image = read_image(path, window or FULL)
+    image = read_image(path, window)
     if image.shape != shape:
         raise ValueError(f"{path}: is {_by(image.shape)}, the others are {_by(shape)}")
     return image
@@ -1030,10 +1041,6 @@ def _folder_hash(contents):
 
 def _image_table(images):
     return pd.DataFrame([image[:2] for image in images], columns=["image_id", "path"])
-
-
-class DataWarning(UserWarning):
-    "Data that can be read, and are probably not what was meant."
 
 
 def _doubt_text(root, doubts):

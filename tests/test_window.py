@@ -363,3 +363,12 @@ def test_check_data_says_what_a_stated_window_leaves(twelve, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert "window 0:1023. 217 of" in lines[0] and "of the pixels are above it" in lines[0]
     assert any("of the pixels are above the window 0:1023, up to" in line for line in lines[1:])
+
+
+def test_a_submission_for_tiff_images_is_checked_against_their_size(copied, capsys):
+    rewrite(copied, with_bits(12), ".tif")
+    names = sorted(path.name for path in (copied / "test_images").iterdir())
+    submission = copied / "submission.csv"
+    submission.write_text("\n".join(["ImageId,EncodedPixels,ClassId", f"{names[0]},2049 1,1"]))
+    assert cli.main(["check", str(submission)]) == 1
+    assert "(images of 32 x 64)" in capsys.readouterr().out
