@@ -868,7 +868,7 @@ def _deep_faults(images, folder_name):
     n_deep = sum(image.is_deep for image in images)
     if not n_deep:
         return []
-    problem = f"{n_deep:,} of {len(images):,} images have more than 8 bits a pixel: read as 8 bits through a window"
+    problem = f"{n_deep:,} of {len(images):,} images have more than 8 bits a pixel: read through a window of levels"
     return [_file_fault(folder_name, problem, severity="warning")]
 
 

@@ -580,7 +580,8 @@ class FaultList(_FaultPanel):
 # %% ../../nbs/54_explore.ipynb #966c58cd
 def _add_faults(faults: FaultList) -> None:
     "Decode every image, and add the faults found."
-    decoded = check_folder(faults.root, faults.folder.n_classes if faults.folder else None)
+    known = {"n_classes": faults.folder.n_classes, "window": faults.folder.stated} if faults.folder else {}
+    decoded = check_folder(faults.root, **known)
     # Where the number of classes is given, a class that sample_submission.csv lacks is no fault: the first list has it.
     both = pd.concat([decoded, faults.table]).drop_duplicates()
     faults.table, faults.complete = fault_table(both.itertuples(index=False, name=None)), True
