@@ -659,7 +659,8 @@ def _load_fold(where: Path, made: dict) -> tuple[dict, FoldState]:
             f"{path} is from an earlier version of steel_seg, which scored epochs in another way: training cannot be "
             f"resumed from it; its models can still be used. To train this fold from the start, remove {where}"
         )
-    facts["made"].setdefault("window", made["window"])  # a state from before there were windows
+    window = {"window": made["window"]} if "window" in made else {}  # a state may be from before there were windows
+    facts["made"] = {**window, **facts["made"]}
     differences = _differences(facts["made"], made)
     if differences:
         raise ValueError(
