@@ -26,6 +26,7 @@ from .folds import read_folds
 from .seen import seen_ids
 from .shapes import frame_of
 from .store import FLOOR, ProbStore
+from .window import window_of_config
 
 # %% ../nbs/26_blend.ipynb #082d116c
 class _Scale(NamedTuple):
@@ -306,6 +307,7 @@ def start_blend(
     with whole(out / "folds.csv") as temp:
         temp.write_bytes((parts[0].run / "folds.csv").read_bytes())
     facts = {"data": folder.sha256, "classes": folder.n_classes, "shape": folder.shape, "images": len(folder.images)}
+    facts["window"] = window_of_config(parts[0].made)  # for pictures; each run is predicted through its own
     write_json(out / "config.json", {"blend": record, **facts, "versions": versions()})
 
 # %% ../nbs/26_blend.ipynb #713157d2

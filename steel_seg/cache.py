@@ -156,10 +156,12 @@ def _reopen(path, sha256):
 
 # %% ../nbs/17_cache.ipynb #ef75721b
 def _key(folder):
-    "A hash of names and sizes of the images, and of their shapes."
+    "A hash of names and sizes of the images, of their shapes, and the window where one is needed."
     digest = hashlib.sha256(repr((FORMAT, folder.shapes_of(folder.images.image_id))).encode())
     for i, path in zip(folder.images.image_id, folder.images.path):
         digest.update(f"\0{i}\0{path.stat().st_size}".encode())
+    if not folder.deep.isdisjoint(folder.images.path):
+        digest.update(f"\0{folder.window}".encode())
     return digest.hexdigest()
 
 # %% ../nbs/17_cache.ipynb #c9dbf53b

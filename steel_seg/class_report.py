@@ -31,6 +31,7 @@ from .files import read_json, to_json, write_text
 from .folds import read_folds
 from .report import _page, _picture, html_table
 from .viz import _figure, class_colours, overlay, plot_history
+from .window import run_window
 
 # %% ../nbs/48_class_report.ipynb #f5ffdf54
 @dataclass(frozen=True, eq=False)
@@ -68,7 +69,7 @@ def open_class_run(
     image_ids = folder.images.image_id.tolist()
     probs = read_class_probs(scores_file(run), image_ids, folder.n_classes)
     fold = read_folds(run / "folds.csv", image_ids).set_index("image_id").fold[image_ids].to_numpy()
-    return ClassRun(folder, fold, probs)
+    return ClassRun(folder.with_window(run_window(run)), fold, probs)
 
 # %% ../nbs/48_class_report.ipynb #4b81da74
 def _known_classes(opened: ClassRun) -> list[int]:

@@ -40,6 +40,16 @@ def _shape(text):
         raise argparse.ArgumentTypeError(str(e)) from None
 
 
+def _window(text):
+    "`parse_window`, with its message as that of an option."
+    from steel_seg.window import parse_window
+
+    try:
+        return parse_window(text)
+    except ValueError as e:
+        raise argparse.ArgumentTypeError(str(e)) from None
+
+
 def _text_or_none(text):
     "'none' to None, for options that can be switched off."
     return None if text.lower() == "none" else text
@@ -156,6 +166,12 @@ def _add_check_data(parser):
     parser.add_argument(
         "--headers-only", action="store_true", help="read only the headers of the images, do not decode them"
     )
+    parser.add_argument(
+        "--window",
+        type=_window,
+        metavar="LOW:HIGH",
+        help="if pixels have more than 8 bits: the levels that become 0 and 255, to see what is left (default: found)",
+    )
     _add_most(parser)
 
 # %% ../nbs/72_cli.ipynb #a3d3868c
@@ -164,7 +180,7 @@ def _check_data(args):
 
     if not args.data.is_dir():
         raise ValueError(f"{args.data}: no such folder; give the one that holds train.csv and train_images/")
-    faults = check_folder(args.data, n_classes=args.classes, read_images=not args.headers_only)
+    faults = check_folder(args.data, args.classes, read_images=not args.headers_only, window=args.window)
     summary = _print_faults(faults, args.most)
     print(f"{args.data}: {summary['errors']} errors, {summary['warnings']} warnings")
     return {"data": args.data, "exit": int(summary["errors"] > 0), **summary}

@@ -21,6 +21,7 @@ from .dataset import SAMPLERS
 from .loss import build_loss
 from .model import ARCHS, check_class_arguments
 from .optim import OPTIMISERS, SCHEDULES
+from .window import parse_window
 
 # %% ../nbs/35_config.ipynb #31752276
 @dataclass(frozen=True)
@@ -118,6 +119,7 @@ class RunFields:
 
     folds: int = 5  # number of folds k; the model of each fold is trained on the other k-1
     seed: int = 0  # random seed of folds, weights, order of images, augmentation and dropout
+    window: str | None = None  # levels that become 0 and 255 if pixels have over 8 bits, as 0:4095; none: found
     num_workers: int = 2  # processes that read and augment images; 0: none, the training process does it
     cache: str | None = None  # folder for decoded images, made on first use; none: decode images every time
     save_every: int = 0  # steps between saves within an epoch; 0: save only at the end of each epoch
@@ -230,6 +232,14 @@ def _check_compile(config: Any) -> None:
         raise ValueError(f"compile={config.compile!r} is not no or one of {', '.join(backends)}")
 
 
+def _check_window(config: Any) -> None:
+    if config.window is not None:
+        try:
+            parse_window(config.window)
+        except ValueError as e:
+            raise ValueError(f"window: {e}") from None
+
+
 def _check_names(config: Any) -> None:
     if not config.encoder:
         raise ValueError("encoder is empty: give the name of an smp encoder")
@@ -281,6 +291,9 @@ def _stage(config: Any, k: int, changes: Any) -> Any:
         raise ValueError(f"stage {k}: {e}") from None
 
 # %% ../nbs/35_config.ipynb #acb8051c
+_CHECKS = _check_ranges, _check_choices, _check_factors, _check_compile, _check_window, _check_names, _check_task
+
+
 @dataclass(frozen=True)
 class TrainConfig(  # in reverse: a dataclass takes the fields of its last base first
     RunFields, DeviceFields, StageFields, AugmentFields, SamplingFields, OptimizerFields, LossFields, NetFields
@@ -296,7 +309,7 @@ class TrainConfig(  # in reverse: a dataclass takes the fields of its last base 
             object.__setattr__(self, name, _as_json(name, getattr(self, name)))
         for f in fields(self):
             object.__setattr__(self, f.name, _typed(f.name, getattr(self, f.name), f.type))
-        for check in (_check_ranges, _check_choices, _check_factors, _check_compile, _check_names, _check_task):
+        for check in _CHECKS:
             check(self)
         build_loss(self.loss, self.loss_args)  # raises for an unknown loss or argument
         self.transform()

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['FAULT_COLUMNS', 'SEPARATORS', 'LAYOUTS', 'class_id', 'class_name', 'channel_of', 'parse_shape', 'Fault',
            'fault_table', 'raise_errors', 'csv_rows', 'csv_table', 'unit_number', 'scan_table', 'table_faults',
-           'read_table', 'decode_image', 'read_image', 'image_size', 'same_bytes', 'StripFolder', 'image_shapes',
-           'DataWarning', 'read_folder', 'check_folder']
+           'read_table', 'decode_image', 'DataWarning', 'read_image', 'image_size', 'same_bytes', 'count_levels',
+           'StripFolder', 'image_shapes', 'read_folder', 'level_doubt', 'warn_of_levels', 'check_folder']
 
 # %% ../nbs/11_data.ipynb #6a10db07
 import csv
@@ -20,7 +20,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import combinations
 from pathlib import Path
@@ -38,6 +38,7 @@ from .rle import rle_overlap, rle_runs
 from .rle_fast import decode, table_areas
 from .rle_origin import rle_doubts
 from .shapes import Shape, frame_of, shape_of, shape_text, shapes_text
+from .window import HIGHEST, Window, found_window, parse_window, through, to_8_bits
 
 # %% ../nbs/11_data.ipynb #26d139f6
 def class_id(
@@ -562,10 +563,12 @@ def _scan_problem(path, data):
 def decode_image(
     path: str | Path,  # JPEG, PNG, BMP, TIFF or WebP, by its contents
     flags: int,  # cv2.IMREAD_..: how to decode it
+    window: Window | None = None,  # if given, more than 8 bits a pixel become 8 through it, whatever the flags say
 ) -> np.ndarray:  # (H,W) or (H,W,3), as the flags ask
     """Decode an image file, turned as its EXIF orientation says.
 
-    Raises `ValueError` that names the file when it is absent, truncated or unreadable.
+    Raises `ValueError` that names the file when it is absent, truncated or unreadable, or has pixels that are neither
+    8 nor 16 bits without sign.
     """
     path = Path(path)
     try:
@@ -578,20 +581,57 @@ def decode_image(
         raise ValueError(f"{path}: truncated, the end of the image is not in the file")
     if problem := _scan_problem(path, data):
         raise ValueError(f"{path}: damaged, its pixels cannot be trusted: {problem}")
+    flags |= cv2.IMREAD_IGNORE_ORIENTATION | (cv2.IMREAD_ANYDEPTH if window else 0)
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags | cv2.IMREAD_IGNORE_ORIENTATION)
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error:
         image = None
     if image is None:
         raise ValueError(f"{path}: not a readable image (damaged, or not an image)")
+    if image.dtype not in (np.uint8, np.uint16):
+        raise ValueError(f"{path}: {_odd_pixels(image.dtype.name)}")
+    if window and image.dtype == np.uint16:
+        image = to_8_bits(image, window)
     return _upright(image, _orientation_of_bytes(data))
 
+
+def _odd_pixels(kind):
+    "What is wrong with pixels of a kind, such as float32."
+    return f"its pixels are {kind}: store levels of 8 or 16 bits a pixel, without sign"
+
+
+_SAMPLE_KINDS = {2: "int", 3: "float", 5: "complex int", 6: "complex float"}  # of a TIFF's tag 339; 1: without sign
+
+
+def _depth(image):
+    """Whether an image that Pillow has opened has 9 to 16 bits a pixel; and the kind of its pixels if it is another.
+
+    Source: TIFF 6.0, tags 258 (bits) and 339 (kind); a PNG of 16 bits has that in Pillow's name for its packed pixels.
+    """
+    if image.format == "TIFF":
+        bits, kind = max(image.tag_v2.get(258, (1,))), max(image.tag_v2.get(339, (1,)))
+        odd = f"{_SAMPLE_KINDS.get(kind, 'uint')}{bits}" if kind in _SAMPLE_KINDS or bits > 16 else ""
+        return bits > 8, odd
+    return image.format == "PNG" and ";16" in str(image.tile[0][3]), ""
+
 # %% ../nbs/11_data.ipynb #5308d955
+class DataWarning(UserWarning):
+    "Data that can be read, and are probably not what was meant."
+
+
 def read_image(
     path: str | Path,  # JPEG, PNG, BMP, TIFF or WebP, by its contents
+    window: Window | None = None,  # for more than 8 bits a pixel; None: found from this image alone, and said
 ) -> np.ndarray:
-    "An image as (H,W) uint8 grey; raises `ValueError` naming the file when it is absent, truncated or unreadable."
-    return decode_image(path, cv2.IMREAD_GRAYSCALE)
+    "An image as (H,W) uint8 grey; raises `ValueError` naming the file, as `decode_image` does."
+    image = decode_image(path, cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH)
+    if image.dtype == np.uint8:
+        return image
+    if window is None:
+        window = found_window(np.bincount(image.ravel(), minlength=HIGHEST + 1))
+        said = f"{path}: more than 8 bits a pixel, read through the window {window}, found from this image alone"
+        warnings.warn(f"{said}; window= states another", DataWarning, stacklevel=2)
+    return to_8_bits(image, window)
 
 
 def image_size(
@@ -612,7 +652,7 @@ def _header(path):
             several = getattr(image, "n_frames", 1) if image.format in ("TIFF", "WEBP") else 1
             turned = orientation >= 5
             size = (image.width, image.height) if turned else (image.height, image.width)
-            is_deep = image.mode.startswith("I")
+            is_deep, odd = _depth(image)
     except Exception as e:  # Pillow's readers raise a dozen types on damaged bytes
         empty = os.path.isfile(path) and not os.path.getsize(path)
         problem = "empty file" if empty else f"not a readable {_FORMAT_NAMES} ({type(e).__name__})"
@@ -624,6 +664,8 @@ def _header(path):
         )
     if several > 1:
         raise ValueError(f"{path}: {several} images in one file: store each in a file of its own")
+    if odd:
+        raise ValueError(f"{path}: {_odd_pixels(odd)}")
     return size, orientation, is_deep
 
 # %% ../nbs/11_data.ipynb #9da5f944
@@ -640,9 +682,9 @@ def same_bytes(
     return np.array([number[key] for key in keys], np.int64)
 
 # %% ../nbs/11_data.ipynb #00fc1a82
-def _read_sized(path, shape):
+def _read_sized(path, shape, window=None):
     "`read_image`; raises `ValueError` where the image has another size."
-    image = read_image(path)
+    image = read_image(path, window)
     if image.shape != shape:
         raise ValueError(
             f"{path}: is {shape_text(image.shape)} now, and was {shape_text(shape)} when the folder was read"
@@ -677,6 +719,61 @@ def _truth_area(image_ids, masks, n_classes):
     area[rows, masks.channel.to_numpy(int)] = table_areas(masks.rle)
     return area
 
+# %% ../nbs/11_data.ipynb #4ee3889c
+def count_levels(
+    paths: Sequence[str | Path],  # image files
+    most: int = 500,  # images that are read, evenly spread over them
+) -> np.ndarray:  # (65536,) int64
+    "Pixels at each level of images of more than 8 bits; images of 8 bits, and unreadable ones, do not count."
+    count = np.zeros(HIGHEST + 1, np.int64)
+    numbers = np.unique(np.linspace(0, len(paths) - 1, min(most, len(paths))).round().astype(int))
+    for i in tqdm(numbers, desc="levels", delay=2, leave=False):
+        try:
+            image = decode_image(paths[i], cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH)
+        except ValueError:
+            continue  # whoever needs its pixels says what is wrong with it
+        if image.dtype == np.uint16:
+            count += np.bincount(image.ravel(), minlength=HIGHEST + 1)
+    return count
+
+
+def _window_text(n_deep, n_images, seen, window, stated):
+    "How images of more than 8 bits are read; `seen`: a `Through`."
+    source = "" if stated else ", found from these levels; --window (window= in Python) states another"
+    above = f", {seen.above:.1%} of the pixels are above it" if seen.above else ""
+    others = ". Images of 8 bits are read as they are" if n_deep < n_images else ""
+    return (
+        f"{n_deep:,} of {n_images:,} images have more than 8 bits a pixel, levels {seen.lowest:,} to {seen.highest:,}. "
+        f"They are read as 8 bits through the window {window}{source}. {seen.left:,} of {seen.levels:,} levels are left"
+        f"{above}{others}"
+    )
+
+# %% ../nbs/11_data.ipynb #0c435aee
+_FINDING = threading.Lock()  # images are read by several threads, and the window is found once
+
+
+def _found(folder):
+    "The window of a folder that states none, found and said."
+    table = folder.images if folder.deep.intersection(folder.images.path) else folder.test
+    deep = [path for path in table.path if path in folder.deep]
+    count = count_levels(deep)
+    window = found_window(count)
+    if count.any():
+        text = _window_text(len(deep), len(table), through(count, window), window, stated=False)
+        where = folder.root / table.path.iloc[0].parent.name
+        warnings.warn(f"{where}: {text}", DataWarning, stacklevel=2)
+    return window
+
+
+def _window_of(folder):
+    "The stated window of a folder, or the found one; None where neither is needed."
+    if folder.stated or not folder.deep:
+        return folder.stated
+    with _FINDING:
+        if "_found" not in folder.__dict__:
+            folder.__dict__["_found"] = _found(folder)
+    return folder.__dict__["_found"]
+
 # %% ../nbs/11_data.ipynb #6e00fa8f
 @dataclass(frozen=True, eq=False, repr=False)
 class StripFolder:
@@ -685,7 +782,8 @@ class StripFolder:
     images, test: image_id and path, sorted by id. masks: image_id, channel, rle and row (the line in train.csv), only
     where something is marked. shape: the smallest (H,W) that holds every train image; `shape_of` has that of each.
     other_shapes: (H,W) of the images, also test images, that have another one than `shape`. sha256: of train.csv and
-    of the names and sizes of train images. warnings: as from `fault_table`.
+    of the names and sizes of train images. warnings: as from `fault_table`. deep: files with more than 8 bits a pixel,
+    which are read through `window`.
     """
 
     root: Path
@@ -698,12 +796,28 @@ class StripFolder:
     sha256: str
     warnings: pd.DataFrame
     other_shapes: Mapping[str, Shape] = field(default_factory=dict)
+    deep: frozenset[Path] = frozenset()
+    stated: Window | None = None  # None: `window` is found from the data
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __repr__(self) -> str:
         return _folder_text(self)
+
+    @property
+    def window(self) -> Window | None:
+        "The levels of images of more than 8 bits that become 0 and 255; None: there is no such image."
+        return _window_of(self)
+
+    def window_of(self, path: Path) -> Window | None:
+        "The window of one image file; None for an image of 8 bits."
+        return self.window if path in self.deep else None
+
+    def with_window(self, window: Window | str | None) -> "StripFolder":
+        "This folder with a stated window; itself where `window` is None, stated already or not needed."
+        window = parse_window(window) if isinstance(window, str) else window
+        return self if window in (None, self.stated) or not self.deep else replace(self, stated=window)
 
     @cached_property
     def _paths(self) -> dict[str, Path]:
@@ -738,7 +852,8 @@ class StripFolder:
         "(H,W) uint8 grey of a train or test image; `ValueError` for no such image, an unreadable one or another size."
         if image_id not in self._paths:
             raise ValueError(f"{self.root}: no image {image_id!r}")
-        return _read_sized(self._paths[image_id], self.shape_of(image_id))
+        path = self._paths[image_id]
+        return _read_sized(path, self.shape_of(image_id), self.window_of(path))
 
     def mask(self, image_id: str) -> np.ndarray:
         "(C,H,W) uint8 0/1 of a train image; all 0 for a clean one; `ValueError` when there is no such train image."
@@ -810,10 +925,7 @@ def _deep_faults(images, folder_name):
     n_deep = sum(image.is_deep for image in images)
     if not n_deep:
         return []
-    problem = (
-        f"{n_deep:,} of {len(images):,} images have 16 bits a pixel, and only the upper 8 are read: of 12 bits that a "
-        "camera wrote, 16 levels are left. Store them with 8 bits (levels divided by the highest one, times 255)"
-    )
+    problem = f"{n_deep:,} of {len(images):,} images have more than 8 bits a pixel: read through a window of levels"
     return [_file_fault(folder_name, problem, severity="warning")]
 
 
@@ -988,8 +1100,8 @@ def _examine(root: str | Path, n_classes: int | None = None) -> tuple[_Contents 
     in_sample, sample_faults = _sample_faults(root, test)
     n_classes, class_faults = _class_count(table, in_sample, n_classes)
     read = _read_masks(table, train_shapes)
-    doubts = _deep_faults(train, "train_images") + _deep_faults(test, "test_images")
-    doubts += _doubts_of(table, "train.csv", train_shapes, read)
+    doubts = _doubts_of(table, "train.csv", train_shapes, read)
+    faults += _deep_faults(train, "train_images") + _deep_faults(test, "test_images")
     faults += sample_faults + class_faults + _row_faults(table, "train.csv", train_shapes, n_classes, read) + doubts
     if train:
         faults += _missing_images(table, "train.csv", train)
@@ -1010,10 +1122,6 @@ def _image_table(images):
     return pd.DataFrame([image[:2] for image in images], columns=["image_id", "path"])
 
 
-class DataWarning(UserWarning):
-    "Data that can be read, and are probably not what was meant."
-
-
 def _doubt_text(root, doubts):
     "Doubts about a folder in one message."
     shown = [_fault_line(fault) for fault in doubts if fault.row == 0] or [_fault_line(fault) for fault in doubts[:3]]
@@ -1023,14 +1131,17 @@ def _doubt_text(root, doubts):
 def read_folder(
     root: str | Path,  # holds train.csv and train_images/, and may hold test_images/ and sample_submission.csv
     n_classes: int | None = None,  # None: the highest ClassId in train.csv and sample_submission.csv
+    window: Window | str | None = None,  # levels such as "0:4095", for more than 8 bits a pixel; None: found
 ) -> StripFolder:
     """Read a data folder in either layout of train.csv.
 
     The number of classes and the size of each image come from the data. Checks the csv and its RLEs
     fully, and the headers of the images but not their pixels: `check_folder` does that, and lists faults as a table.
     Raises `ValueError` with the number of errors and the first of them; warnings are kept in `.warnings`. There
-    is a `DataWarning`, too, where masks look as if they were not written for these strips, or images lose levels.
+    is a `DataWarning`, too, where masks look as if they were not written for these strips, and later where a window is
+    found.
     """
+    window = parse_window(window) if isinstance(window, str) else window
     contents, faults = _examine(root, n_classes)
     listed = fault_table(faults)
     raise_errors(listed, f"{root}: cannot be used; check_folder lists everything")
@@ -1049,28 +1160,81 @@ def read_folder(
         sha256=_folder_hash(contents),
         warnings=listed,
         other_shapes={i: shape for i, shape in contents.shapes.items() if shape != contents.shape},
+        deep=frozenset(image.path for image in contents.train + contents.test if image.is_deep),
+        stated=window,
     )
 
+# %% ../nbs/11_data.ipynb #2466b14a
+_MOST_ABOVE = 0.01  # share of the pixels above the window, from which on it is said
+
+
+def _odd_levels(seen, window):
+    "What is odd about the levels of new images in the window of a run, or nothing; `seen`: a `Through`."
+    if seen.above > _MOST_ABOVE:
+        return f"{seen.above:.1%} of their pixels are above the window {window}, up to level {seen.highest:,}"
+    if 4 * seen.highest < window.high:
+        return f"their levels end at {seen.highest:,}, and the window {window} makes dark images of them"
+    return ""
+
+
+def level_doubt(
+    folder: StripFolder,  # with the window of a run
+    paths: Sequence[Path],  # images of the folder
+) -> str:  # "" where there is none
+    "How images differ from the train images in their bits, or how they leave the window; of many, 100 are read."
+    deep = [path for path in paths if path in folder.deep]
+    train_is_deep = not folder.deep.isdisjoint(folder.images.path)
+    if len(paths) and bool(deep) != train_is_deep:
+        bits = ("more than 8", "8") if deep else ("8", "more than 8")
+        return f"{len(paths):,} images have {bits[0]} bits a pixel, and the train images {bits[1]}"
+    count = count_levels(deep, most=100)
+    return _odd_levels(through(count, folder.stated), folder.stated) if folder.stated and count.any() else ""
+
+
+def warn_of_levels(
+    folder: StripFolder,  # with the window of a run
+    paths: Sequence[Path],  # images of one folder
+    action: str,  # what to do about it, for the message
+) -> None:
+    "A `DataWarning` where there is a `level_doubt`."
+    doubt = level_doubt(folder, paths)
+    if doubt:
+        warnings.warn(f"{paths[0].parent}: {doubt}: {action}", DataWarning, stacklevel=2)
+
 # %% ../nbs/11_data.ipynb #22ba9185
-def _pixel_faults(image_id, path):
-    "The faults of one image that only decoding shows."
+def _pixel_faults(image_id, path, window=None):
+    "The faults of one image that only decoding shows; `window`: that of more than 8 bits a pixel."
     folder_name = path.parent.name
     try:
         image = decode_image(path, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
     except ValueError as e:
         return [_image_fault(folder_name, image_id, str(e).removeprefix(f"{path}: "))]
     problems = []
-    if image.dtype != np.uint8:
-        left = len(np.unique(image >> 8))
-        problems.append(
-            f"{8 * image.dtype.itemsize} bits a pixel, levels {image.min()} to {image.max()}: is read as 8 bits, and "
-            f"{left} levels are left"
-        )
+    if window and image.dtype == np.uint16:
+        above = np.mean(image > window.high)
+        if above > _MOST_ABOVE:
+            problems.append(f"{above:.1%} of the pixels are above the window {window}, up to {image.max():,}")
     b, g, r = cv2.split(image)
     difference = max(cv2.norm(b, g, cv2.NORM_INF), cv2.norm(g, r, cv2.NORM_INF))
     if difference:
         problems.append(f"not grey: channels differ by up to {difference:.0f} levels; is read as grey")
     return [_image_fault(folder_name, image_id, problem, "warning") for problem in problems]
+
+# %% ../nbs/11_data.ipynb #b5d2eb6a
+def _level_faults(contents, window):
+    "The window that a folder is read through, and a warning for each kind of image about what it leaves; or None."
+    parts = {"train_images": contents.train, "test_images": contents.test}
+    deep = {name: [image.path for image in images if image.is_deep] for name, images in parts.items()}
+    counts = {name: count_levels(paths) for name, paths in deep.items() if paths}
+    counted = [count for count in counts.values() if count.any()]
+    used = window or (found_window(counted[0]) if counted else None)
+    faults = []
+    for name, count in counts.items():
+        if used and count.any():
+            stated = bool(window) or faults != []
+            problem = _window_text(len(deep[name]), len(parts[name]), through(count, used), used, stated)
+            faults.append(_file_fault(name, problem, severity="warning"))
+    return used, faults
 
 # %% ../nbs/11_data.ipynb #6ad5a913
 def _twin_faults(train, table):
@@ -1093,15 +1257,21 @@ def check_folder(
     root: str | Path,  # as for `read_folder`
     n_classes: int | None = None,  # as for `read_folder`; if given, a larger ClassId is a fault
     read_images: bool = True,  # False: headers only
+    window: Window | str | None = None,  # as for `read_folder`
 ) -> pd.DataFrame:
     """Everything that is wrong with a data folder as a `fault_table`; empty when all is well. Raises nothing.
 
-    Errors are what `read_folder` refuses, and images that cannot be decoded. Warnings: an image that is not grey, a
-    pixel with two classes, the same image twice with different masks, a file that is no image, test images that
+    Errors are what `read_folder` refuses, and images that cannot be decoded. Warnings: an image that is not grey, what
+    a window leaves of more than 8 bits a pixel (of many images 500 are counted), an image that is above it, a pixel
+    with two classes, the same image twice with different masks, a file that is no image, test images that
     sample_submission.csv does not have.
     """
+    window = parse_window(window) if isinstance(window, str) else window
     contents, faults = _examine(root, n_classes)
     if contents and read_images:
+        by_headers = _deep_faults(contents.train, "train_images") + _deep_faults(contents.test, "test_images")
+        window, level_faults = _level_faults(contents, window)
+        faults = [fault for fault in faults if fault not in by_headers] + level_faults
         # an unreadable header is listed already
         with_error = {fault.file for fault in faults if fault.severity == "error"}
         images = [
@@ -1110,6 +1280,6 @@ def check_folder(
             if f"{image.path.parent.name}/{image.image_id}" not in with_error
         ]
         for image in tqdm(images, desc="decode", delay=2, leave=False):
-            faults += _pixel_faults(image.image_id, image.path)
+            faults += _pixel_faults(image.image_id, image.path, window)
         faults += _twin_faults([image for image in contents.train if image.shape], contents.table)
     return fault_table(faults)

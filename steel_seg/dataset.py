@@ -191,13 +191,13 @@ class StripDataset(Dataset):
         self._marked_only = not self._own_transform
         self._decodes = not labels_only or _may_remove_defects(transform)
         _check_part(folder, cache, self.n_classes)
-        self._rows = _rows_of(folder, cache)
+        self._rows = _rows_of(folder.with_window(folder.window), cache)  # found before workers begin
         shapes = {row.shape for row in self._rows}
         self._one_size = len(shapes) == 1
         if extra is not None:
             _check_part(extra, extra_cache, self.n_classes)
             _check_size_of_extra(extra, shapes)
-            self._rows += _rows_of(extra, extra_cache)
+            self._rows += _rows_of(extra.with_window(extra.window), extra_cache)
         self.image_ids = tuple(row.image_id for row in self._rows)
 
     def __len__(self) -> int:

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from .data import StripFolder, decode_image, same_bytes
 from .shapes import by_shape
+from .window import Window
 
 # %% ../nbs/42_near_duplicates.ipynb #9f67ebfb
 _REDUCED = {
@@ -33,10 +34,11 @@ _REDUCED = {
 def read_reduced(
     path: str | Path,
     divisor: int,  # 1, 2, 4 or 8
+    window: Window | None = None,  # for more than 8 bits a pixel, as from `StripFolder.window_of`
 ) -> np.ndarray | None:  # (H/divisor,W/divisor) uint8, grey
     "An image at a fraction of its size; None if it cannot be read."
     try:
-        return decode_image(path, _REDUCED[divisor])
+        return decode_image(path, _REDUCED[divisor], window)
     except ValueError:
         return None
 
@@ -183,7 +185,7 @@ def _similar_links(folder: StripFolder, rows: Sequence[int], least: float, progr
         return tqdm(results, total=n, disable=not progress, leave=False, desc=desc, unit=unit)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        pictures = pool.map(lambda row: (row, read_reduced(paths[row], divisor)), rows)
+        pictures = pool.map(lambda row: (row, read_reduced(paths[row], divisor, folder.window_of(paths[row]))), rows)
         small = [(row, picture) for row, picture in shown(pictures, len(rows), "read", "image") if picture is not None]
         if len(small) < 2:
             return []

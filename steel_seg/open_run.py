@@ -25,6 +25,7 @@ from .metric import dice, mask_counts
 from .post import Rule, apply_rules, gates_of_classifier, read_rules
 from .score import dice_at
 from .store import ProbStore, to_level
+from .window import run_window
 
 # %% ../nbs/44_open_run.ipynb #6a3f6a2d
 @dataclass(frozen=True, eq=False)
@@ -168,6 +169,7 @@ def open_run(
         if not isinstance(folder, StripFolder):
             folder = read_folder(folder, n_classes=store.shape[1])
     _check_data(run, folder)
+    folder = folder.with_window(run_window(run))
     image_ids = list(store.image_ids)
     fold = _folds_of(run, folder, image_ids)
     curves = run_curves(store, folder, saved=saved.result())

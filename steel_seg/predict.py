@@ -26,7 +26,7 @@ from tqdm import tqdm
 from .class_scores import all_below, class_texts, read_class_probs, scores_file, write_class_texts
 from .config import TrainConfig
 from .curves import CurveCounter, Curves, read_curves, write_curves
-from .data import StripFolder, csv_rows
+from .data import StripFolder, csv_rows, warn_of_levels
 from .dataset import freed_memory_kept
 from .evaluate import from_first, in_tiles, masks_and_classes
 from .files import read_json, sha256_file, write_json
@@ -355,11 +355,14 @@ def _keep_empty(job: _Job, keep: _Keeper, missing: set[str], folder: StripFolder
 def _predict(job: _Job, folder: StripFolder, config: TrainConfig, tta: str, progress: bool, batch_size: int) -> None:
     "Predict the images of a job that are missing, and keep the predictions."
     accelerator, n, keep = Accelerator(), len(job.image_ids), None
+    folder = folder.with_window(config.window)
     if job.target is not None:
         has_classes = config.task == "classify" or config.class_head > 0
         table = _ClassTable(job.class_csv, job.image_ids, folder.n_classes) if has_classes else None
         keep = _Keeper(job.image_ids, job.target, table)
     missing = set(from_first(accelerator, keep.missing() if keep else None))
+    if keep and not missing.isdisjoint(folder.test.image_id):
+        warn_of_levels(folder, folder.test.path, "the nets have not seen such images")
     silent = not (progress and accelerator.is_main_process)
     with tqdm(total=n, initial=n - len(missing), desc=job.name, unit="image", disable=silent) as bar:
         if keep:

@@ -98,7 +98,8 @@ def unlabelled_images(
     of_train = {i: folder.shape_of(i) for i in folder.images.image_id}
     shapes = of_train | {image.image_id: image.shape for image in fit}
     other_shapes = {image_id: shape for image_id, shape in shapes.items() if shape != folder.shape}
-    return replace(folder, test=table, other_shapes=other_shapes), unfit
+    deep = folder.deep | {image.path for image in fit if image.is_deep}
+    return replace(folder, test=table, other_shapes=other_shapes, deep=deep), unfit
 
 
 def _reasons(left_out: Mapping[str, LeftOut]) -> str:

@@ -30,6 +30,7 @@ from .store import ProbStore, run_prefilter_line
 from .surface import surface
 from .two_submissions import choice_lines, read_choice, shown_table
 from .viz import COMPARE, class_colours, compare, overlay, plot_history, plot_surface, to_png
+from .window import run_window
 
 # %% ../nbs/43_report.ipynb #6ea37559
 def _png_bytes(picture):
@@ -416,6 +417,7 @@ def write_report(
     Without a store of predictions (they were only counted) it shows no predictions.
     """
     run = Path(run)
+    folder = folder.with_window(run_window(run))
     left_out = run_prefilter_line(run)
     scores = _scores(decision) + (f"<p>{escape(left_out)}. Their maps are empty.</p>" if left_out else "")
     sections = [("Scores", scores), ("Rules", _rules(curves, decision, class_levels))]

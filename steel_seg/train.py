@@ -15,9 +15,10 @@ import os
 import shutil
 import socket
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from tqdm import tqdm
 from .augment import window_of
 from .cache import ImageCache, open_cache
 from .config import TrainConfig
-from .data import StripFolder, read_folder
+from .data import DataWarning, StripFolder, read_folder, warn_of_levels
 from steel_seg.dataset import (
     StripDataset,
     epoch_batches,
@@ -75,6 +76,7 @@ from .seen import how_seen, seen_ids
 from .shapes import MOST_PIXELS, by_shape, frame_of
 from .state import Ema, digest, keep_best, load_state, mean_tensors, pack, save_state, unpack
 from .store import FLOOR
+from .window import run_window, window_of_config
 
 # %% ../nbs/38_train.ipynb #fd0fd27b
 def step_seed(
@@ -137,7 +139,8 @@ def read_config(
         raise ValueError(f"{run} is a blend of {names} and has no nets of its own: train or predict these runs instead")
     if not isinstance(facts, dict) or "config" not in facts:
         raise ValueError(f'{run}/config.json: not a run\'s configuration (no "config" in it)')
-    return TrainConfig.from_json(facts.pop("config")), facts
+    window = window_of_config(facts)
+    return replace(TrainConfig.from_json(facts.pop("config")), window=window), facts
 
 # %% ../nbs/38_train.ipynb #247b469a
 def folds_of(
@@ -166,6 +169,7 @@ def all_empty_scores(
 def _check_same_run(run: Path, config: TrainConfig, folder: StripFolder) -> None:
     "Raise where a run was started with another configuration or other data; save the fields that may change."
     saved, facts = read_config(run)
+    config = config if config.window else replace(config, window=saved.window)
     differences = _differences(
         {**_fixed(saved), "data": facts["data"]},
         {**_fixed(config), "data": folder.sha256},
@@ -180,6 +184,20 @@ def _check_same_run(run: Path, config: TrainConfig, folder: StripFolder) -> None
         write_json(run / "config.json", {"config": asdict(config), **facts})
 
 # %% ../nbs/38_train.ipynb #fe95146a
+def _window_of_run(config: TrainConfig, folder: StripFolder) -> str | None:
+    "The window of a new run: the stated one, that of the run that it begins from, or the folder's; None: none needed."
+    before = run_window(config.init_from) if config.init_from and folder.deep else None
+    window = config.window or (before and str(before))
+    if not window:
+        return str(folder.window) if folder.window else None
+    if folder.deep:
+        warn_of_levels(folder.with_window(window), folder.images.path, "check the window")
+    else:
+        unused = f"{folder.root}: no image has more than 8 bits a pixel, so the window {window} changes nothing"
+        warnings.warn(unused, DataWarning, stacklevel=2)
+    return window
+
+
 def _stats_of_run(config: TrainConfig, folder: StripFolder) -> tuple[float, float]:
     "Mean and standard deviation for a new run: those of its images, or those of the run that it begins from."
     if config.init_from is None:
@@ -214,6 +232,7 @@ def _pseudo_labels(
         pseudo, seen = open_fold(made, number, folder.n_classes, held_out, folds_csv)
     if pseudo is None:
         return None, frozenset(seen)
+    pseudo = pseudo.with_window(config.window)
     labelled = set(pseudo.images.image_id).intersection(folder.images.image_id)
     if labelled:
         raise ValueError(
@@ -281,6 +300,8 @@ def start_run(
     With `init_from` the folds are those of that run where it has the same images; with pseudo labels those of the runs
     that made them.
 
+    A window that is not stated is found, or taken from `init_from`, and kept in config.json.
+
     Where the run exists, its configuration and its data must be the same (`num_workers`, `cache` and `save_every` may
     differ); raises `ValueError` that says what differs, or which pseudo label would carry a true label to a net that is
     scored on it.
@@ -289,6 +310,8 @@ def start_run(
     if (run / "config.json").exists():
         _check_same_run(run, config, folder)
         return run
+    config = replace(config, window=_window_of_run(config, folder))
+    folder = folder.with_window(config.window)
     facts = _run_facts(config, folder)
     if not (run / "folds.csv").exists():
         write_folds(run / "folds.csv", _new_folds(config, folder))
@@ -534,6 +557,7 @@ class _Fold:
 def _open_fold(run: Path, folder: StripFolder, number: int) -> _Fold:
     "Read what a fold needs; raises where the run has no such fold or something does not fit."
     config, facts = read_config(run)
+    folder = folder.with_window(config.window)
     if type(number) is not int or not 0 <= number < config.folds:
         raise ValueError(f"fold {number!r}: the run has folds 0 to {config.folds - 1}")
     accelerator = _accelerator(config)
@@ -646,6 +670,8 @@ def _load_fold(where: Path, made: dict) -> tuple[dict, FoldState]:
             f"{path} is from an earlier version of steel_seg, which scored epochs in another way: training cannot be "
             f"resumed from it; its models can still be used. To train this fold from the start, remove {where}"
         )
+    window = {"window": made["window"]} if "window" in made else {}  # a state may be from before there were windows
+    facts["made"] = {**window, **facts["made"]}
     differences = _differences(facts["made"], made)
     if differences:
         raise ValueError(

@@ -325,13 +325,17 @@ def test_a_file_of_several_images_is_refused(today):
     assert faults.file.tolist() == ["train_images/z.tif"] and "2 images in one file" in faults.problem[0]
 
 
-def test_images_of_more_than_8_bits_are_said_to_lose_levels(today):
-    file = _deep(today)
-    with pytest.warns(DataWarning, match="1 of 25 images have 16 bits a pixel, and only the upper 8 are read"):
-        assert read_folder(today).image("zz.png").max() == 9999 >> 8
+def test_images_of_more_than_8_bits_are_read_through_a_window_that_is_said(today):
+    _deep(today)
+    folder = read_folder(today)
+    assert folder.warnings.problem[0].startswith("1 of 25 images have more than 8 bits a pixel")
+    with pytest.warns(DataWarning, match="through the window 0:16383, found from these levels") as said:
+        assert folder.image("zz.png").max() == 9999 >> 6
+        assert folder.image(folder.images.image_id[0]).max() > 0
+    assert len(said) == 1
     faults = check_folder(today)
-    assert faults[["file", "severity"]].values.tolist() == [["train_images", "warning"], [file, "warning"]]
-    assert "16 bits a pixel, levels 9999 to 9999: is read as 8 bits, and 1 levels are left" in faults.problem[1]
+    assert faults[["file", "severity"]].values.tolist() == [["train_images", "warning"]]
+    assert "1 of 1 levels are left. Images of 8 bits are read as they are" in faults.problem[0]
 
 
 @pytest.mark.parametrize(

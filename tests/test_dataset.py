@@ -29,7 +29,10 @@ pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExc
 class OneStrip:
     "Stands in for a folder: n images that are all alike, so that two items differ only by what augmentation did."
 
-    shape, n_classes = (16, 64), 4
+    shape, n_classes, window = (16, 64), 4, None
+
+    def with_window(self, window):
+        return self
 
     def __init__(self, n=128):
         self.images = pd.DataFrame({"image_id": [f"{i}.jpg" for i in range(n)]})

@@ -79,7 +79,8 @@ def thumbnail(
     scale = min(room[0] / w, room[1] / h)
     size = max(1, round(w * scale)), max(1, round(h * scale))
     divisor = next((k for k in (8, 4, 2) if w // k >= width), 1)
-    small = read_reduced(_path_of(folder, image_id), divisor)
+    path = _path_of(folder, image_id)
+    small = read_reduced(path, divisor, folder.window_of(path))
     if small is None:
         rgb = np.full((*size[::-1], 3), _BLANK, np.uint8)
     else:
@@ -587,7 +588,8 @@ class FaultList(_FaultPanel):
 # %% ../../nbs/54_explore.ipynb #966c58cd
 def _add_faults(faults: FaultList) -> None:
     "Decode every image, and add the faults found."
-    decoded = check_folder(faults.root, faults.folder.n_classes if faults.folder else None)
+    known = {"n_classes": faults.folder.n_classes, "window": faults.folder.stated} if faults.folder else {}
+    decoded = check_folder(faults.root, **known)
     # Where the number of classes is given, a class that sample_submission.csv lacks is no fault: the first list has it.
     both = pd.concat([decoded, faults.table]).drop_duplicates()
     faults.table, faults.complete = fault_table(both.itertuples(index=False, name=None)), True

@@ -57,6 +57,7 @@ from steel_seg.viz import (
     plot_history,
     to_png,
 )
+from ..window import run_window
 
 # %% ../../nbs/56_monitor.ipynb #995a4e61
 def _number(column: str, x: float) -> str:
@@ -379,6 +380,8 @@ def _find_data(files: _Files) -> None:
             "(train.csv, or the images' names or sizes, differ)"
         )
         files.folder = None
+    if files.folder is not None:
+        files.folder = files.folder.with_window(run_window(files.run))
 
 # %% ../../nbs/56_monitor.ipynb #c23e1ac5
 _PARTS_TITLES = {  # by the task of a run

@@ -312,7 +312,8 @@ class AugmentPreview(_PreviewPanel):
     ):
         if not 1 <= count <= 31:
             raise ValueError(f"count {count}: 1 to 31 epochs at a time")
-        self.folder = folder if isinstance(folder, StripFolder) else read_folder(folder)
+        folder = folder if isinstance(folder, StripFolder) else read_folder(folder)
+        self.folder = folder.with_window(getattr(config, "window", None))
         self.config, self.count, self.truth, self.versions = config, count, self.folder.truth_area(), []
         self.transform_at(0)  # raises where the configuration is no augmentation
         self.starts = _stages(config)[1]

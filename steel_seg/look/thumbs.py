@@ -23,6 +23,7 @@ from .parts import Gallery, control_row
 from ..open_run import OpenRun, masks_of
 from ..post import Rule
 from ..viz import COMPARE, PALETTE
+from ..window import Window
 
 # %% ../../nbs/51_thumbs.ipynb #7cfdc2a7
 def thumb_size(
@@ -42,12 +43,12 @@ _READ_SMALLER = {
 }
 
 
-def _small_steel(path: Any, size: Sequence[int], height: int) -> np.ndarray:
+def _small_steel(path: Any, size: Sequence[int], height: int, window: Window | None = None) -> np.ndarray:
     "An image file decoded no larger than needed, as (H,W) of the size; grey where it cannot be read."
     h, w = size
     flag = next((flag for factor, flag in _READ_SMALLER.items() if height // h >= factor), cv2.IMREAD_GRAYSCALE)
     try:
-        return cv2.resize(decode_image(path, flag), (w, h), interpolation=cv2.INTER_AREA)
+        return cv2.resize(decode_image(path, flag, window), (w, h), interpolation=cv2.INTER_AREA)
     except ValueError:
         return np.full((h, w), 128, np.uint8)  # the large view shows the error
 
@@ -172,9 +173,9 @@ class Thumbs:
     def _steel(self, image_id: str) -> np.ndarray:
         if image_id in self._small:
             return self._small[image_id]
-        shape = self.folder.shape_of(image_id)
+        shape, path = self.folder.shape_of(image_id), self._path[image_id]
         size = self.room if shape == self.folder.shape else _fit(shape, self.room)
-        grey = _small_steel(self._path[image_id], size, shape[0])
+        grey = _small_steel(path, size, shape[0], self.folder.window_of(path))
         return _keep(self._small, self.most, image_id, np.repeat(grey[..., None], 3, 2))
 
     def _masks(self, image_id: str, paint: str, channel: int | None, rules: Sequence[Rule]) -> list:
