@@ -13,7 +13,7 @@ from pathlib import Path
 from .config import TrainConfig
 from .files import read_json, sha256_file
 from .model import ClassModel, SegModel, cbam_weights, is_local, verify_model
-from .seen import how_seen, seen_ids
+from .seen import Memory, how_seen, read_memory
 from .weights import Beginning, load_encoder, load_net, weights_file
 
 # %% ../nbs/37_begin.ipynb #8ff2640f
@@ -59,7 +59,7 @@ class Origin:
 
     path: Path  # a model folder, or a file
     sha256: str  # of the model folder's manifest, and so of its weights and its memory; or of the file
-    seen: frozenset[str] | None  # every labelled image that they have learned from; None: not known
+    seen: Memory | None  # every labelled image that they have learned from; None: not known
     encoder_only: bool = False  # only their encoder is taken
 
 
@@ -67,10 +67,10 @@ def _sha256(path: Path) -> str:
     return sha256_file(path / "manifest.json" if path.is_dir() else path)
 
 
-def _seen(path: Path) -> frozenset[str] | None:
+def _seen(path: Path) -> Memory | None:
     "What a net remembers; None for a file, and for a model that was saved without its training images."
     remembers = path.is_dir() and "train_ids" in (read_json(path / "steel_seg.json").get("meta") or {})
-    return seen_ids(path) if remembers else None
+    return read_memory(path) if remembers else None
 
 # %% ../nbs/37_begin.ipynb #861e00d6
 def origin_facts(
@@ -81,7 +81,9 @@ def origin_facts(
     if path is None:
         return {}
     seen = _seen(path)
-    return {"began_from": {"path": str(path), "sha256": _sha256(path), "seen": None if seen is None else len(seen)}}
+    return {
+        "began_from": {"path": str(path), "sha256": _sha256(path), "seen": None if seen is None else len(seen.marks)}
+    }
 
 
 def _common_origin(config: TrainConfig, facts: dict) -> Origin | None:
@@ -118,7 +120,7 @@ def origin_of(
             f"init_from: {fold} is not trained to its end, so fold {number} cannot begin from it. "
             f"Train this fold of {config.init_from} first"
         )
-    return Origin(fold / "best", _sha256(fold / "best"), seen_ids(fold / "best"))
+    return Origin(fold / "best", _sha256(fold / "best"), read_memory(fold / "best"))
 
 # %% ../nbs/37_begin.ipynb #b4c25345
 def _other_way(origin: Origin) -> str:
@@ -133,17 +135,16 @@ def _other_way(origin: Origin) -> str:
 
 
 def check_unseen(
-    origin: Origin,
+    origin: Origin,  # with its memory as it matters for the data folder
     held_out: Sequence[str],  # images that the fold leaves out
     fold: Path,  # its folder, for the message
 ) -> None:
     "Raise `ValueError` where the weights that a fold begins with have learned from an image that the fold leaves out."
-    leaked = (origin.seen or frozenset()).intersection(held_out)
+    leaked = set(origin.seen.marks if origin.seen else ()).intersection(held_out)
     if leaked:
         raise ValueError(
             f"{fold} leaves out {min(leaked)}, but {how_seen(origin.path, min(leaked))} ({len(leaked)} such images): "
-            f"its score would not be out of fold. {_other_way(origin)}. (Images are known by their names: where only "
-            "the names are the same, rename the images of one data folder)"
+            f"its score would not be out of fold. {_other_way(origin)}"
         )
 
 # %% ../nbs/37_begin.ipynb #d21e4756

@@ -17,7 +17,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,10 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast
 from accelerate.utils.memory import should_reduce_batch_size
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from .augment import window_of
 from steel_seg.begin import (
     Origin,
     begin,
@@ -39,10 +43,6 @@ from steel_seg.begin import (
     origin_of,
     origin_warning,
 )
-from torch.utils.data import DataLoader
-from tqdm import tqdm
-
-from .augment import window_of
 from .cache import ImageCache, open_cache
 from .config import TrainConfig
 from .data import StripFolder, read_folder
@@ -80,6 +80,7 @@ from steel_seg.model import (
 from .optim import beta1_at, build_optimizer, optimizer_parts, rate_at, restore_optimizer, set_rate
 from .post import Rule, gates_of_classifier, read_rules
 from .pseudo_folder import open_fold, read_ledger, read_pseudo, write_ledger
+from .seen import Memory, read_marks, write_marks
 from .state import Ema, digest, keep_best, load_state, mean_tensors, pack, save_state, unpack
 from .store import FLOOR
 from .weights import Beginning
@@ -320,7 +321,7 @@ def start_run(
     config: TrainConfig,
     folder: StripFolder,
 ) -> Path:
-    """Make a run folder: `folds.csv` (unless the file exists) and `config.json`; returns its path.
+    """Make a run folder: `folds.csv` (unless the file exists), `marks.csv` and `config.json`; returns its path.
 
     With a run as `init_from` the folds are those of that run where it has the same images; with pseudo labels those of
     the runs that made them.
@@ -339,6 +340,7 @@ def start_run(
         write_folds(run / "folds.csv", _new_folds(config, folder))
     _check_scorable(run, config, folder)
     facts |= _pseudo_facts(run, config, folder)
+    write_marks(run / "marks.csv", dict(zip(folder.images.image_id, folder.images.path)), folder.shape)
     write_json(run / "config.json", facts)  # last: a run exists when its config.json does
     return run
 
@@ -489,7 +491,8 @@ class _Fold:
     training: np.ndarray  # rows of folder.images that are trained on
     groups: np.ndarray  # of `image_groups`
     origin: Origin | None  # the weights that it begins with
-    seen_before: frozenset[str]  # labelled images behind what it begins with and behind its pseudo labels
+    seen_before: Memory  # labelled images behind what it begins with and behind its pseudo labels
+    marks: dict[str, str]  # of the images of the data folder, by which a later run knows them
 
     @property
     def where(self) -> Path:
@@ -504,9 +507,9 @@ class _Fold:
         return self.folder.images.image_id.to_numpy()[self.held_out].tolist()
 
     @property
-    def seen_ids(self) -> list[str]:
+    def seen(self) -> Memory:
         "Every labelled image that has an influence on the fold's nets."
-        return sorted(self.seen_before.union(self.train_ids))
+        return self.seen_before.with_images({image_id: self.marks.get(image_id) for image_id in self.train_ids})
 
     @property
     def scoring(self) -> Scoring:
@@ -542,7 +545,10 @@ def _open_fold(run: Path, folder: StripFolder, number: int) -> _Fold:
     fold_of, rules = folds_of(run, folder, config.folds), _scoring_rules(config, folder)
     held_out = folder.images.image_id[fold_of == number].tolist()
     pseudo, seen = _pseudo_labels(config, folder, number, held_out, run / "folds.csv")
-    origin = origin_of(config, number, facts)
+    origin, marks = origin_of(config, number, facts), read_marks(run / "marks.csv")
+    if origin and origin.seen:
+        origin = replace(origin, seen=origin.seen.within(marks))
+    seen_before = origin.seen if origin and origin.seen else Memory({})
     fold = _Fold(
         run,
         number,
@@ -557,7 +563,8 @@ def _open_fold(run: Path, folder: StripFolder, number: int) -> _Fold:
         training=np.flatnonzero(fold_of != number),
         groups=image_groups(folder),
         origin=origin,
-        seen_before=seen | (origin.seen or frozenset()) if origin else seen,
+        seen_before=seen_before.with_images({image_id: marks.get(image_id) for image_id in seen}),
+        marks=marks,
     )
     if origin:
         check_unseen(origin, fold.held_out_ids, fold.where)
@@ -886,7 +893,7 @@ def _publish(t: _Training) -> None:
         "data": state.made["data"],
         "precision": fold.config.precision,
         "train_ids": fold.train_ids,
-        "seen_ids": fold.seen_ids,
+        **fold.seen.to_meta(),
     }
     if fold.origin:
         meta["began_from"] = {"model": str(fold.origin.path), "sha256": fold.origin.sha256}

@@ -380,6 +380,22 @@ def fit_rest(
     shapes = {n: _shapes(saved[there], own[n]) for n, there in names.items() if not _fits(saved[there], own[n])}
     return Fitted(new, names, shapes, before)
 
+# %% ../nbs/31_weights.ipynb #46605202
+def _tensors(n: int, of: int | None = None) -> str:
+    "A number of tensors in words."
+    return f"{n if of is None else f'{n} of {of}'} tensor{'' if (of or n) == 1 else 's'}"
+
+
+def _groups(names: list[str], most: int = 3) -> list[str]:
+    "Names in at most `most` groups, or more where their first words differ; each with the words that it has in common."
+    words, length = [name.split(".") for name in names], 1
+    while length < min(map(len, words)) and len({tuple(w[:length]) for w in words}) == 1:
+        length += 1
+    groups = Counter(".".join(w[:length]) for w in words)
+    if len(groups) > most and length > 1:
+        groups = Counter(".".join(w[: length - 1]) for w in words)
+    return [f"{group} ({_tensors(n)})" if n > 1 else group for group, n in groups.items()]
+
 # %% ../nbs/31_weights.ipynb #8d7a4325
 @dataclass(frozen=True)
 class Beginning:
@@ -400,7 +416,7 @@ class Beginning:
     def lines(self) -> list[str]:
         "One to three lines for a reader."
         taken = [
-            f"{part} ({n} of {n + len(self.random[part])} tensors)" if part in self.random else f"{part} ({n} tensors)"
+            f"{part} ({_tensors(n, n + len(self.random[part]) if part in self.random else None)})"
             for part, n in self.taken.items()
         ]
         channels = f"; {self.channels}" if self.channels else ""
@@ -410,7 +426,7 @@ class Beginning:
             lines.append(f"begins at random: {'; '.join(random)}")
         if self.left:
             whole = f" (--init-from takes the {' and '.join(self.fits_too)} too)" if self.fits_too else ""
-            lines.append(f"left in the file: {_some(self.left)}{whole}")
+            lines.append(f"left in the file: {_some(_groups(self.left))}{whole}")
         return lines
 
     def _at_random(self, part: str, names: list[str]) -> str:
@@ -419,7 +435,7 @@ class Beginning:
             return part
         other = next((name for name in names if name in self.shapes), None)
         why = f"{other} is {self.shapes[other]}" if other else "not in the file"
-        return f"{f'{len(names)} tensors of the ' if part in self.taken else ''}{part} ({why})"
+        return f"{f'{_tensors(len(names))} of the ' if part in self.taken else ''}{part} ({why})"
 
 # %% ../nbs/31_weights.ipynb #30252539
 def _by_part(names: Iterable[str]) -> dict[str, list[str]]:
