@@ -104,12 +104,12 @@ def _read_torch(path: Path, start: bytes) -> Any:
     "What torch saved in a file; raises `ValueError` where it is damaged or needs pickle."
     if start.startswith(b"PK"):
         _check_archive(path)
+    elif not start.startswith(b"\x80"):
+        raise ValueError(f"{path}: not readable as weights: by its contents it is none of {', '.join(SUFFIXES)}")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError as e:
-        if start.startswith((b"PK", b"\x80")):
-            raise _needs_pickle(path, e) from None
-        raise ValueError(f"{path}: not readable as weights: it is none of {', '.join(SUFFIXES)}") from None
+        raise _needs_pickle(path, e) from None
     except (EOFError, IndexError, KeyError, RuntimeError, TypeError, ValueError):  # torch's, and its unpickler's
         raise ValueError(f"{path} {_CUT}") from None
 
@@ -391,10 +391,12 @@ def _groups(names: list[str], most: int = 3) -> list[str]:
     words, length = [name.split(".") for name in names], 1
     while length < min(map(len, words)) and len({tuple(w[:length]) for w in words}) == 1:
         length += 1
-    groups = Counter(".".join(w[:length]) for w in words)
-    if len(groups) > most and length > 1:
-        groups = Counter(".".join(w[: length - 1]) for w in words)
-    return [f"{group} ({_tensors(n)})" if n > 1 else group for group, n in groups.items()]
+    if length > 1 and len({tuple(w[:length]) for w in words}) > most:
+        length -= 1
+    groups: dict[str, list[str]] = {}
+    for name, w in zip(names, words):
+        groups.setdefault(".".join(w[:length]), []).append(name)
+    return [f"{group} ({_tensors(len(found))})" if len(found) > 1 else found[0] for group, found in groups.items()]
 
 # %% ../nbs/31_weights.ipynb #8d7a4325
 @dataclass(frozen=True)
