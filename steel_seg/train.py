@@ -535,6 +535,27 @@ class _Fold:
             sampler = "pseudo" if pseudo else "as_is"  # no image was taken for this fold
         return {"sampler": sampler, "groups": self.groups, "pseudo": pseudo, "share": stage.pseudo_share}
 
+# %% ../nbs/38_train.ipynb #231214d1
+def _checked_origin(
+    run: Path, config: TrainConfig, facts: dict, number: int, held_out: Sequence[str], marks: dict[str, str]
+) -> Origin | None:
+    "What a fold begins with, its memory as it matters here; raises where it has seen what the fold leaves out."
+    origin = origin_of(config, number, facts)
+    if origin is None or origin.seen is None:
+        return origin
+    origin = replace(origin, seen=origin.seen.within(marks))
+    check_unseen(origin, held_out, run / f"fold_{number}")
+    return origin
+
+
+def _check_origins(run: Path, folder: StripFolder, numbers: Sequence[int]) -> None:
+    "Raise before the first of some folds is trained where one of them cannot begin as it is to."
+    config, facts = read_config(run)
+    fold_of, marks = folds_of(run, folder, config.folds), read_marks(run / "marks.csv")
+    for number in sorted({*numbers}.intersection(range(config.folds))):
+        held_out = folder.images.image_id[fold_of == number].tolist()
+        _checked_origin(run, config, facts, number, held_out, marks)
+
 # %% ../nbs/38_train.ipynb #bf1abbe1
 def _open_fold(run: Path, folder: StripFolder, number: int) -> _Fold:
     "Read what a fold needs; raises where the run has no such fold or something does not fit."
@@ -545,11 +566,10 @@ def _open_fold(run: Path, folder: StripFolder, number: int) -> _Fold:
     fold_of, rules = folds_of(run, folder, config.folds), _scoring_rules(config, folder)
     held_out = folder.images.image_id[fold_of == number].tolist()
     pseudo, seen = _pseudo_labels(config, folder, number, held_out, run / "folds.csv")
-    origin, marks = origin_of(config, number, facts), read_marks(run / "marks.csv")
-    if origin and origin.seen:
-        origin = replace(origin, seen=origin.seen.within(marks))
+    marks = read_marks(run / "marks.csv")
+    origin = _checked_origin(run, config, facts, number, held_out, marks)
     seen_before = origin.seen if origin and origin.seen else Memory({})
-    fold = _Fold(
+    return _Fold(
         run,
         number,
         folder,
@@ -566,9 +586,6 @@ def _open_fold(run: Path, folder: StripFolder, number: int) -> _Fold:
         seen_before=seen_before.with_images({image_id: marks.get(image_id) for image_id in seen}),
         marks=marks,
     )
-    if origin:
-        check_unseen(origin, fold.held_out_ids, fold.where)
-    return fold
 
 # %% ../nbs/38_train.ipynb #3cb5d225
 def _made(fold: _Fold) -> dict:
@@ -1246,6 +1263,7 @@ def train_run(
     with accelerator.main_process_first():
         start_run(run, config, folder)
     folds = range(config.folds) if only is None else [only] if isinstance(only, int) else only
+    _check_origins(Path(run), folder, folds)
     begun = any((Path(run) / f"fold_{fold}/state.safetensors").exists() for fold in folds)
     warning = origin_warning(read_config(run)[1], folder.root)
     if warning and progress and accelerator.is_main_process and not begun:

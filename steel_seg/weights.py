@@ -10,7 +10,7 @@ __all__ = ['SUFFIXES', 'weights_file', 'read_weights', 'Fitted', 'fit_encoder', 
 import re
 import zipfile
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -274,15 +274,24 @@ def _shapes(t: torch.Tensor, like: torch.Tensor) -> str:
 
 
 def _check_fit(
-    own: Mapping[str, torch.Tensor], new: Mapping[str, torch.Tensor], optional: Collection[str], source: object
+    own: Mapping[str, torch.Tensor],
+    new: Mapping[str, torch.Tensor],
+    optional: Collection[str],
+    source: object,
+    others: Sequence[str] = (),
 ) -> None:
-    "Raise `ValueError` where an encoder's own weights are not all in `new`, or of another shape there."
+    """Raise `ValueError` where an encoder's own weights are not all in `new`, or of another shape there.
+
+    `others` are names in the file that are not taken.
+    """
     needed = [name for name in own if not name.endswith("num_batches_tracked")]
     may_lack = optional if new.keys().isdisjoint(optional) else ()
     missing = [name for name in needed if name not in new and name not in may_lack]
     differences = [f"{n} is {_shapes(new[n], own[n])}" for n in new if not _fits(new[n], own[n])][:3]
     if missing:
-        differences.append(f"{len(missing)} of its {len(needed)} weights are missing: {_some(missing)}")
+        short = [name.removeprefix("model.") for name in missing]
+        instead = f". The file has {_some(others)} instead" if others else ""
+        differences.append(f"{len(missing)} of its {len(needed)} weights are missing: {_some(short)}{instead}")
     if differences:
         raise ValueError(f"{source} does not fit the encoder: {'; '.join(differences)}")
 
@@ -328,7 +337,7 @@ def fit_encoder(
             f"Needed: {_some(name.removeprefix('model.') for name in own)}. The file has: {_some(saved)}"
         )
     new = {name: _fitted(saved[there], own[name]) for name, there in names.items()}
-    _check_fit(own, new, optional, source)
+    _check_fit(own, new, optional, source, [name for name in saved if name not in names.values()])
     _check_finite(new, source)
     under = {plain.removeprefix(before) for plain in by_plain if plain.startswith(before)}
     longer = _of_a_longer_one(under - plain_own.keys(), (plain for plain, name in plain_own.items() if name in new))

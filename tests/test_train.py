@@ -772,6 +772,11 @@ def test_an_encoder_of_a_net_is_not_blind_to_what_it_has_seen(calm, folder, tmp_
     assert history.fold.tolist() == [0] and read_config(tmp_path / "run")[0].encoder_weights == config.encoder_weights
     with pytest.raises(ValueError, match="fold_1 leaves out .*fold_0/best was trained on .*`--init-from"):
         train_run(tmp_path / "run", folder, config, only=1, progress=False)
+    (tmp_path / "both").mkdir()
+    shutil.copy(calm / "folds.csv", tmp_path / "both")
+    with pytest.raises(ValueError, match="fold_1 leaves out"):
+        train_run(tmp_path / "both", folder, config, progress=False)
+    assert not (tmp_path / "both/fold_0").exists()  # said before the first fold is trained
 
 
 def test_a_namesake_is_no_leak_and_nothing_is_forgotten(calm, folder, other_line, tmp_path):
