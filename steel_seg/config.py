@@ -31,13 +31,13 @@ class NetFields:
     task: str = "segment"  # segment: a mask for each class; classify: only which classes an image shows
     arch: str = "fpn"  # unet, unetplusplus, fpn, pspnet, deeplabv3plus or manet; segment only
     encoder: str = "se_resnext50_32x4d"  # any of segmentation_models_pytorch, or tu- and a timm name; classify: of timm
-    encoder_weights: str | None = "imagenet"  # imagenet, a local file or folder of weights, or none: random weights
+    encoder_weights: str | None = "imagenet"  # imagenet, a file or model folder (of it the encoder), or none: random
     encoder_depth: int = 5  # how many times the encoder halves the image, 1 to 5 (fpn: 3 to 5); segment only
     in_channels: int = 1  # 1: grey image; 3: grey image repeated three times
     attention: str | None = None  # segment: scse, in unet and unetplusplus; classify: cbam, in every block; or none
     class_head: float = 0.0  # loss weight of a head that predicts which classes an image shows; 0: none; segment only
     decoder: dict | None = None  # more arguments of the network as JSON, such as {"decoder_channels": [64, 32, 16]}
-    init_from: str | None = None  # a run: fold k begins from its best net of fold k; none: from encoder_weights
+    init_from: str | None = None  # begin with a whole net: a run (fold k with its fold k), a model folder or a file
 
 # %% ../nbs/35_config.ipynb #37fff96b
 @dataclass(frozen=True)

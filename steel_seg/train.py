@@ -33,6 +33,17 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from .augment import window_of
+from steel_seg.begin import (
+    Origin,
+    begin,
+    check_unseen,
+    common_net,
+    is_run,
+    levels_of,
+    origin_facts,
+    origin_of,
+    origin_warning,
+)
 from .cache import ImageCache, open_cache
 from .config import TrainConfig
 from .data import DataWarning, StripFolder, read_folder, warn_of_levels
@@ -72,10 +83,11 @@ from steel_seg.model import (
 from .optim import beta1_at, build_optimizer, optimizer_parts, rate_at, restore_optimizer, set_rate
 from .post import Rule, gates_of_classifier, read_rules
 from .pseudo_folder import open_fold, read_ledger, read_pseudo, write_ledger
-from .seen import how_seen, seen_ids
+from .seen import Memory, read_marks, write_marks
 from .shapes import MOST_PIXELS, by_shape, frame_of
 from .state import Ema, digest, keep_best, load_state, mean_tensors, pack, save_state, unpack
 from .store import FLOOR
+from .weights import Beginning
 from .window import run_window, window_of_config
 
 # %% ../nbs/38_train.ipynb #fd0fd27b
@@ -200,14 +212,11 @@ def _window_of_run(config: TrainConfig, folder: StripFolder) -> str | None:
 
 def _stats_of_run(config: TrainConfig, folder: StripFolder) -> tuple[float, float]:
     "Mean and standard deviation for a new run: those of its images, or those of the run that it begins from."
-    if config.init_from is None:
-        return image_stats(folder, np.random.default_rng(config.seed))
-    _, facts = read_config(config.init_from)
-    if facts["classes"] != folder.n_classes:
-        raise ValueError(
-            f"init_from: {config.init_from} has nets for {facts['classes']} classes, the data has {folder.n_classes}"
-        )
-    return facts["mean"], facts["std"]
+    if config.init_from and is_run(config.init_from):
+        _, facts = read_config(config.init_from)
+        return facts["mean"], facts["std"]
+    of_net = levels_of(common_net(config)) if config.init_from else None
+    return of_net or image_stats(folder, np.random.default_rng(config.seed))
 
 
 def _new_folds(config: TrainConfig, folder: StripFolder) -> pd.DataFrame:
@@ -245,7 +254,7 @@ def _pseudo_labels(
 def _pseudo_facts(run: Path, config: TrainConfig, folder: StripFolder) -> dict:
     "Check the pseudo labels of all folds; the facts about them for config.json. Their ledger is copied into the run."
     rounds, ledgers = [0], []
-    if config.init_from:
+    if config.init_from and is_run(config.init_from):
         rounds.append(read_config(config.init_from)[1].get("pseudo_round", 0))
         ledgers.append(Path(config.init_from) / "ledger.csv")
     if config.pseudo:
@@ -260,6 +269,44 @@ def _pseudo_facts(run: Path, config: TrainConfig, folder: StripFolder) -> dict:
         write_ledger(run / "ledger.csv", read_ledger(written[-1]))
     return {"pseudo_round": max(rounds)} if max(rounds) else {}
 
+# %% ../nbs/38_train.ipynb #aa203e9a
+def _new_net(
+    config: TrainConfig, n_classes: int, levels: tuple[float, float], number: int, encoder_weights: str | None
+) -> SegModel | ClassModel:
+    "The net of a fold before its first step; `levels`: mean and deviation. It seeds torch's generator."
+    torch.manual_seed(step_seed(config.seed, "weights", number))
+    shared = {
+        "encoder": config.encoder,
+        "n_classes": n_classes,
+        "in_channels": config.in_channels,
+        "encoder_weights": encoder_weights,
+        "mean": levels[0],
+        "std": levels[1],
+        "attention": config.attention,
+        **(config.decoder or {}),
+    }
+    if config.task == "classify":
+        net = build_classifier(**shared)
+    else:
+        of_masks = {"encoder_depth": config.encoder_depth, "class_head": config.class_head > 0}
+        net = build_model(config.arch, **of_masks, **shared)
+    net.spec["encoder_weights"] = config.encoder_weights
+    return net
+
+# %% ../nbs/38_train.ipynb #6d573501
+def _check_beginning(config: TrainConfig, n_classes: int, facts: dict) -> None:
+    "Raise `ValueError` where the weights that the folds begin with do not fit their net; `facts` as for config.json."
+    origin = None
+    for number in range(config.folds):
+        try:
+            origin = origin_of(config, number, facts)
+            break
+        except ValueError:  # this fold of `init_from` is not finished; perhaps it is never asked for
+            continue
+    if origin is not None:
+        with torch.random.fork_rng(devices=[]):
+            begin(_new_net(config, n_classes, (facts["mean"], facts["std"]), 0, None), origin)
+
 # %% ../nbs/38_train.ipynb #2fbf43d6
 def _run_facts(config: TrainConfig, folder: StripFolder) -> dict:
     "The content of a new run's config.json."
@@ -273,6 +320,7 @@ def _run_facts(config: TrainConfig, folder: StripFolder) -> dict:
         "mean": mean,
         "std": std,
         "versions": versions(),
+        **origin_facts(config),
     }
 
 # %% ../nbs/38_train.ipynb #ae7b2fbc
@@ -295,16 +343,16 @@ def start_run(
     config: TrainConfig,
     folder: StripFolder,
 ) -> Path:
-    """Make a run folder: `folds.csv` (unless the file exists) and `config.json`; returns its path.
+    """Make a run folder: `folds.csv` (unless the file exists), `marks.csv` and `config.json`; returns its path.
 
-    With `init_from` the folds are those of that run where it has the same images; with pseudo labels those of the runs
-    that made them.
+    With a run as `init_from` the folds are those of that run where it has the same images; with pseudo labels those of
+    the runs that made them.
 
     A window that is not stated is found, or taken from `init_from`, and kept in config.json.
 
     Where the run exists, its configuration and its data must be the same (`num_workers`, `cache` and `save_every` may
-    differ); raises `ValueError` that says what differs, or which pseudo label would carry a true label to a net that is
-    scored on it.
+    differ); raises `ValueError` that says what differs, which pseudo label would carry a true label to a net that is
+    scored on it, or why the weights to begin with do not fit.
     """
     run = Path(run)
     if (run / "config.json").exists():
@@ -313,10 +361,12 @@ def start_run(
     config = replace(config, window=_window_of_run(config, folder))
     folder = folder.with_window(config.window)
     facts = _run_facts(config, folder)
+    _check_beginning(config, folder.n_classes, facts)
     if not (run / "folds.csv").exists():
         write_folds(run / "folds.csv", _new_folds(config, folder))
     _check_scorable(run, config, folder)
     facts |= _pseudo_facts(run, config, folder)
+    write_marks(run / "marks.csv", dict(zip(folder.images.image_id, folder.images.path)), folder.shape)
     write_json(run / "config.json", facts)  # last: a run exists when its config.json does
     return run
 
@@ -457,41 +507,6 @@ def _scoring_rules(config: TrainConfig, folder: StripFolder) -> Sequence[Rule] |
         )
     return rules
 
-# %% ../nbs/38_train.ipynb #85691e2d
-@dataclass(frozen=True, eq=False)
-class _Before:
-    "The net that a fold begins from."
-
-    model: Path  # its folder
-    sha256: str  # of its manifest, so of its weights and its memory
-    seen: frozenset[str]  # every labelled image that it has learned from
-
-
-def _net_before(config: TrainConfig, number: int) -> _Before | None:
-    "The best net of a fold of `init_from`, or None without one; raises where that fold is not finished."
-    if config.init_from is None:
-        return None
-    fold = Path(config.init_from) / f"fold_{number}"
-    if not all((fold / name / "manifest.json").exists() for name in ("best", "last")):
-        raise ValueError(
-            f"init_from: {fold} is not trained to its end, so fold {number} cannot begin from it. "
-            f"Train this fold of {config.init_from} first"
-        )
-    model = fold / "best"
-    return _Before(model, sha256_file(model / "manifest.json"), seen_ids(model))
-
-# %% ../nbs/38_train.ipynb #58cfd34b
-def _check_unseen(before: _Before, held_out: Sequence[str], fold: Path) -> None:
-    "Raise where the net that a fold begins from has learned from an image that the fold leaves out."
-    leaked = before.seen.intersection(held_out)
-    if not leaked:
-        return
-    run = before.model.parents[1]
-    raise ValueError(
-        f"{fold} leaves out {min(leaked)}, but {how_seen(before.model, min(leaked))} ({len(leaked)} such images): its "
-        f"score would not be out of fold. Begin a new run with the folds of {run}: copy its folds.csv there"
-    )
-
 # %% ../nbs/38_train.ipynb #2ec16b3b
 @dataclass(frozen=True, eq=False)
 class _Fold:
@@ -509,8 +524,9 @@ class _Fold:
     held_out: np.ndarray  # rows of folder.images that are scored
     training: np.ndarray  # rows of folder.images that are trained on
     groups: np.ndarray  # of `image_groups`
-    before: _Before | None  # the net that it begins from
-    seen_before: frozenset[str]  # labelled images behind what it begins from and behind its pseudo labels
+    origin: Origin | None  # the weights that it begins with
+    seen_before: Memory  # labelled images behind what it begins with and behind its pseudo labels
+    marks: dict[str, str]  # of the images of the data folder, by which a later run knows them
 
     @property
     def where(self) -> Path:
@@ -525,9 +541,9 @@ class _Fold:
         return self.folder.images.image_id.to_numpy()[self.held_out].tolist()
 
     @property
-    def seen_ids(self) -> list[str]:
+    def seen(self) -> Memory:
         "Every labelled image that has an influence on the fold's nets."
-        return sorted(self.seen_before.union(self.train_ids))
+        return self.seen_before.with_images({image_id: self.marks.get(image_id) for image_id in self.train_ids})
 
     @property
     def scoring(self) -> Scoring:
@@ -553,6 +569,27 @@ class _Fold:
             sampler = "pseudo" if pseudo else "as_is"  # no image was taken for this fold
         return {"sampler": sampler, "groups": self.groups, "pseudo": pseudo, "share": stage.pseudo_share}
 
+# %% ../nbs/38_train.ipynb #b31609b6
+def _checked_origin(
+    run: Path, config: TrainConfig, facts: dict, number: int, held_out: Sequence[str], marks: dict[str, str]
+) -> Origin | None:
+    "What a fold begins with, its memory as it matters here; raises where it has seen what the fold leaves out."
+    origin = origin_of(config, number, facts)
+    if origin is None or origin.seen is None:
+        return origin
+    origin = replace(origin, seen=origin.seen.within(marks))
+    check_unseen(origin, held_out, run / f"fold_{number}")
+    return origin
+
+
+def _check_origins(run: Path, folder: StripFolder, numbers: Sequence[int]) -> None:
+    "Raise before the first of some folds is trained where one of them cannot begin as it is to."
+    config, facts = read_config(run)
+    fold_of, marks = folds_of(run, folder, config.folds), read_marks(run / "marks.csv")
+    for number in sorted({*numbers}.intersection(range(config.folds))):
+        held_out = folder.images.image_id[fold_of == number].tolist()
+        _checked_origin(run, config, facts, number, held_out, marks)
+
 # %% ../nbs/38_train.ipynb #bf1abbe1
 def _open_fold(run: Path, folder: StripFolder, number: int) -> _Fold:
     "Read what a fold needs; raises where the run has no such fold or something does not fit."
@@ -564,8 +601,10 @@ def _open_fold(run: Path, folder: StripFolder, number: int) -> _Fold:
     fold_of, rules = folds_of(run, folder, config.folds), _scoring_rules(config, folder)
     held_out = folder.images.image_id[fold_of == number].tolist()
     pseudo, seen = _pseudo_labels(config, folder, number, held_out, run / "folds.csv")
-    before = _net_before(config, number)
-    fold = _Fold(
+    marks = read_marks(run / "marks.csv")
+    origin = _checked_origin(run, config, facts, number, held_out, marks)
+    seen_before = origin.seen if origin and origin.seen else Memory({})
+    return _Fold(
         run,
         number,
         folder,
@@ -578,12 +617,10 @@ def _open_fold(run: Path, folder: StripFolder, number: int) -> _Fold:
         held_out=np.flatnonzero(fold_of == number),
         training=np.flatnonzero(fold_of != number),
         groups=image_groups(folder),
-        before=before,
-        seen_before=seen | before.seen if before else seen,
+        origin=origin,
+        seen_before=seen_before.with_images({image_id: marks.get(image_id) for image_id in seen}),
+        marks=marks,
     )
-    if before:
-        _check_unseen(before, fold.held_out_ids, fold.where)
-    return fold
 
 # %% ../nbs/38_train.ipynb #3cb5d225
 def _made(fold: _Fold) -> dict:
@@ -596,7 +633,7 @@ def _made(fold: _Fold) -> dict:
         "std": fold.facts["std"],
         "processes": fold.accelerator.num_processes,
         "pseudo data": fold.pseudo and fold.pseudo.sha256,
-        "first net": fold.before and fold.before.sha256,
+        "first net": fold.origin and fold.origin.sha256,
         "scoring": fold.scoring.how,
         "rules": fold.rules and [asdict(rule) for rule in fold.rules],
         "train images": hashlib.sha256("\0".join(fold.train_ids).encode()).hexdigest(),
@@ -680,42 +717,14 @@ def _load_fold(where: Path, made: dict) -> tuple[dict, FoldState]:
         )
     return tensors, FoldState.from_facts(facts)
 
-# %% ../nbs/38_train.ipynb #aa203e9a
-def _net(fold: _Fold, encoder_weights: str | None) -> SegModel | ClassModel:
-    "The net of a fold before its first step."
-    config = fold.config
-    torch.manual_seed(step_seed(config.seed, "weights", fold.number))
-    shared = {
-        "encoder": config.encoder,
-        "n_classes": fold.folder.n_classes,
-        "in_channels": config.in_channels,
-        "encoder_weights": encoder_weights,
-        "mean": fold.facts["mean"],
-        "std": fold.facts["std"],
-        "attention": config.attention,
-        **(config.decoder or {}),
-    }
-    if fold.classifies:
-        net = build_classifier(**shared)
-    else:
-        of_masks = {"encoder_depth": config.encoder_depth, "class_head": config.class_head > 0}
-        net = build_model(config.arch, **of_masks, **shared)
-    net.spec["encoder_weights"] = config.encoder_weights
-    return net
-
-# %% ../nbs/38_train.ipynb #fe83fb97
-def _kind_of_net(spec: dict) -> dict:
-    "What two nets must have in common, so that one can take the other's weights."
-    return {name: value for name, value in spec.items() if name != "encoder_weights"}
-
-
-def _take_weights(net: SegModel | ClassModel, before: _Before) -> None:
-    "Give a new net the weights of the one that it begins from; raises where that is another kind of net."
-    other = load_model(before.model)
-    differences = _differences(_kind_of_net(other.spec), _kind_of_net(net.spec))
-    if differences:
-        raise ValueError(f"init_from: {before.model} is another kind of net: {'; '.join(differences)}")
-    net.load_state_dict(other.state_dict())
+# %% ../nbs/38_train.ipynb #a1e840e9
+def _begin(net: SegModel | ClassModel, fold: _Fold) -> Beginning:
+    "Put the weights that a new fold begins with into its net; what was taken is written to `began_from.json`."
+    assert fold.origin is not None
+    beginning = begin(net, fold.origin)
+    if fold.accelerator.is_main_process:
+        write_json(fold.where / "began_from.json", {"sha256": fold.origin.sha256, **asdict(beginning)})
+    return beginning
 
 # %% ../nbs/38_train.ipynb #43a61ee9
 def _loss_of(config: TrainConfig) -> Callable[[torch.Tensor | tuple, torch.Tensor], torch.Tensor]:
@@ -741,12 +750,16 @@ class _Training:
             _tidy(fold.where)
         tensors, self.state = _load_fold(fold.where, _made(fold))
         self.fold, self.accelerator = fold, fold.accelerator
-        self.net = _net(fold, None if tensors or fold.before else fold.config.encoder_weights)
+        levels, by_name = (fold.facts["mean"], fold.facts["std"]), fold.config.encoder_weights
+        self.net = _new_net(
+            fold.config, fold.folder.n_classes, levels, fold.number, None if tensors or fold.origin else by_name
+        )
         self.shell = copy.deepcopy(self.net)  # used to write model folders
+        self.beginning: Beginning | None = None  # what was taken from another net; None where the fold is resumed
         if tensors:
             self.net.load_state_dict(unpack("model", tensors))
-        elif fold.before:
-            _take_weights(self.net, fold.before)
+        elif fold.origin:
+            self.beginning = _begin(self.net, fold)
         self.best = [(b["score"], b["epoch"], unpack(f"best{k}", tensors)) for k, b in enumerate(self.state.best)]
         self.scored: torch.nn.Module = self.net
         self.model: torch.nn.Module = self.net
@@ -934,10 +947,10 @@ def _publish(t: _Training) -> None:
         "data": state.made["data"],
         "precision": fold.config.precision,
         "train_ids": fold.train_ids,
-        "seen_ids": fold.seen_ids,
+        **fold.seen.to_meta(),
     }
-    if fold.before:
-        meta["began_from"] = {"model": str(fold.before.model), "sha256": fold.before.sha256}
+    if fold.origin:
+        meta["began_from"] = {"model": str(fold.origin.path), "sha256": fold.origin.sha256}
     best = dict(state.best[0])
     if state.mean and state.mean["kept"]:
         best["mean_of_epochs"] = state.mean["epochs"]
@@ -1247,8 +1260,8 @@ def train_fold(
     of torch's generator is changed.
 
     Raises `ValueError` where the state is damaged or belongs to another configuration, other data or other folds,
-    where the fold of `init_from` is not finished, has another kind of net, or a net that has seen an image that this
-    fold leaves out, and where the loss is no longer a finite number.
+    where the fold of `init_from` is not finished, its encoder does not fit, or it has seen an image that this fold
+    leaves out, and where the loss is no longer a finite number.
     """
     t = _Training(_open_fold(Path(run), folder, fold))
     state, show, history = t.state, progress and t.accelerator.is_main_process, t.fold.where / "history.csv"
@@ -1259,6 +1272,9 @@ def train_fold(
             score = f"best score {best['score']:.4f} in epoch {best['epoch']} of {state.epoch}"
             print(f"fold {fold}: finished before, {score}, {t.fold.scoring.blind} {t.fold.blind_score:.4f}")
         return _read_history(history)
+    if t.beginning and show:
+        first, *more = t.beginning.lines()
+        print(f"fold {fold} {first}", *more, sep="\n  ")
     examples = _example_ids(t)
     with _news_of(t) as news:
         while not t.finished:
@@ -1285,9 +1301,15 @@ def train_run(
     any time, also after a kill; see `start_run` and `train_fold` for what is checked and raised. Several processes
     (`accelerate launch`) train one fold together; to train folds of one run separately, use `only`.
     """
-    with _accelerator(config).main_process_first():
+    accelerator = _accelerator(config)
+    with accelerator.main_process_first():
         start_run(run, config, folder)
     folds = range(config.folds) if only is None else [only] if isinstance(only, int) else only
+    _check_origins(Path(run), folder, folds)
+    begun = any((Path(run) / f"fold_{fold}/state.safetensors").exists() for fold in folds)
+    warning = origin_warning(read_config(run)[1], folder.root)
+    if warning and progress and accelerator.is_main_process and not begun:
+        print(warning)
     for fold in folds:
         train_fold(run, folder, fold, progress, on_step)
     return _read_history(Path(run) / "history.csv")

@@ -11,6 +11,7 @@ import socket
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pandas as pd
 import pytest
@@ -361,7 +362,7 @@ class Stop(Exception):
     pass
 
 
-def stop_at(run, folder, *place):
+def stop_at(run, folder, *place, progress=False):
     "Train fold 0 up to a step of an epoch, and stop there by an error."
 
     def stop(*now):
@@ -369,7 +370,7 @@ def stop_at(run, folder, *place):
             raise Stop
 
     with pytest.raises(Stop):
-        train_fold(run, folder, 0, progress=False, on_step=stop)
+        train_fold(run, folder, 0, progress=progress, on_step=stop)
 
 
 @pytest.mark.parametrize("save_every", [0, 1, 2])
@@ -676,26 +677,155 @@ def test_a_begun_run_survives_kills(calm, folder, processes, tmp_path):
 
 
 def test_what_cannot_be_begun_from_is_refused(calm, folder, tmp_path):
-    "A fold that is not finished, another kind of net, other classes, and a folder that is no run."
+    "A fold that is not finished, another encoder, two beginnings, and a folder that is no run; no run is left behind."
     with pytest.raises(ValueError, match="fold_1 is not trained to its end, so fold 1 cannot begin from it"):
         train_run(tmp_path / "unfinished", folder, begun_from(calm), only=1, progress=False)
-    for changes, says in (
-        (dict(class_head=0.1), "class_head was False, is now True"),
-        (dict(in_channels=3), "in_channels was 1, is now 3"),
-        (dict(arch="unet", decoder=None), "arch was 'fpn', is now 'unet'"),
-    ):
-        with pytest.raises(ValueError, match=f"fold_0/best is another kind of net: .*{says}"):
-            train_run(tmp_path / "_".join(changes), folder, begun_from(calm, **changes), only=0, progress=False)
-    (tmp_path / "three").mkdir()
-    facts = json.loads((calm / "config.json").read_text())
-    (tmp_path / "three/config.json").write_text(json.dumps({**facts, "classes": 3}))
-    with pytest.raises(ValueError, match="three has nets for 3 classes, the data has 4"):
-        train_run(tmp_path / "of_three", folder, begun_from(tmp_path / "three"), only=0, progress=False)
     (tmp_path / "blend").mkdir()
     (tmp_path / "blend/config.json").write_text(json.dumps({"blend": {"runs": ["a", "b"]}, "classes": 4}))
-    with pytest.raises(ValueError, match="blend is a blend of a, b and has no nets of its own"):
-        train_run(tmp_path / "of_blend", folder, begun_from(tmp_path / "blend"), only=0, progress=False)
-    assert not (tmp_path / "of_three").exists() and not (tmp_path / "of_blend").exists()
+    for name, config, says in (
+        ("deeper", begun_from(calm, encoder_depth=5), "depth 4, here tu-test_resnet.r160_in1k of depth 5"),
+        (
+            "other",
+            begun_from(calm, encoder="resnet18"),
+            "does not fit the encoder.*there tu-test_resnet.*here resnet18",
+        ),
+        ("two", begun_from(calm, encoder_weights=str(calm / "fold_0/best")), "are two beginnings for one encoder"),
+        ("none", begun_from(tmp_path / "no"), "no such run, model folder or file of weights"),
+        ("no file", replace(TINY, encoder_weights="no/file.pth"), "no such file or folder"),
+        ("run", replace(TINY, encoder_weights=str(calm)), "is a run: give one of its nets, such as .*fold_0/best"),
+        ("fold", begun_from(calm / "fold_0"), "the state of a training.*give .*fold_0/best"),
+        ("of_blend", begun_from(tmp_path / "blend"), "blend is a blend of a, b and has no nets of its own"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            train_run(tmp_path / name, folder, config, only=0, progress=False)
+        assert not (tmp_path / name / "config.json").exists()
+
+
+# ---- begun from one net, or with another kind of net
+
+
+@pytest.fixture(scope="module")
+def other_line(tmp_path_factory):
+    "Other strips with the names of the first folder's, one class, fewer images."
+    where = make_folder(tmp_path_factory.mktemp("line") / "strips", n_train=24, n_test=2, shape=(32, 64), seed=5)
+    images = sorted((where / "train_images").iterdir())
+    pixels = np.random.default_rng(3).integers(60, 140, (24, 32, 64), dtype=np.uint8)
+    for path, image in zip(images, pixels):
+        cv2.imwrite(str(path), image)
+    rows = [f"{path.name},1,{100 + k} 40" for k, path in enumerate(images) if k % 2]
+    (where / "train.csv").write_text("\n".join(["ImageId,ClassId,EncodedPixels", *rows]) + "\n")
+    (where / "sample_submission.csv").unlink()
+    return read_folder(where)
+
+
+def of_first_step(run):
+    "The net of a fold that was trained with steps of 1e-30."
+    return load_model(run / "fold_0/last").net.state_dict()
+
+
+@pytest.mark.parametrize("form", ["run", "model folder", "its file", "file"])
+def test_another_line_with_other_classes_keeps_the_decoder(form, calm, folder, other_line, tmp_path, capsys):
+    "Only the last layer begins at random; it is said, kept, and the same with the same seed."
+    assert set(other_line.images.image_id) < set(folder.images.image_id) and other_line.n_classes == 1
+    net = load_model(calm / "fold_0/best").net.state_dict()
+    torch.save({"state_dict": {f"module.{n}": t for n, t in net.items()}}, tmp_path / "net.ckpt")
+    paths = {
+        "run": calm,
+        "model folder": calm / "fold_0/best",
+        "its file": calm / "fold_0/best/model.safetensors",
+        "file": tmp_path / "net.ckpt",
+    }
+    config = begun_from(paths[form], lr=1e-30)
+    for name in ("a", "b"):
+        train_run(tmp_path / name, other_line, config, only=0, progress=name == "a")
+    begun = of_first_step(tmp_path / "a")
+    named = {n for n, _ in load_model(calm / "fold_0/best").net.named_parameters()}
+    assert all(torch.equal(begun[n], net[n]) for n in named if not n.startswith("segmentation_head"))
+    assert begun["segmentation_head.0.weight"].shape[0] == 1
+    assert weights(tmp_path / "a") == weights(tmp_path / "b")
+    said = capsys.readouterr().out
+    assert "fold 0 begins from " in said and "it takes the encoder (" in said and "decoder (" in said
+    assert "begins at random: segmentation_head (segmentation_head.0.weight is (4, " in said
+    kept = json.loads((tmp_path / "a/fold_0/began_from.json").read_text())
+    assert set(kept["taken"]) == {"encoder", "decoder"} and list(kept["random"]) == ["segmentation_head"]
+    assert ("is not known" in said) == (form == "file")
+
+
+def test_another_architecture_and_a_class_head_are_said(calm, folder, tmp_path, capsys):
+    for name, changes, says in (
+        ("head", dict(class_head=0.1), "begins at random: classification_head (not in the file)"),
+        ("three", dict(in_channels=3), "has 1 input channels there and 3 here: its channel is spread over 3"),
+        ("unet", dict(arch="unet", decoder=None), "begins at random: decoder (not in the file); segmentation_head ("),
+    ):
+        run = start_run(tmp_path / name, begun_from(calm, **changes), folder)
+        stop_at(run, folder, 0, 0, progress=True)
+        assert says in capsys.readouterr().out
+    assert (tmp_path / "unet/folds.csv").read_bytes() == (calm / "folds.csv").read_bytes()
+
+
+def test_an_encoder_of_a_net_is_not_blind_to_what_it_has_seen(calm, folder, tmp_path):
+    "The encoder of fold 0 may be used for fold 0 of the same folds, and for no other."
+    config = replace(begun_from(None), init_from=None, encoder_weights=str(calm / "fold_0/best"))
+    (tmp_path / "run").mkdir()
+    shutil.copy(calm / "folds.csv", tmp_path / "run")
+    history = train_run(tmp_path / "run", folder, config, only=0, progress=False)
+    assert history.fold.tolist() == [0] and read_config(tmp_path / "run")[0].encoder_weights == config.encoder_weights
+    with pytest.raises(ValueError, match="fold_1 leaves out .*fold_0/best was trained on .*`--init-from"):
+        train_run(tmp_path / "run", folder, config, only=1, progress=False)
+    (tmp_path / "both").mkdir()
+    shutil.copy(calm / "folds.csv", tmp_path / "both")
+    with pytest.raises(ValueError, match="fold_1 leaves out"):
+        train_run(tmp_path / "both", folder, config, progress=False)
+    assert not (tmp_path / "both/fold_0").exists()  # said before the first fold is trained
+
+
+def test_a_namesake_is_no_leak_and_nothing_is_forgotten(calm, folder, other_line, tmp_path):
+    "On other strips of the same names a net goes on; back on the first ones it remembers them."
+    second = tmp_path / "second"
+    train_run(second, other_line, begun_from(calm / "fold_0/best"), progress=False)
+    meta = load_model(second / "fold_0/best").meta
+    of_first, here = seen_ids(calm / "fold_0/best"), set(other_line.images.image_id)
+    assert not set(meta["seen_ids"]) & set(other_line.images.image_id) - set(meta["train_ids"])
+    assert {name for name, _ in meta["seen_others"]} == of_first & here
+    assert len(predict_oof(second, other_line, progress=False).image_ids) == 24
+    folds = pd.read_csv(calm / "folds.csv").assign(fold=1)
+    folds.loc[folds.image_id.isin(sorted(of_first & here - set(meta["train_ids"]))[:3]), "fold"] = 0
+    (tmp_path / "third").mkdir()
+    write_folds(tmp_path / "third/folds.csv", folds)
+    with pytest.raises(ValueError, match=r"fold_0 leaves out .*was trained on .*\(3 such images\)"):
+        train_run(tmp_path / "third", folder, begun_from(second / "fold_0/best"), only=0, progress=False)
+
+
+def test_images_that_were_saved_again_are_the_same(calm, folder, tmp_path):
+    shutil.copytree(folder.root, tmp_path / "again")
+    for path in (tmp_path / "again/train_images").iterdir():
+        cv2.imwrite(str(path), cv2.imread(str(path), 0), [cv2.IMWRITE_JPEG_QUALITY, 70])
+    again = read_folder(tmp_path / "again")
+    assert again.sha256 != folder.sha256
+    with pytest.raises(ValueError, match="fold_1 leaves out .*fold_0/best was trained on"):
+        (tmp_path / "run").mkdir()
+        shutil.copy(calm / "folds.csv", tmp_path / "run")
+        train_run(tmp_path / "run", again, begun_from(calm / "fold_0/best"), only=1, progress=False)
+
+
+def test_a_run_begun_from_a_file_is_resumed(calm, folder, tmp_path, capsys):
+    "To the same bits; also when the file is gone, but not for a new fold, nor when it was changed."
+    net = load_model(calm / "fold_0/best").net.state_dict()
+    file, config = tmp_path / "net.pth", begun_from(tmp_path / "net.pth", epochs=2)
+    torch.save(net, file)
+    train_run(tmp_path / "unbroken", folder, config, only=0, progress=False)
+    run = start_run(tmp_path / "run", config, folder)
+    stop_at(run, folder, 0, 0)
+    torch.save({n: t + 1 for n, t in net.items()}, file)
+    with pytest.raises(ValueError, match="net.pth was changed since this run was begun with it"):
+        train_run(run, folder, config, progress=False)
+    file.unlink()
+    capsys.readouterr()
+    with pytest.raises(ValueError, match="net.pth: no such file"):
+        train_run(run, folder, config)
+    assert "begins from" not in capsys.readouterr().out
+    assert_same(tmp_path / "unbroken", run)
+    assert read_config(run)[1]["began_from"]["path"] == str(file)
 
 
 # ---- for those who watch
