@@ -371,4 +371,4 @@ def test_a_submission_for_tiff_images_is_checked_against_their_size(copied, caps
     submission = copied / "submission.csv"
     submission.write_text("\n".join(["ImageId,EncodedPixels,ClassId", f"{names[0]},2049 1,1"]))
     assert cli.main(["check", str(submission)]) == 1
-    assert "(images of 32 x 64)" in capsys.readouterr().out
+    assert "(images of 32x64)" in capsys.readouterr().out
