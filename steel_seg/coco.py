@@ -19,7 +19,7 @@ from .rle import mask_size, rle_runs, rle_union
 
 # %% ../nbs/07_coco.ipynb #235d26f2
 def rle_of_counts(
-    counts: Sequence[int],  # pixels outside, inside, outside, .. down the columns
+    counts: Any,  # a list: pixels outside, inside, outside, .. down the columns
     shape: Sequence[int],  # (H,W) of the mask
 ) -> str:
     "The string of COCO's counts. Raises `ValueError` for counts that are no whole numbers, or not of such a mask."
