@@ -1017,8 +1017,12 @@ def _mended(root, path, faults):
         if labels is None:
             continue
         command = f"steel_seg import --images {root / 'train_images'} --labels {labels} --out NEW_FOLDER"
-        what = f"; the labels may be in {labels.name}" if is_absent else ""
-        mended = fault._replace(problem=f"{fault.problem}{what}: `{command}`")
+        if _JOINED in fault.problem:
+            problem = fault.problem.replace("`steel_seg import`", f"`{command}`")
+        else:
+            what = f"; the labels may be in {labels.name}" if is_absent else ""
+            problem = f"{fault.problem}{what}: `{command}`"
+        mended = fault._replace(problem=problem)
         return [*faults[:i], mended, *faults[i + 1 :]]
     return faults
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CLASS_FROM', 'RLE_FORMS', 'UNLABELLED', 'LINKS', 'SourceImage', 'SourceImages', 'list_source_images', 'Found', 'Note',
-           'Labels', 'ImportOptions', 'read_labels', 'class_order', 'class_names', 'add_base', 'Imported',
+           'Labels', 'ImportOptions', 'read_labels', 'class_order', 'class_names', 'add_base', 'put_image', 'Imported',
            'import_folder']
 
 # %% ../nbs/58_importing.ipynb #701679a2
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
 from .coco import is_coco, read_coco, segmentation_rle
@@ -275,15 +276,16 @@ def _size(shape):
 
 # %% ../nbs/58_importing.ipynb #c1e60a12
 def _labelme_files(root):
-    "The labelme files of a folder, as (path, content); other JSON files are left alone."
-    files = []
+    "The labelme files of a folder, and its other JSON files; raises `ValueError` for one that cannot be read."
+    files, others, problems = [], [], []
     for path in _files(root, (".json",)):
         try:
-            if is_labelme(read_json(path)):
-                files.append(path)
-        except ValueError:
-            continue
-    return files
+            (files if is_labelme(read_json(path)) else others).append(path)
+        except ValueError as e:
+            problems.append(str(e))
+    if files:
+        _refuse(problems, f"{root}: labelme files that cannot be read")
+    return files, others
 
 
 _NO_CLASS = "__ignore__", "_background_"  # labels of labelme's own examples that are no class
@@ -324,8 +326,20 @@ def _labelme_labels(paths: Sequence[Path], images: SourceImages, options: Import
     _refuse(problems, "labelme files that cannot be used")
     for problem, where in places.items():
         labels.note("left out", f"shapes {problem}", where)
-    labels.names = sorted({found.name for found in labels.found})
+    labels.names = _in_order({found.name for found in labels.found}, _labels_txt(paths[0].parent))
     return labels
+
+
+def _labels_txt(root):
+    "The labels in the labels.txt that labelme was started with, in its order; none where there is no such file."
+    path = root / "labels.txt"
+    lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines() if path.is_file() else []
+    return [line.strip() for line in lines if line.strip() and line.strip() not in _NO_CLASS]
+
+
+def _in_order(names, order):
+    "Names in a given order if it has all of them, with those that are not used; else in that of the alphabet."
+    return list(dict.fromkeys(order)) if names <= set(order) else sorted(names)
 
 # %% ../nbs/58_importing.ipynb #afb6070c
 class _MaskName(NamedTuple):
@@ -385,8 +399,9 @@ def _mask_size_problem(file, values, images):
     shape = images.by_id[file.image_id].shape
     if values.shape == shape:
         return None
-    turned = ", which its EXIF orientation turns" if values.shape == shape[::-1] else ""
-    return f"{file.path}: is {_size(values.shape)}, and its image {file.image_id}{turned} is {_size(shape)}"
+    with Image.open(images.by_id[file.image_id].path) as image:
+        turned = ", as its EXIF orientation turns it" if image.size != shape[::-1] else ""
+    return f"{file.path}: is {_size(values.shape)}, and its image {file.image_id} is {_size(shape)}{turned}"
 
 
 def _read_masks(files, images):
@@ -452,7 +467,7 @@ def _labels_by_value(read, root, options, labels):
     labels.note("left out", "masks of values to be ignored", ignored)
 
 # %% ../nbs/58_importing.ipynb #9001ffbb
-def _labels_by_name(read, class_from, options, labels):
+def _labels_by_name(read, root, class_from, options, labels):
     "Fill in the labels of masks of one class each, which their names tell."
     problems, empty = [], []
     for file, rles, _ in read:
@@ -470,7 +485,9 @@ def _labels_by_name(read, class_from, options, labels):
             empty.append(str(file.path.name))
     _refuse(problems, f"masks that are named by {class_from}")
     labels.note("empty", "masks without a pixel", empty)
-    labels.names = sorted({getattr(file, class_from) for file, _, _ in read})
+    labelmap = _labelmap_near(root)
+    order = list(read_labelmap(labelmap).values()) if labelmap else []
+    labels.names = _in_order({getattr(file, class_from) for file, _, _ in read}, order)
 
 
 def _mask_labels(root: Path, paths: Sequence[Path], images: SourceImages, options: ImportOptions) -> Labels:
@@ -489,7 +506,7 @@ def _mask_labels(root: Path, paths: Sequence[Path], images: SourceImages, option
     if class_from == "value":
         _labels_by_value(read, root, options, labels)
     else:
-        _labels_by_name(read, class_from, options, labels)
+        _labels_by_name(read, root, class_from, options, labels)
     labels.records += len(alone)
     labels.note("left out", "masks without an image", alone)
     labels.notes.insert(0, Note("classes", f"told by the {class_from} of the masks", 0, []))
@@ -650,8 +667,11 @@ def _folder_labels(root, masks, images, options):
     "The labels of a folder. `masks`: those that were found among the images, where that is the same folder."
     if (root / "SegmentationClass").is_dir():  # CVAT and PASCAL VOC: SegmentationObject beside it has no classes
         root = root / "SegmentationClass"
-    if labelme := _labelme_files(root):
-        return _labelme_labels(labelme, images, options)
+    labelme, others = _labelme_files(root)
+    if labelme:
+        labels = _labelme_labels(labelme, images, options)
+        labels.note("left out", "files that are not labelme's", [path.name for path in others], False)
+        return labels
     cocos = [path for path in _files(root, (".json",)) if is_coco(read_json(path))]
     if len(cocos) > 1:
         raise ValueError(f"{root} holds {len(cocos)} COCO files: give one of them as --labels, such as {cocos[0]}")
@@ -661,7 +681,11 @@ def _folder_labels(root, masks, images, options):
     paths = masks or [path for path in _files(root, MASK_SUFFIXES) if path.resolve() not in own]
     if not paths:
         raise ValueError(f"{root}: no mask picture, no labelme file and no COCO file in it. {_DATUMARO}")
-    return _mask_labels(root, paths, images, options)
+    labels = _mask_labels(root, paths, images, options)
+    known = (*MASK_SUFFIXES, *IMAGE_SUFFIXES, ".txt")
+    others = [path.name for path in sorted(root.rglob("*")) if path.is_file() and path.suffix.lower() not in known]
+    labels.note("left out", "files that are no picture", others, False)
+    return labels
 
 
 def read_labels(
@@ -789,8 +813,12 @@ def add_base(
     labels.named |= set(others)
 
 # %% ../nbs/58_importing.ipynb #b061155f
-def _put(source, target, link):
-    "Link or copy an image; how it was done."
+def put_image(
+    source: Path,
+    target: Path,
+    link: str = "hard",  # of LINKS
+) -> str:
+    "Link or copy an image; in words how it was done."
     source = source.resolve()
     if link == "symbolic":
         target.symlink_to(source)
@@ -810,8 +838,8 @@ def _put_images(images, image_ids, folder, link):
     folder.mkdir(parents=True)
     how = Counter()
     for image_id in tqdm(image_ids, desc=folder.name, delay=2, leave=False):
-        how[_put(images.by_id[image_id].path, folder / image_id, link)] += 1
-    return " and ".join(f"{n:,} {kind}" for kind, n in how.items())
+        how[put_image(images.by_id[image_id].path, folder / image_id, link)] += 1
+    return " and ".join(f"{n:,} {kind}" for kind, n in how.items()) if len(how) > 1 else next(iter(how))
 
 # %% ../nbs/58_importing.ipynb #90822834
 @dataclass(frozen=True)
@@ -839,7 +867,8 @@ class Imported:
             f"  {k} {name}: {self.masks[name]:,} images, {self.shares[name]:.2%} of all pixels"
             for k, name in enumerate(self.names, 1)
         ]
-        images = f"{self.images:,} images and {self.tests:,} test images: {self.linked}"
+        tests = f" and {self.tests:,} test images" if self.tests else ""
+        images = f"images: {self.images:,}{tests}, as {self.linked}"
         return [head, *(_note_line(note) for note in self.notes), images, "classes:", *classes, *self.doubts]
 
 

@@ -12,6 +12,8 @@ from steel_seg import cli
 COMMANDS = [
     "synth",
     "check-data",
+    "import",
+    "export",
     "train",
     "pseudo",
     "pseudo-ledger",
