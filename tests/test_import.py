@@ -466,7 +466,7 @@ def test_a_damaged_source_is_refused_or_everything_is_said(images, tmp_path, for
     "No traceback, no hang; where a folder is made, what was read is what was written, joined or left out."
     rng, refused = random.Random(form.__name__), 0
     form(tmp_path / "whole")
-    for n in range(40):
+    for n in range(34):  # 204 in all
         source, out = tmp_path / f"labels_{n}", tmp_path / f"data_{n}"
         shutil.copytree(tmp_path / "whole", source)
         _mutate(rng, rng.choice(sorted(path for path in source.rglob("*") if path.is_file())))
@@ -483,7 +483,7 @@ def test_a_damaged_source_is_refused_or_everything_is_said(images, tmp_path, for
         assert result["records"] == written + sum(note["records"] for note in result["notes"])
         folder = read_folder(out)
         assert len(folder.masks) == written and set(folder.masks.image_id) <= set(TRUTH)
-    assert 3 <= refused <= 40
+    assert 3 <= refused <= 34
 
 
 @pytest.mark.real
