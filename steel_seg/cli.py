@@ -174,7 +174,7 @@ def _names(text):
 
 
 def _assigned(text):
-    "A pair NAME=VALUE; the last = counts, as a colour has none and a name may."
+    "A pair NAME=VALUE; what follows the first = is the value."
     name, equals, value = text.partition("=")
     if not equals or not name.strip() or not value.strip():
         raise argparse.ArgumentTypeError(f"{text!r} is not two texts with = between them")
@@ -342,7 +342,9 @@ def _export(args):
     made = exporting.export_masks(source, args.out, args.to, args.form, args.images)
     print(made)
     print(*(f"  {k} {name}" for k, name in enumerate(source.names, 1)), sep="\n")
-    print(f"back again, corrected: steel_seg import --base {args.data} --labels {args.out} --out NEW_FOLDER")
+    of_tests = made.what == "test predictions" or not set(source.images.image_id) <= set(folder.images.image_id)
+    place = f"--images {args.data}/test_images" if of_tests else f"--base {args.data}"
+    print(f"back again, corrected: steel_seg import {place} --labels {args.out} --out NEW_FOLDER")
     result = {name: getattr(made, name) for name in ("what", "images", "masks", "pixels", "changed")}
     return {"out": made.path, "names": source.names, **result}
 
