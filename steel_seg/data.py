@@ -189,7 +189,7 @@ def _unpacked(raw, kind):
         )
     return data
 
-
+# %% ../nbs/11_data.ipynb #5ecfa4b2
 def _csv_bytes(path):
     "The bytes of a csv file, unpacked; raises `ValueError` that says why there are none."
     try:

@@ -156,7 +156,7 @@ def _kind_of_text(head):
         return "XML"
     return "JSON" if start.startswith((b"{", b"[")) else "text"
 
-
+# %% ../nbs/02_files.ipynb #298c6cd3
 def kind_of_bytes(
     head: bytes,  # the first 4 kB of a file are enough
 ) -> str:

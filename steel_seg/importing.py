@@ -114,7 +114,7 @@ def _files(root, suffixes, skip=None):
         if path.suffix.lower() in suffixes and not is_hidden and not is_skipped and path.is_file():
             yield path
 
-
+# %% ../nbs/58_importing.ipynb #423a25f6
 _MASK_ENDINGS = ("mask", "masks", "label", "labels", "gt", "seg", "segmentation", "annotation", "anno")
 
 
@@ -175,7 +175,7 @@ class Note(NamedTuple):
     records: int  # that did not become a mask; 0: they did
     places: list[str]  # of the records
 
-
+# %% ../nbs/58_importing.ipynb #9910b122
 @dataclass
 class Labels:
     "What a source of labels says about the images."
@@ -329,7 +329,7 @@ def _labelme_labels(paths: Sequence[Path], images: SourceImages, options: Import
     labels.names = _in_order({found.name for found in labels.found}, _labels_txt(paths[0].parent))
     return labels
 
-
+# %% ../nbs/58_importing.ipynb #25d6e3b5
 def _labels_txt(root):
     "The labels in the labels.txt that labelme was started with, in its order; none where there is no such file."
     path = root / "labels.txt"
@@ -599,7 +599,7 @@ def _csv_records(path, options):
     image, name, rle = (columns[role] for role in ("image", "class", "rle"))
     return [_CsvRow(row, f[image], _class_text(f[name]), f[rle]) for row, f in records], said
 
-
+# %% ../nbs/58_importing.ipynb #2cc97117
 def _csv_classes(names, options):
     "Whether the classes of a csv are ClassIds; raises `ValueError` where they count from 0."
     is_numbered = all(re.fullmatch("[0-9]{1,3}", name) for name in names)
