@@ -185,6 +185,191 @@ def _check_data(args):
     print(f"{args.data}: {summary['errors']} errors, {summary['warnings']} warnings")
     return {"data": args.data, "exit": int(summary["errors"] > 0), **summary}
 
+# %% ../nbs/72_cli.ipynb #71eee515
+_CLASS_FROM, _RLE_FORMS = ("value", "suffix", "folder"), ("columns", "rows", "from-0", "rows-from-0")
+_UNLABELLED, _LINKS = ("clean", "leave-out"), ("hard", "symbolic", "copy")
+
+
+def _names(text):
+    "Names between commas."
+    return tuple(name.strip() for name in text.split(","))
+
+
+def _assigned(text):
+    "A pair NAME=VALUE; what follows the first = is the value."
+    name, equals, value = text.partition("=")
+    if not equals or not name.strip() or not value.strip():
+        raise argparse.ArgumentTypeError(f"{text!r} is not two texts with = between them")
+    return name.strip(), value.strip()
+
+
+def _pixel_value(text):
+    "`parse_value`, with its message as that of an option."
+    from steel_seg.mask_files import parse_value
+
+    try:
+        return parse_value(text)
+    except ValueError as e:
+        raise argparse.ArgumentTypeError(str(e)) from None
+
+
+def _named_value(text):
+    "A pair VALUE=NAME, such as 3=scratch or #ff0000=scratch."
+    value, name = _assigned(text)
+    return _pixel_value(value), name
+
+
+def _columns(text):
+    "Pairs ROLE=COLUMN between commas."
+    return dict(_assigned(pair) for pair in text.split(","))
+
+# %% ../nbs/72_cli.ipynb #b7671451
+def _add_import(parser):
+    parser.add_argument("--images", type=Path, help="the folder of images (default: that of --base)")
+    parser.add_argument(
+        "--labels",
+        required=True,
+        type=Path,
+        help="a folder of mask pictures or of labelme files, a COCO json, or a csv: known by the contents",
+    )
+    parser.add_argument("--out", required=True, type=Path, help="the data folder to make")
+    parser.add_argument("--test-images", type=Path, help="a folder of images to predict (default: none)")
+    parser.add_argument(
+        "--base", type=Path, help="a data folder: images that the labels do not speak of keep its labels"
+    )
+    parser.add_argument(
+        "--classes",
+        type=_names,
+        default=(),
+        metavar="A,B,..",
+        help="names of the classes in the order of the ClassIds (default: the order of the labels, which is printed)",
+    )
+    parser.add_argument(
+        "--unlabelled",
+        choices=_UNLABELLED,
+        help="what images without a label are; must be said, but for a csv, where they are clean",
+    )
+    parser.add_argument(
+        "--link",
+        choices=_LINKS,
+        default=_LINKS[0],
+        help="how images get into the folder; hard links across file systems are copies (default: %(default)s)",
+    )
+    _add_label_forms(parser)
+
+
+def _add_label_forms(parser):
+    "The options of mask pictures and of csv files."
+    masks = parser.add_argument_group("mask pictures")
+    masks.add_argument(
+        "--class-from", choices=_CLASS_FROM, help="what tells the class of a mask (default: seen from the names)"
+    )
+    masks.add_argument(
+        "--values",
+        type=_named_value,
+        nargs="+",
+        default=[],
+        metavar="VALUE=NAME",
+        help="what the values of pixels mean: a level or index 3=scratch, or a colour '#ff0000=scratch'",
+    )
+    masks.add_argument(
+        "--ignore", type=_pixel_value, nargs="+", default=[], metavar="VALUE", help="values that are no defect, as 255"
+    )
+    table = parser.add_argument_group("csv")
+    table.add_argument(
+        "--columns", type=_columns, default={}, metavar="image=A,class=B,rle=C", help="columns with unusual names"
+    )
+    table.add_argument(
+        "--rle",
+        choices=_RLE_FORMS,
+        default=_RLE_FORMS[0],
+        help="how run-lengths count: down the columns or along the rows, from 1 or 0 (default: %(default)s, from 1)",
+    )
+
+# %% ../nbs/72_cli.ipynb #4940e4ab
+def _import(args):
+    from steel_seg.importing import ImportOptions, import_folder
+
+    images = args.images or (args.base and args.base / "train_images")
+    if images is None:
+        raise ValueError("--images is missing: the folder of the images that the labels are for")
+    options = ImportOptions(
+        classes=args.classes,
+        values=dict(args.values),
+        ignored=tuple(args.ignore),
+        class_from=args.class_from,
+        columns=args.columns,
+        rle=args.rle,
+        unlabelled=args.unlabelled,
+        link=args.link,
+    )
+    made = import_folder(images, args.labels, args.out, options, args.test_images, args.base)
+    print(*made.lines, sep="\n")
+    print(f"all of it is listed in {args.out}/import.json")
+    print(f"next: steel_seg check-data {args.out}; steel_seg train --data {args.out} --run RUN")
+    result = {name: getattr(made, name) for name in ("kind", "names", "images", "tests", "masks", "records")}
+    notes = [note._asdict() for note in made.notes]
+    return {"data": args.out, **result, "notes": notes, "warnings": made.doubts}
+
+# %% ../nbs/72_cli.ipynb #d5d244e8
+_FORMATS = "coco", "labelme", "png", "png-classes", "csv", "csv-2019"
+
+
+def _add_export(parser):
+    _add_data(parser)
+    parser.add_argument(
+        "--to",
+        required=True,
+        choices=_FORMATS,
+        help="coco: a json file for CVAT, Label Studio and others; labelme: a folder of json files; png: label maps, "
+        "as CVAT's Segmentation mask; png-classes: a folder of masks for each class; csv: a train.csv, or that of 2019",
+    )
+    parser.add_argument("--out", required=True, type=Path, help="the file or folder to make")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--run", type=Path, help="a decided run: its masks (default: the labels of --data)")
+    what.add_argument("--masks", type=Path, metavar="CSV", help="a csv of masks, such as a submission")
+    parser.add_argument(
+        "--part",
+        choices=("oof", "test"),
+        help="predictions of --run: out of fold or of the test images (default: test)",
+    )
+    parser.add_argument("--queue", type=Path, metavar="CSV", help="only the images in this relabel queue")
+    parser.add_argument(
+        "--as",
+        dest="form",
+        choices=("masks", "polygons"),
+        default="masks",
+        help="coco and labelme: masks keep every pixel; polygons can be edited in every tool (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--images", type=Path, metavar="DIR", help="make this folder of the images, to upload or to open"
+    )
+    _add_classes(parser)
+    _add_scores(parser)
+
+# %% ../nbs/72_cli.ipynb #bea0f608
+def _export(args):
+    from steel_seg import exporting
+    from steel_seg.data import read_folder
+
+    folder = read_folder(args.data, n_classes=args.classes)
+    if args.run:
+        source = exporting.run_source(args.run, folder, args.part, args.scores, args.scores_prefix)
+    elif args.part or args.scores:
+        raise ValueError("--part and --scores are about predictions: give --run too")
+    else:
+        source = exporting.csv_source(args.masks, folder) if args.masks else exporting.label_source(folder)
+    if args.queue:
+        source = exporting.in_queue(source, args.queue)
+    made = exporting.export_masks(source, args.out, args.to, args.form, args.images)
+    print(made)
+    print(*(f"  {k} {name}" for k, name in enumerate(source.names, 1)), sep="\n")
+    of_tests = made.what == "test predictions" or not set(source.images.image_id) <= set(folder.images.image_id)
+    place = f"--images {args.data}/test_images" if of_tests else f"--base {args.data}"
+    print(f"back again, corrected: steel_seg import {place} --labels {args.out} --out NEW_FOLDER")
+    result = {name: getattr(made, name) for name in ("what", "images", "masks", "pixels", "changed")}
+    return {"out": made.path, "names": source.names, **result}
+
 # %% ../nbs/72_cli.ipynb #136c7350
 def _add_config(parser):
     "An option for every field of TrainConfig, with its help; an option that is not given is absent from the namespace."
@@ -627,11 +812,12 @@ def _add_submit(parser):
 # %% ../nbs/72_cli.ipynb #be3793b3
 def _sample(args, store, folder, oof):
     "The sample to follow: the given one, that of the data folder, or one made for the images of the store."
+    from steel_seg.data import csv_in
     from steel_seg.submit import write_sample
 
     if args.sample and not args.sample.exists():
         raise ValueError(f"{args.sample}: no such file")
-    sample = args.sample or (None if oof else _existing(args.data / "sample_submission.csv"))
+    sample = args.sample or (None if oof else _existing(csv_in(args.data, "sample_submission.csv")))
     if sample is None:
         return write_sample(args.run / "sample_submission.csv", store.image_ids, folder.n_classes, folder.layout)
     return sample
@@ -695,13 +881,14 @@ def _add_choose(parser):
 # %% ../nbs/72_cli.ipynb #1dde9fc2
 def _fresh_images(args, folder):
     "The number of fresh images: the given one, that of the test images, of the sample, or of the labelled images."
+    from steel_seg.data import csv_in
     from steel_seg.submit import read_submission
 
     if args.images is not None:
         return args.images
     if len(folder.test):
         return len(folder.test)
-    sample = _existing(args.data / "sample_submission.csv")
+    sample = _existing(csv_in(args.data, "sample_submission.csv"))
     if sample is not None:
         return int(read_submission(sample)[0].image_id.nunique())
     print(f"{args.data} has no test images: as many fresh images as labelled ones are expected (--images)")
@@ -710,6 +897,7 @@ def _fresh_images(args, folder):
 # %% ../nbs/72_cli.ipynb #3b258c64
 def _faults_of_submission(run, args, folder):
     "Check the submission of a run, and print what is wrong or missing; whether it can be handed in."
+    from steel_seg.data import csv_in
     from steel_seg.submit import check_submission
 
     path, again = run / "submission.csv", f"steel_seg submit --data {args.data} --run {run}"
@@ -719,7 +907,7 @@ def _faults_of_submission(run, args, folder):
     if path.stat().st_mtime_ns < (run / "rule.json").stat().st_mtime_ns:
         print(f"warning: {path} is older than the rules of the run: {again}")
     own = _existing(run / "sample_submission.csv")
-    sample = (_existing(args.data / "sample_submission.csv") or own) if len(folder.test) else own
+    sample = (_existing(csv_in(args.data, "sample_submission.csv")) or own) if len(folder.test) else own
     summary = _print_faults(check_submission(path, sample, folder.shapes, folder.n_classes), 20)
     print(f"{path}: {summary['errors']} errors, {summary['warnings']} warnings")
     return summary["errors"] == 0
@@ -1143,6 +1331,8 @@ class _Command(NamedTuple):
 _COMMANDS = (
     _Command("synth", _synth, _add_synth, "make a synthetic competition folder"),
     _Command("check-data", _check_data, _add_check_data, "list everything that is wrong with a data folder"),
+    _Command("import", _import, _add_import, "make a data folder of images and labels in another form"),
+    _Command("export", _export, _add_export, "write labels or predictions for tools that correct masks"),
     _Command("train", _train, _add_train, "train the folds of a run, or resume their training"),
     _Command("pseudo", _pseudo, _add_pseudo, "make a folder of pseudo labels for unlabelled images, fold by fold"),
     _Command(

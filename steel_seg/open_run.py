@@ -18,7 +18,7 @@ import numpy as np
 
 from .class_scores import read_class_levels, scores_file
 from .curves import Curves, curves_of, read_curves, write_curves
-from .data import StripFolder, read_folder
+from .data import StripFolder, csv_in, read_folder
 from .files import read_json
 from .folds import make_folds, read_folds, write_folds
 from .metric import dice, mask_counts
@@ -57,7 +57,7 @@ def _saved_curves(path):
 def _newest_input(store, folder):
     "When the labels or the store changed last, in nanoseconds; a log of the store gets a line with every image."
     logs = store.path.glob("probs/finished/*.log")
-    paths = folder.root / "train.csv", store.path / "zarr.json", *logs
+    paths = csv_in(folder.root, "train.csv"), store.path / "zarr.json", *logs
     return max(path.stat().st_mtime_ns for path in paths)
 
 # %% ../nbs/44_open_run.ipynb #260af10b

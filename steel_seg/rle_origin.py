@@ -155,7 +155,7 @@ def _doubts_about_order(runs: _Runs, shape: Sequence[int]) -> list[Doubt]:
         runs,
         "written along the rows",
         f"their runs repeat after {width} pixels, the width, more often than after {height}, the height",
-        "Pixels count down the columns; steel_seg.rle_origin.from_rows writes a string anew",
+        "Pixels count down the columns: `steel_seg import --rle rows` writes them anew",
     )
 
 # %% ../nbs/05_rle_origin.ipynb #3c58f386
@@ -171,7 +171,7 @@ def rle_doubts(
         table,
         "counted from 0",
         "runs begin in the last row of a column, as those at the upper edge do where the first pixel is 0",
-        "The first pixel is 1: add 1 to every start",
+        "The first pixel is 1: `steel_seg import --rle from-0` adds 1 to every start",
     )
     for i, limit in _cut_texts(rles).items():
         problem = f"the run-lengths end after {limit:,} characters, as {CELL_LIMITS[limit]} does"

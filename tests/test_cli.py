@@ -12,6 +12,8 @@ from steel_seg import cli
 COMMANDS = [
     "synth",
     "check-data",
+    "import",
+    "export",
     "train",
     "pseudo",
     "pseudo-ledger",
@@ -62,10 +64,14 @@ def test_every_config_field_is_an_option(capsys):
 
 
 def test_lists_that_the_commands_repeat_are_those_of_the_modules():
+    from steel_seg import exporting, importing
     from steel_seg.decide import CHOOSERS
     from steel_seg.post import GATE_KINDS
     from steel_seg.pseudo_rules import KEEPS, Keep
 
+    assert tuple(exporting.FORMATS) == cli._FORMATS and cli._LINKS == importing.LINKS
+    assert cli._CLASS_FROM == importing.CLASS_FROM and cli._RLE_FORMS == importing.RLE_FORMS
+    assert cli._UNLABELLED == importing.UNLABELLED
     assert tuple(CHOOSERS) == cli._CHOOSERS and tuple(GATE_KINDS) == cli._GATES and tuple(KEEPS) == cli._KEEPS
     parser = cli._Parser(prog="example")
     cli._add_pseudo(parser)
