@@ -99,6 +99,7 @@ def test_every_field_was_tried():
         "encoder",
         "encoder_weights",
         "loss_args",
+        "window",
         "lr",
         "flat",
         "patience",
