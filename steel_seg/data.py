@@ -376,6 +376,18 @@ def _scan_record(name, row, record, layout, exact=True):
     return _TableRow(image_id, class_text, channel, rle, row), faults
 
 # %% ../nbs/11_data.ipynb #2a2bbe3b
+def _rows_in_a_cell(fields):
+    "A problem where a cell has a line that could be a row: a quote that is opened and closed rows later holds them."
+    lines = [line for field in fields for line in field.splitlines()[1:]]
+    like_rows = [line for line in lines if max(map(line.count, SEPARATORS)) >= len(fields) - 1]
+    if not like_rows:
+        return None
+    return (
+        f"a cell in quotes holds {len(like_rows)} more lines that look like rows: if they are, they are not read; "
+        "remove the quote that opens the cell"
+    )
+
+
 def _tail(path):
     "The last 4 kB of a file."
     with open(path, "rb") as f:
@@ -409,6 +421,8 @@ def scan_table(
         if len(fields) != len(header):
             faults.append(_file_fault(name, f"{len(fields)} fields where the header has {len(header)}", row))
             continue
+        if problem := _rows_in_a_cell(fields):
+            faults.append(_file_fault(name, problem, row, "warning"))
         table_row, row_faults = _scan_record(name, row, dict(zip(header, fields)), layout, exact)
         faults += row_faults
         if table_row is not None:
@@ -482,7 +496,7 @@ def _row_faults(table, name, shapes, n_classes, read):
             problems.append(f"{again}: a mask is one row, and {_JOINED}")
         if row in read.malformed:
             problems.append(read.malformed[row])
-        elif row in read.runs:
+        elif row in read.runs and channel >= 0:  # an unknown class is an error already
             marked_of_image.setdefault(image_id, []).append(_MarkedRow(row, channel, rle))
         faults += [Fault(name, row, image_id, class_text, "error", problem) for problem in problems]
     for image_id, marked in marked_of_image.items():
