@@ -220,6 +220,8 @@ def lost(data, folder):
     if folder.warnings.problem.str.contains("look like the names of files").any():
         rows = as_files(rows)
     masks = {m.row: (m.image_id, m.channel + 1, pixels(m.rle)) for m in folder.masks.itertuples()}
+    for row in folder.warnings.row[folder.warnings.problem.str.contains("cell in quotes holds")]:
+        said.update(range(row, min((n for n in masks if n > row), default=10**6)))
     wrong, text_lines = [], re.split("\r\n|\r|\n", data.decode("utf-8-sig"))
     for n, (image_id, class_text, rle) in rows.items():
         if n in said or not (rle.strip() or n in masks):
