@@ -998,7 +998,7 @@ def _check(args):
     summary = _print_faults(check_submission(args.submission, args.sample, shapes, args.classes), args.most)
     counts = f"{summary['errors']} errors, {summary['warnings']} warnings"
     print(f"{args.submission}: {counts} (images of {sizes})")
-    return {"submission": args.submission, "exit": int(summary["errors"] > 0), **summary}
+    return {"submission": args.submission, "shape": shapes, "exit": int(summary["errors"] > 0), **summary}
 
 # %% ../nbs/72_cli.ipynb #a35927fe
 def _add_score(parser):
