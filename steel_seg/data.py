@@ -33,6 +33,7 @@ import cv2
 import numpy as np
 import pandas as pd
 from PIL import Image
+from .tiff_strips import tiff_fault
 from tqdm import tqdm
 
 from .files import file_kind, kind_of_bytes, sha256_file
@@ -623,15 +624,15 @@ def _upright(image, orientation):
     return np.ascontiguousarray(image)
 
 # %% ../nbs/11_data.ipynb #31646336
-_SOUND: set[tuple[str, int]] = set()  # path and bytes of the JPEGs whose scan this process has found whole
+_SOUND: set[tuple[str, int]] = set()  # path and bytes of the files that this process has found whole
 
 
 def _scan_problem(path, data):
-    "What is wrong with the scan of a JPEG, or None; a file is walked through once."
+    "What is wrong with the scan of a JPEG or the strips of a TIFF, or None; a file is walked through once."
     key = str(path), len(data)
     if key in _SOUND:
         return None
-    problem = jpeg_fault(data)
+    problem = jpeg_fault(data) or tiff_fault(data)
     if problem is None:
         _SOUND.add(key)
     return problem

@@ -4,25 +4,35 @@ More of them, and their counts: `python tests/test_mutated.py csv 2000`, `python
 """
 
 import faulthandler
+import io
 import itertools
 import re
+import resource
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import warnings
+import zlib
 from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
 
+import cv2
 import numpy as np
+import pytest
+from conftest import real_data
+from PIL import Image
 
-from steel_seg.data import check_folder, read_folder
+from steel_seg.data import check_folder, decode_image, read_folder
 from steel_seg.submit import check_submission
 from steel_seg.synth import make_folder
+from steel_seg.tiff_strips import tiff_fault
 
 SHAPE = 32, 64
 MOST_SECONDS = 5
+MOST_KB = 300_000  # of memory, more than before
 
 
 @contextmanager
@@ -319,6 +329,192 @@ def sample_verdict(folder, data):
     return "accepted with a warning" if len(faults) else "accepted"
 
 
+# --- images: the damage
+
+
+def steel(rng, deep):
+    smooth = cv2.GaussianBlur(rng.normal(110, 60, SHAPE), (0, 0), 1.5).clip(0, 255).astype(np.uint8)
+    return smooth.astype(np.uint16) * 200 + rng.integers(0, 99, SHAPE).astype(np.uint16) if deep else smooth
+
+
+def pillow_bytes(pixels, kind, **options):
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, kind, **options)
+    return file.getvalue()
+
+
+EXIF = Image.Exif()
+EXIF[0x0112] = 6
+EXIF[0x010E] = "strip " * 9
+
+IMAGES = {
+    ".jpg": lambda rng: pillow_bytes(steel(rng, False), "JPEG", quality=90),
+    "_exif.jpg": lambda rng: pillow_bytes(steel(rng, False), "JPEG", exif=EXIF),
+    ".png": lambda rng: pillow_bytes(steel(rng, False), "PNG"),
+    "_deep.png": lambda rng: pillow_bytes(steel(rng, True), "PNG"),
+    ".bmp": lambda rng: pillow_bytes(steel(rng, False), "BMP"),
+    ".webp": lambda rng: pillow_bytes(np.stack([steel(rng, False)] * 3, 2), "WEBP", lossless=bool(rng.integers(2))),
+    ".tif": lambda rng: pillow_bytes(steel(rng, False), "TIFF"),
+    "_deflate.tif": lambda rng: pillow_bytes(steel(rng, False), "TIFF", compression="tiff_adobe_deflate"),
+    "_deep_deflate.tif": lambda rng: pillow_bytes(steel(rng, True), "TIFF", compression="tiff_adobe_deflate"),
+    "_lzw.tif": lambda rng: pillow_bytes(steel(rng, False), "TIFF", compression="tiff_lzw"),
+    "_deep_lzw.tif": lambda rng: pillow_bytes(steel(rng, True), "TIFF", compression="tiff_lzw"),
+    "_packbits.tif": lambda rng: pillow_bytes(steel(rng, False), "TIFF", compression="packbits"),
+    "_jpeg.tif": lambda rng: pillow_bytes(steel(rng, False), "TIFF", compression="jpeg"),
+}
+CHECKED = ".png", "_deep.png"  # checksums of everything: no changed pixel passes; the tags of a TIFF have none
+
+
+def other_size(rng, data):
+    "A header that lies about the size, in any of the forms that a size is written in."
+    sides = [side.to_bytes(n, order) for side in SHAPE for n in (2, 4) for order in ("little", "big")]
+    places = [m.start() for side in sides for m in re.finditer(re.escape(side), data[:700] + data[-300:])]
+    if not places:
+        return data
+    place = int(rng.choice(places))
+    new = int(rng.choice([0, 1, 31, 33, 65, 4096, 16383, 30000, 65535, 2**20, 2**31 - 1]))
+    size = new.to_bytes(4, ("little", "big")[int(rng.integers(2))])
+    data = data[:place] + (size if new > 65535 else size.strip(b"\0").ljust(2, b"\0")) + data[place + 4 :]
+    if data[:4] == b"\x89PNG":
+        data = data[:29] + zlib.crc32(data[12:29]).to_bytes(4, "big") + data[33:]
+    return data
+
+
+def noise(rng, data):
+    place = int(rng.integers(len(data)))
+    return data[:place] + rng.bytes(int(rng.integers(1, 60))) + data[place + int(rng.integers(0, 60)) :]
+
+
+IMAGE_DAMAGE = {
+    "bytes changed": some_bytes,
+    "a bit changed": lambda rng, data: (
+        data[: (a := int(rng.integers(len(data))))] + bytes([data[a] ^ 1 << int(rng.integers(8))]) + data[a + 1 :]
+    ),  # fmt: skip  # noqa: E501
+    "cut": lambda rng, data: data[: a_place(rng, data)],
+    "a part left out": CSV["a part left out"],
+    "a part again": CSV["a part again"],
+    "noise": noise,
+    "header": lambda rng, data: some_bytes(rng, data[:120]) + data[120:],
+    "end": lambda rng, data: data[:-120] + some_bytes(rng, data[-120:]),
+    "another size": other_size,
+    "EXIF garbage": lambda rng, data: data[:2] + b"\xff\xe1\x00\x28Exif\0\0" + rng.bytes(32) + data[2:],
+    "more behind it": lambda rng, data: data + rng.bytes(50),
+    "another file": lambda rng, data: (
+        (b"GIF89a", b"%PDF-1.4\n", b"PK\x03\x04", b"<html>", b"II*\0", b"BM", b"\x89PNG\r\n\x1a\n", b"")[
+            int(rng.integers(8))
+        ]
+        + rng.bytes(90)
+    ),  # fmt: skip  # noqa: E501
+}
+
+
+def image_verdict(folder, image_id, sound, kind):
+    "What became of a folder with this damaged image."
+    faults = check_folder(folder)
+    listed = (faults.severity == "error") & (faults.image_id == image_id)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            strips = read_folder(folder)
+            shape = strips.shape_of(image_id)
+            image = strips.image(image_id)
+        except ValueError as e:
+            if image_id not in str(e):
+                return f"WRONG: a message without the file: {str(e)[:200]}"
+            return "refused" if listed.any() else f"WRONG: refused, and not listed: {str(e)[:200]}"
+    if listed.any():
+        return f"WRONG: listed as an error, and read: {faults.problem[listed].iloc[0]}"
+    if image.shape != shape or image.dtype != np.uint8:
+        return f"WRONG: {image.dtype} of {image.shape} where the header says {shape}"
+    if image.shape == sound.shape and (image == sound).all():
+        return "the same pixels"
+    return "WRONG: other pixels in silence" if kind in CHECKED else "other pixels"
+
+
+def image_trial(root, n, seed=0):
+    "The counts of the verdicts of `n` damaged images, and what went wrong."
+    root.mkdir(parents=True, exist_ok=True)
+    (root / "train_images").mkdir()
+    counts, wrong = Counter(), []
+    for k in range(n):
+        rng = np.random.default_rng([seed, k])
+        kind = list(IMAGES)[k % len(IMAGES)]
+        image_id = f"a{kind}"
+        path = root / "train_images" / image_id
+        whole = IMAGES[kind](rng)
+        (root / "train.csv").write_text(f"ImageId,ClassId,EncodedPixels\n{image_id},1,1 1\n")
+        path.write_bytes(whole)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            sound = read_folder(root).image(image_id)
+        data, damage = mutated(rng, IMAGE_DAMAGE, whole)
+        path.write_bytes(data)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        try:
+            with at_most(MOST_SECONDS):
+                verdict = image_verdict(root, image_id, sound, kind)
+        except Exception as e:
+            verdict = f"WRONG: {type(e).__name__}: {e}"
+        more = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+        if more > MOST_KB:
+            verdict = f"WRONG: {more // 1024} MB of memory ({verdict})"
+        path.unlink()
+        counts[f"{kind} {verdict.split(':')[0]}"] += 1
+        if verdict.startswith("WRONG"):
+            wrong.append(f"{k} {kind} [{damage}] {verdict}")
+    counts["peak MB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    return counts, wrong
+
+
+def test_a_damaged_image_is_refused_or_read_and_brings_nothing_down():
+    command = [sys.executable, __file__, "images", "160"]
+    run = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=120)
+    assert run.returncode == 0, run.stderr[-2000:]
+    assert "WRONG" not in run.stdout, run.stdout
+    assert "refused" in run.stdout and "the same pixels" in run.stdout
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_a_changed_bit_in_a_packed_strip_of_a_tiff_is_no_image(tmp_path, deep):
+    rng = np.random.default_rng(5)
+    whole = pillow_bytes(steel(rng, deep), "TIFF", compression="tiff_adobe_deflate")
+    with Image.open(io.BytesIO(whole)) as image:
+        (begin,), (length,) = image.tag_v2[273], image.tag_v2[279]
+    path, flags = tmp_path / "a.tif", cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH
+    path.write_bytes(whole)
+    assert (decode_image(path, flags) == cv2.imdecode(np.frombuffer(whole, np.uint8), flags)).all()
+    for place in rng.integers(begin + 2, begin + length, 60):
+        data = bytearray(whole)
+        data[place] ^= 1 << int(rng.integers(8))
+        path.with_name(f"{place}.tif").write_bytes(data)
+        with pytest.raises(ValueError, match=f"{place}.tif: damaged, its pixels cannot be trusted: strip 1 of 1"):
+            decode_image(path.with_name(f"{place}.tif"), flags)
+
+
+@pytest.mark.parametrize("packing", ["tiff_lzw", "packbits", "jpeg", "tiff_adobe_deflate", "raw"])
+@pytest.mark.parametrize("options", [{}, {"tiffinfo": {278: 8}}, {"tiffinfo": {317: 2}}])
+def test_a_sound_tiff_is_no_false_alarm(packing, options):
+    rng = np.random.default_rng(6)
+    for shape in ((64, 160), (67, 131), (1, 40), (300, 1), (700, 900)):
+        smooth = cv2.GaussianBlur(rng.normal(110, 60, shape), (0, 0), 1.5).clip(0, 255).astype(np.uint8)
+        images = [smooth, np.stack([smooth, smooth[::-1], smooth], 2), smooth > 110, np.zeros(shape, np.uint8)]
+        for pixels in images if packing == "jpeg" else [*images, smooth.astype(np.uint16) * 255]:
+            predicted = 317 in options.get("tiffinfo", {})
+            if (pixels.dtype == bool and (packing == "jpeg" or predicted)) or (packing == "jpeg" and predicted):
+                continue  # TIFF has no such thing
+            assert tiff_fault(pillow_bytes(pixels, "TIFF", compression=packing, **options)) is None
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("folder", ["severstal-sample", "neu-seg"])
+def test_real_folders_give_no_false_alarm(folder):
+    root = real_data(folder)
+    assert check_folder(root).empty
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert read_folder(root).warnings.empty
+
+
 def test_a_damaged_csv_is_refused_or_read_as_its_text_says(tmp_path):
     counts, wrong = csv_trial(tmp_path, 300)
     assert not wrong, "\n".join(wrong)
@@ -329,6 +525,6 @@ if __name__ == "__main__":
     faulthandler.enable()
     kind, n, seed = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]) if len(sys.argv) > 3 else 0
     with tempfile.TemporaryDirectory() as root:
-        counts, wrong = {"csv": csv_trial}[kind](Path(root), n, seed)
+        counts, wrong = {"csv": csv_trial, "images": image_trial}[kind](Path(root) / "trial", n, seed)
     print(*wrong, sep="\n")
     print(*sorted(counts.items()), sep="\n")
