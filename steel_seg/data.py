@@ -22,10 +22,10 @@ import warnings
 import zipfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import combinations
+from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -576,7 +576,6 @@ _MOST_PIXELS, _LONGEST_SIDE = 2**30, 2**20  # of an image that OpenCV decodes; s
 _OPENING = threading.Lock()
 
 
-@contextmanager
 def _opened(file):
     """An image that Pillow has opened, of any size.
 
@@ -585,11 +584,9 @@ def _opened(file):
     with _OPENING:
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
-            image = Image.open(file, formats=_FORMATS)
+            return Image.open(file, formats=_FORMATS)
         finally:
             Image.MAX_IMAGE_PIXELS = limit
-    with image:
-        yield image
 
 
 def _orientation(image):
@@ -993,7 +990,7 @@ def _list_images(
     images, faults = [], []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's about damaged metadata
-        for path in tqdm(sorted(folder.iterdir()), desc=folder.name, delay=2, leave=False):
+        for path in tqdm(sorted(folder.iterdir(), key=attrgetter("name")), desc=folder.name, delay=2, leave=False):
             image, fault = _list_image(path)
             if image:
                 images.append(image)
