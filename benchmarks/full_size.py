@@ -47,6 +47,8 @@ def repeated(n, distinct, kind):
         images=pd.DataFrame({"image_id": ids}),
         truth_area=lambda: truth,
         mask=lambda i: masks[int(i[:5]) % distinct],
+        shape_of=lambda _: SHAPE,
+        shapes_of=lambda _: SHAPE,
     )
     return levels, folder
 
