@@ -33,7 +33,6 @@ import cv2
 import numpy as np
 import pandas as pd
 from PIL import Image
-from .tiff_strips import tiff_fault
 from tqdm import tqdm
 
 from .files import file_kind, kind_of_bytes, sha256_file
@@ -42,6 +41,7 @@ from .rle import rle_overlap, rle_runs
 from .rle_fast import decode, table_areas
 from .rle_origin import rle_doubts
 from .shapes import Shape, frame_of, shape_of, shape_text, shapes_text
+from .tiff_strips import tiff_fault
 from .window import HIGHEST, Window, found_window, parse_window, through, to_8_bits
 
 # %% ../nbs/11_data.ipynb #26d139f6
