@@ -68,11 +68,13 @@ def _strips(data: bytes, tags: dict[int, tuple[int, ...]]) -> list[_Strip]:
 
 # %% ../nbs/07_tiff_strips.ipynb #2d58f76d
 def _is_whole_deflate(strip: _Strip) -> bool:
-    "Whether a strip of Deflate has all bytes, and the checksum of its end fits."
+    "Whether a strip of Deflate has all bytes, and its end is there with a checksum that fits."
+    stream = zlib.decompressobj()
     try:
-        return len(zlib.decompressobj().decompress(strip.packed, strip.n_bytes + 65536)) >= strip.n_bytes
+        n_bytes = len(stream.decompress(strip.packed, strip.n_bytes + 65536))
     except zlib.error:
         return False
+    return stream.eof and n_bytes >= strip.n_bytes
 
 
 @njit(nogil=True, cache=True)
