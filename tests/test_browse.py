@@ -357,7 +357,7 @@ def test_layers_show_these_pixels_and_no_others(runs, name):
 def test_thumbnails_show_every_defect(runs):
     data = open_run(runs["strips"])
     thumbs = Thumbs(data.folder, data)
-    (h, w), (hh, ww) = thumbs.size, data.folder.shape
+    (h, w), (hh, ww) = thumbs.room, data.folder.shape
     for i in data.store.image_ids:
         truth, pred = data.folder.mask(i) > 0, data.store.read(i) >= 128
         plain = pixels(thumbs.draw(thumbs.key(i, "image")))
@@ -374,7 +374,7 @@ def test_thumbnails_show_every_defect(runs):
             grown, core = (
                 f(slow.astype(np.uint8), np.ones((5, 5))) > 0 for f in (cv2.dilate, cv2.erode)
             )  # JPEG blurs what is at an edge
-            small = _shrink(wanted, thumbs.size)
+            small = _shrink(wanted, thumbs.room)
             assert (slow <= small).all() and (small <= cv2.dilate(slow.astype(np.uint8), np.ones((3, 3)))).all()
             assert (
                 (tinted & ~grown).mean() < 0.005
@@ -383,7 +383,7 @@ def test_thumbnails_show_every_defect(runs):
             ), paint
     speck = np.zeros((hh, ww), bool)
     speck[33, 217] = True
-    assert _shrink(speck, thumbs.size).sum() >= 1
+    assert _shrink(speck, thumbs.room).sum() >= 1
 
 
 def test_a_new_rule_reads_no_steel_and_old_thumbnails_stay(runs, monkeypatch):
