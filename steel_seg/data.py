@@ -1064,6 +1064,8 @@ def _missing_images(table, name, listed):
 # %% ../nbs/11_data.ipynb #da598db1
 def _looks(name):
     "A file name without what cannot be seen: accents in one form, plain spaces, no invisible characters."
+    if name.isascii():
+        return name
     visible = []
     for character in unicodedata.normalize("NFC", name):
         kind = unicodedata.category(character)
