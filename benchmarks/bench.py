@@ -92,11 +92,13 @@ def main():
     args = parser.parse_args()
     import blends
     import counts
-    import latency
+    import latency  # lets `live` be found
+    import live
+    import reading
     import rle
     import training
 
-    rows = [row for module in (rle, counts, blends, training, latency) for row in module.rows()]
+    rows = [row for module in (rle, reading, counts, blends, training, latency) for row in module.rows()]
     rows = [
         row for row in rows if not args.only or any(word in f"{row['what']} {row['against']}" for word in args.only)
     ]
@@ -105,7 +107,7 @@ def main():
     for row in rows:
         try:
             found.append(measure(row, args.seconds))
-        except latency.NoBrowser as e:
+        except live.NoBrowser as e:
             print(f"{row['what']:62} not measured: {e}")
             continue
         print(line(found[-1]), flush=True)
