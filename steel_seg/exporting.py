@@ -20,7 +20,7 @@ from tqdm import tqdm
 from .class_scores import read_class_levels, scores_file
 from .coco import CocoImage, coco_annotation, coco_content, segmentation_rle
 from .data import LAYOUTS, StripFolder, class_id, read_table
-from .files import whole, write_json, write_text
+from .files import whole, write_csv, write_json, write_text
 from .importing import class_names, put_image
 from .labelme import LabelmeShape, labelme_content, mask_record, polygon_record, shape_mask
 from .mask_files import write_label_map, write_labelmap, write_mask
@@ -31,7 +31,6 @@ from .rle import rle_area
 from .rle_fast import decode, encode, encode_masks
 from .shapes import Shape
 from .store import ProbStore
-from .submit import write_table
 
 # %% ../nbs/59_exporting.ipynb #3b4f5f6a
 @dataclass(frozen=True)
@@ -296,7 +295,7 @@ def _write_table(source, path, layout):
             rows += [(image_id, class_id(channel), rle) for channel, rle in sorted(rles.items())]
         else:
             rows += [(f"{image_id}_{class_id(c)}", rles.get(c, "")) for c in range(len(source.names))]
-    write_table(path, [LAYOUTS[layout], *rows])
+    write_csv(path, [LAYOUTS[layout], *rows])
     return 0
 
 # %% ../nbs/59_exporting.ipynb #3dfe556e

@@ -6,8 +6,6 @@
 __all__ = ['make_folds', 'write_folds', 'read_folds']
 
 # %% ../nbs/12_folds.ipynb #7e858d5e
-import csv
-import io
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -16,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from .data import StripFolder, csv_rows, same_bytes
-from .files import write_text
+from .files import write_csv
 
 # %% ../nbs/12_folds.ipynb #365d32a5
 def _units(folder: StripFolder) -> list[list[int]]:
@@ -93,9 +91,7 @@ def write_folds(
     folds: pd.DataFrame,  # image_id, fold
 ) -> Path:
     "Write a fold table as csv, whole or not at all; returns its path."
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([("image_id", "fold"), *zip(folds.image_id, folds.fold)])
-    return write_text(path, text.getvalue())
+    return write_csv(path, [("image_id", "fold"), *zip(folds.image_id, folds.fold)])
 
 # %% ../nbs/12_folds.ipynb #4a53e73a
 def _fold_of_image(path: str | Path, records: list[tuple[int, list[str]]], image_ids: list[str]) -> dict[str, int]:

@@ -36,13 +36,13 @@ from steel_seg.data import (
     raise_errors,
     read_folder,
 )
-from .files import file_kind, read_json, whole, write_json
+from .files import file_kind, link_file, read_json, whole, write_csv, write_json
 from .labelme import AREA_KINDS, is_labelme, read_labelme, shape_mask
 from .mask_files import MASK_SUFFIXES, read_labelmap, read_mask_file, value_channels, value_text
 from .rle import rle_runs, rle_union
 from .rle_fast import encode
 from .rle_origin import from_rows
-from .submit import write_sample, write_table
+from .submit import write_sample
 
 # %% ../nbs/58_importing.ipynb #01e32bb4
 class SourceImage(NamedTuple):
@@ -823,13 +823,10 @@ def put_image(
     if link == "symbolic":
         target.symlink_to(source)
         return "symbolic links"
-    if link == "hard":
-        try:
-            os.link(source, target)
-            return "hard links"
-        except OSError:
-            pass  # another file system, or one without links
-    shutil.copyfile(source, target)
+    if link == "hard" and link_file(source, target):
+        return "hard links"
+    if link == "copy":
+        shutil.copyfile(source, target)
     return "copies"
 
 
@@ -942,7 +939,7 @@ def import_folder(
     _class_notes(n_masks, read)
     with whole(out) as temp:
         linked = _put_images(found_images, image_ids, temp / "train_images", options.link)
-        write_table(temp / "train.csv", _train_rows(pairs))
+        write_csv(temp / "train.csv", _train_rows(pairs))
         if tests.by_id:
             _put_images(tests, tests.by_id, temp / "test_images", options.link)
             write_sample(temp / "sample_submission.csv", tests.by_id, len(names), "today")

@@ -11,8 +11,6 @@ __all__ = ['LEDGER_COLUMNS', 'LeftOut', 'unlabelled_images', 'images_digest', 'u
            'judge_round']
 
 # %% ../nbs/29_pseudo_folder.ipynb #1122033c
-import csv
-import io
 import json
 import os
 import shutil
@@ -38,7 +36,17 @@ from steel_seg.data import (
     read_table,
     same_bytes,
 )
-from .files import read_json, sha256_file, sizes_digest, to_json, whole, write_json, write_text
+from steel_seg.files import (
+    link_file,
+    read_json,
+    sha256_file,
+    sizes_digest,
+    to_json,
+    whole,
+    write_csv,
+    write_json,
+    write_text,
+)
 from .folds import read_folds
 from .metric import Interval, dice, paired_difference
 from .post import Rule, read_rules
@@ -132,20 +140,6 @@ def unlabelled_scores(
     "The csv of the class head's probabilities, where the net has a class head."
     return unlabelled_path(run, folder, k).with_name(f"fold_{k}_scores.csv")
 
-# %% ../nbs/29_pseudo_folder.ipynb #461f9322
-def _link(source: Path, target: Path) -> None:
-    "The same file under another name, or a copy of it."
-    try:
-        os.link(source, target)
-    except OSError:  # another disk, or a file system without links
-        shutil.copyfile(source, target)
-
-
-def _write_csv(path: Path, rows: Iterable[Sequence]) -> None:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    path.write_bytes(text.getvalue().encode())
-
 # %% ../nbs/29_pseudo_folder.ipynb #ca078e9a
 def write_labels(
     where: Path,  # the folder to make
@@ -156,9 +150,9 @@ def write_labels(
     (where / "train_images").mkdir(parents=True)
     rows = []
     for image_id in sorted(rles):
-        _link(paths[image_id], where / "train_images" / image_id)
+        link_file(paths[image_id], where / "train_images" / image_id)
         rows += [(f"{image_id}_{class_id(c)}", rle) for c, rle in enumerate(rles[image_id])]
-    _write_csv(where / "train.csv", [("ImageId_ClassId", "EncodedPixels"), *rows])
+    write_csv(where / "train.csv", [("ImageId_ClassId", "EncodedPixels"), *rows])
 
 # %% ../nbs/29_pseudo_folder.ipynb #509d0b69
 @dataclass(frozen=True)
@@ -189,7 +183,7 @@ def write_seen(
     seen_ids: Iterable[str],  # every labelled image that had an influence on a net behind the labels
 ) -> None:
     "Write fold_K/seen_ids.csv."
-    _write_csv(where / "seen_ids.csv", [["image_id"], *([image_id] for image_id in sorted(seen_ids))])
+    write_csv(where / "seen_ids.csv", [["image_id"], *([image_id] for image_id in sorted(seen_ids))])
 
 
 def read_seen(
@@ -858,7 +852,7 @@ def make_pseudo(
     ledger = add_round(_ledger_before(runs), **row)
     with whole(out) as temp:
         _write_all(temp, plan.unlabelled, plan.sources, results)
-        _write_csv(temp / "left_out.csv", _left_out_rows(results, plan.unfit))
+        write_csv(temp / "left_out.csv", _left_out_rows(results, plan.unfit))
         write_ledger(temp / "ledger.csv", ledger)
         counts = [len(result.left_out) + len(plan.unfit) for result in results[:-1]]
         write_pseudo(temp, round, plan.made, plan.unlabelled.n_classes, counts)

@@ -7,7 +7,6 @@ __all__ = ['seen_ids', 'how_seen', 'image_mark', 'may_be_same', 'write_marks', '
 
 # %% ../nbs/04_seen.ipynb #a35af6e0
 import csv
-import io
 import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +16,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from .files import read_json, sha256_file, write_text
+from .files import read_json, sha256_file, write_csv
 
 # %% ../nbs/04_seen.ipynb #999e696e
 def _meta(model_folder: str | Path) -> dict:
@@ -114,15 +113,7 @@ def write_marks(
     reduced = next((n for n in _REDUCED if n <= cells), 1)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         marks = pool.map(lambda file: _file_mark(file, reduced), images.values())
-        rows = "".join(f"{_field(name)},{mark}\n" for name, mark in zip(images, marks))
-    write_text(path, "image_id,mark\n" + rows)
-
-
-def _field(text: str) -> str:
-    "A text as a field of a csv line."
-    out = io.StringIO()
-    csv.writer(out, lineterminator="").writerow([text])
-    return out.getvalue()
+        write_csv(path, [("image_id", "mark"), *zip(images, marks)])
 
 
 def read_marks(
