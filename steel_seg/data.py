@@ -232,19 +232,8 @@ def _separator(text):
     return next((s for s in SEPARATORS if s in first), ","), 0
 
 # %% ../nbs/11_data.ipynb #a0303748
-def csv_rows(
-    path: str | Path,  # a csv file, UTF-8
-    only_commas: bool = False,  # no other separator, as Kaggle reads
-) -> tuple[list[tuple[int, list[str]]], list[tuple[int, str]]]:
-    """Every record of a csv as text, and what could not be read: ([(row, fields)], [(row, problem)]).
-
-    `row` is the 1-based line on which the record starts. Blank lines are skipped; the header is a record too.
-    Raises nothing: a file that is absent, empty or not text gives problems (with row 0 where no line can be named).
-    """
-    try:
-        text = _csv_text(path)
-    except ValueError as e:
-        return [], [(0, str(e))]
+def _rows_of_text(text, only_commas):
+    "`csv_rows` of a text."
     csv.field_size_limit(2**31 - 1)  # a noisy mask has a longer string than the csv module's 131,072 characters
     separator, above = (",", 0) if only_commas else _separator(text)
     lines = io.StringIO(text, newline="")
@@ -267,6 +256,21 @@ def csv_rows(
         elif len(fields) > 1 or (fields and not fields[0].isspace()):
             records.append((start, fields))
         start = above + reader.line_num + 1
+
+
+def csv_rows(
+    path: str | Path,  # a csv file, UTF-8
+    only_commas: bool = False,  # no other separator, as Kaggle reads
+) -> tuple[list[tuple[int, list[str]]], list[tuple[int, str]]]:
+    """Every record of a csv as text, and what could not be read: ([(row, fields)], [(row, problem)]).
+
+    `row` is the 1-based line on which the record starts. Blank lines are skipped; the header is a record too.
+    Raises nothing: a file that is absent, empty or not text gives problems (with row 0 where no line can be named).
+    """
+    try:
+        return _rows_of_text(_csv_text(path), only_commas)
+    except ValueError as e:
+        return [], [(0, str(e))]
 
 # %% ../nbs/11_data.ipynb #bf43bc88
 def csv_table(
@@ -409,7 +413,11 @@ def scan_table(
     Kaggle reads it: separated by commas, a class without decimals.
     """
     name, exact = name or Path(csv_path).name, extra == "error"
-    records, problems = csv_rows(csv_path, only_commas=exact)
+    try:
+        text = _csv_text(csv_path)
+        records, problems = _rows_of_text(text, exact)
+    except ValueError as e:
+        text, records, problems = "", [], [(0, str(e))]
     faults = [_file_fault(name, problem, row) for row, problem in problems]
     layout, header = "", []
     header_is_read = bool(records) and not (problems and problems[0][0] <= records[0][0])
@@ -428,7 +436,7 @@ def scan_table(
         faults += row_faults
         if table_row is not None:
             table.append(table_row)
-    if table and _csv_bytes(csv_path)[-1:] not in (b"\n", b"\r"):
+    if table and not text.endswith(("\n", "\r")):
         problem = "no line end after the last row: was the file cut? Compare it with its source"
         faults.append(_file_fault(name, problem, records[-1][0], "warning"))
     return pd.DataFrame(table, columns=list(_TableRow._fields)), layout, faults
@@ -565,7 +573,7 @@ def _is_cut(data):
         return data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda")
     return data[:4] == b"\x89PNG" and b"IEND" not in data[-64:]
 
-
+# %% ../nbs/11_data.ipynb #1f4ebae6
 _FORMATS = "JPEG", "PNG", "BMP", "TIFF", "WEBP"  # of Pillow; OpenCV reads them too
 IMAGE_SUFFIXES = ".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"
 _FORMAT_NAMES = "JPEG, PNG, BMP, TIFF or WebP"
@@ -620,6 +628,26 @@ def _upright(image, orientation):
         image = image[:, ::-1]
     return np.ascontiguousarray(image)
 
+# %% ../nbs/11_data.ipynb #19ab8200
+def _odd_pixels(kind):
+    "What is wrong with pixels of a kind, such as float32."
+    return f"its pixels are {kind}: store levels of 8 or 16 bits a pixel, without sign"
+
+
+_SAMPLE_KINDS = {2: "int", 3: "float", 5: "complex int", 6: "complex float"}  # of a TIFF's tag 339; 1: without sign
+
+
+def _depth(image):
+    """Whether an image that Pillow has opened has 9 to 16 bits a pixel; and the kind of its pixels if it is another.
+
+    Source: TIFF 6.0, tags 258 (bits) and 339 (kind); a PNG of 16 bits has that in Pillow's name for its packed pixels.
+    """
+    if image.format == "TIFF":
+        bits, kind = max(image.tag_v2.get(258, (1,))), max(image.tag_v2.get(339, (1,)))
+        odd = f"{_SAMPLE_KINDS.get(kind, 'uint')}{bits}" if kind in _SAMPLE_KINDS or bits > 16 else ""
+        return bits > 8, odd
+    return image.format == "PNG" and ";16" in str(image.tile[0][3]), ""
+
 # %% ../nbs/11_data.ipynb #31646336
 _SOUND: set[tuple[str, int]] = set()  # path and bytes of the files that this process has found whole
 
@@ -668,26 +696,6 @@ def decode_image(
     if window and image.dtype == np.uint16:
         image = to_8_bits(image, window)
     return _upright(image, _orientation_of_bytes(data))
-
-
-def _odd_pixels(kind):
-    "What is wrong with pixels of a kind, such as float32."
-    return f"its pixels are {kind}: store levels of 8 or 16 bits a pixel, without sign"
-
-
-_SAMPLE_KINDS = {2: "int", 3: "float", 5: "complex int", 6: "complex float"}  # of a TIFF's tag 339; 1: without sign
-
-
-def _depth(image):
-    """Whether an image that Pillow has opened has 9 to 16 bits a pixel; and the kind of its pixels if it is another.
-
-    Source: TIFF 6.0, tags 258 (bits) and 339 (kind); a PNG of 16 bits has that in Pillow's name for its packed pixels.
-    """
-    if image.format == "TIFF":
-        bits, kind = max(image.tag_v2.get(258, (1,))), max(image.tag_v2.get(339, (1,)))
-        odd = f"{_SAMPLE_KINDS.get(kind, 'uint')}{bits}" if kind in _SAMPLE_KINDS or bits > 16 else ""
-        return bits > 8, odd
-    return image.format == "PNG" and ";16" in str(image.tile[0][3]), ""
 
 # %% ../nbs/11_data.ipynb #5308d955
 class DataWarning(UserWarning):
