@@ -24,7 +24,6 @@ from .data import StripFolder
 from .files import read_json, versions, whole, write_json
 from .folds import read_folds
 from .seen import seen_ids
-from .shapes import frame_of
 from .store import FLOOR, ProbStore
 from .window import window_of_config
 
@@ -208,13 +207,6 @@ def _check_nets(part):
             )
 
 # %% ../nbs/26_blend.ipynb #6f040376
-def _expected(folder, image_ids):
-    "What a store of some images of a folder has as `shape[1:]` and `other_shapes`."
-    shapes = {image_id: folder.shape_of(image_id) for image_id in image_ids}
-    frame = frame_of(shapes.values())
-    return (folder.n_classes, *frame), {image_id: shape for image_id, shape in shapes.items() if shape != frame}
-
-
 def open_parts(
     runs: Sequence[str | Path],  # run folders, two or more
     folder: StripFolder,  # the data of all of them
@@ -231,7 +223,8 @@ def open_parts(
         if path.resolve() in [p.resolve() for p in paths[:n]]:
             raise ValueError(f"{path} is given twice: give it a larger weight instead")
     first, *others = parts = [_open_part(path, folder) for path in paths]
-    if (first.oof.shape[1:], first.oof.other_shapes) != _expected(folder, first.oof.image_ids):
+    same_sizes = all(first.oof.shape_of(image_id) == folder.shape_of(image_id) for image_id in first.oof.image_ids)
+    if first.oof.shape[1] != folder.n_classes or not same_sizes:
         raise ValueError(f"{first.run}: (classes, height, width) are {first.oof.shape[1:]}, not those of {folder.root}")
     for other in others:
         _check_stores(first.run, other.run, first.oof, other.oof)

@@ -30,24 +30,26 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message} ({self.prog} --help lists the options)\n")
 
 # %% ../nbs/72_cli.ipynb #56ac0d6a
-def _shape(text):
-    "`parse_shape`, with its message as that of an option."
-    from steel_seg.data import parse_shape
-
+def _as_option(parse, text):
+    "What a function makes of a text, with its message as that of an option."
     try:
-        return parse_shape(text)
+        return parse(text)
     except ValueError as e:
         raise argparse.ArgumentTypeError(str(e)) from None
+
+
+def _shape(text):
+    "`parse_shape` of an option."
+    from steel_seg.data import parse_shape
+
+    return _as_option(parse_shape, text)
 
 
 def _window(text):
-    "`parse_window`, with its message as that of an option."
+    "`parse_window` of an option."
     from steel_seg.window import parse_window
 
-    try:
-        return parse_window(text)
-    except ValueError as e:
-        raise argparse.ArgumentTypeError(str(e)) from None
+    return _as_option(parse_window, text)
 
 
 def _text_or_none(text):
@@ -204,13 +206,10 @@ def _assigned(text):
 
 
 def _pixel_value(text):
-    "`parse_value`, with its message as that of an option."
+    "`parse_value` of an option."
     from steel_seg.mask_files import parse_value
 
-    try:
-        return parse_value(text)
-    except ValueError as e:
-        raise argparse.ArgumentTypeError(str(e)) from None
+    return _as_option(parse_value, text)
 
 
 def _named_value(text):
@@ -257,7 +256,7 @@ def _add_import(parser):
     )
     _add_label_forms(parser)
 
-
+# %% ../nbs/72_cli.ipynb #37a022a6
 def _add_label_forms(parser):
     "The options of mask pictures and of csv files."
     masks = parser.add_argument_group("mask pictures")
@@ -966,12 +965,12 @@ def _choose(args):
 def _sizes_near(*paths):
     "Height and width of the images beside these csv files: one where all are the same, else by name; or None."
     from steel_seg.data import image_shapes
+    from steel_seg.shapes import one_or_each
 
     shapes = {}
     for folder in {path.resolve().parent for path in paths if path is not None}:
         shapes |= image_shapes(folder / "test_images") | image_shapes(folder / "train_images")
-    different = set(shapes.values())
-    return different.pop() if len(different) == 1 else shapes or None
+    return one_or_each(shapes) or None
 
 # %% ../nbs/72_cli.ipynb #07089b96
 def _add_check(parser):

@@ -40,7 +40,7 @@ from .jpeg_scan import jpeg_fault
 from .rle import rle_overlap, rle_runs
 from .rle_fast import decode, table_areas
 from .rle_origin import rle_doubts
-from .shapes import Shape, frame_of, shape_of, shape_text, shapes_text
+from .shapes import Shape, frame_of, one_or_each, shape_of, shape_text, shapes_text
 from .tiff_strips import tiff_fault
 from .window import HIGHEST, Window, found_window, parse_window, through, to_8_bits
 
@@ -920,16 +920,19 @@ class StripFolder:
         "(H,W) of a train or test image."
         return self.other_shapes.get(image_id, self.shape)
 
-    def shapes_of(self, image_ids: Iterable[str]) -> Shape | dict[str, Shape]:  # one (H,W) where all are the same
-        "The (H,W) of some train or test images, by id."
-        shapes = {image_id: self.shape_of(image_id) for image_id in image_ids}
-        different = set(shapes.values())
-        return different.pop() if len(different) == 1 else shapes
+    def shapes_of(self, image_ids: Iterable[str]) -> Shape | Mapping[str, Shape]:  # as from `one_or_each`
+        "The (H,W) of some train or test images."
+        return one_or_each({image_id: self.shape_of(image_id) for image_id in image_ids})
 
     @cached_property
-    def shapes(self) -> Shape | dict[str, Shape]:
-        "The (H,W) of all train and test images: one where all are the same, else by id."
+    def shapes(self) -> Shape | Mapping[str, Shape]:  # as from `one_or_each`
+        "The (H,W) of all train and test images."
         return self.shapes_of([*self.images.image_id, *self.test.image_id])
+
+    @cached_property
+    def has_one_size(self) -> bool:
+        "Whether all train images have one (H,W)."
+        return not isinstance(self.shapes_of(self.images.image_id), Mapping)
 
     def labels(self, image_id: str) -> list[tuple[int, str]]:  # of (channel, rle), by channel
         "The marked classes of a train image; `ValueError` when there is no such train image."

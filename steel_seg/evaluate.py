@@ -204,6 +204,13 @@ def loss_of_batch(
 _Outputs = tuple[torch.Tensor | None, torch.Tensor | None]  # of pixels (N,C,H,W), and of classes (N,C)
 
 
+def _higher(a: torch.Tensor | None, b: torch.Tensor | None) -> torch.Tensor | None:
+    "The higher values of two tensors; the other one where one is None."
+    if a is None or b is None:
+        return b if a is None else a
+    return torch.maximum(a, b)
+
+
 def _row_of_tiles(forward: Callable, images: torch.Tensor, rows: Span, columns: Sequence[Span]) -> _Outputs:
     "What a net says about a row of tiles, mixed where they overlap: (N,C,h,W) float32, and the highest class values."
     mixed, highest = None, None
@@ -215,7 +222,7 @@ def _row_of_tiles(forward: Callable, images: torch.Tensor, rows: Span, columns: 
         if mixed is None:
             mixed = masks.new_zeros(*masks.shape[:3], images.shape[3], dtype=torch.float32)
         mixed[..., span.start : span.stop] += masks.float() * torch.from_numpy(weight).to(masks.device)
-        highest = classes if highest is None or classes is None else torch.maximum(highest, classes)
+        highest = _higher(highest, classes)
     return mixed, highest
 
 
@@ -243,7 +250,7 @@ def in_tiles(
             mixed[:, :, : unfinished.shape[2]] += unfinished
         done.append(finish(mixed[:, :, : end - span.start]))
         unfinished = mixed[:, :, end - span.start :]
-        highest = classes if highest is None or classes is None else torch.maximum(highest, classes)
+        highest = _higher(highest, classes)
     return torch.cat(done, dim=2), highest
 
 # %% ../nbs/37_evaluate.ipynb #c29ea290

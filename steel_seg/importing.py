@@ -39,9 +39,10 @@ from steel_seg.data import (
 from .files import file_kind, link_file, read_json, whole, write_csv, write_json
 from .labelme import AREA_KINDS, is_labelme, read_labelme, shape_mask
 from .mask_files import MASK_SUFFIXES, read_labelmap, read_mask_file, value_channels, value_text
-from .rle import rle_runs, rle_union
+from .rle import rle_area, rle_runs, rle_union
 from .rle_fast import encode
 from .rle_origin import from_rows
+from .shapes import shape_text
 from .submit import write_sample
 
 # %% ../nbs/58_importing.ipynb #01e32bb4
@@ -237,7 +238,8 @@ def _coco_labels(path: Path, images: SourceImages, options: ImportOptions) -> La
     image_of = {number: images.find(image.name) for number, image in coco.images.items()}
     labels.named = {image_id for image_id in image_of.values() if image_id}
     problems = [
-        f"image {image.name}: the file says {_size(image.shape)}, and the image is {_size(shape)} (height x width)"
+        f"image {image.name}: the file says {shape_text(image.shape)}, and the image is {shape_text(shape)} "
+        "(height x width)"
         for number, image in coco.images.items()
         if (image_id := image_of[number]) and image.shape and image.shape != (shape := images.by_id[image_id].shape)
     ]
@@ -270,10 +272,6 @@ def _coco_labels(path: Path, images: SourceImages, options: ImportOptions) -> La
     labels.note("cut off", "annotations at the edge of the image, which their polygons leave", clipped, left_out=False)
     return labels
 
-
-def _size(shape):
-    return f"{shape[0]}x{shape[1]}"
-
 # %% ../nbs/58_importing.ipynb #c1e60a12
 def _labelme_files(root):
     "The labelme files of a folder, and its other JSON files; raises `ValueError` for one that cannot be read."
@@ -305,7 +303,7 @@ def _labelme_labels(paths: Sequence[Path], images: SourceImages, options: Import
         labels.named.add(image_id)
         size = images.by_id[image_id].shape
         if file.shape and file.shape != size:
-            problems.append(f"{path}: is for {_size(file.shape)} pixels, and {image_id} is {_size(size)}")
+            problems.append(f"{path}: is for {shape_text(file.shape)} pixels, and {image_id} is {shape_text(size)}")
             continue
         for shape in file.shapes:
             place = f"{path.name} {shape.place}"
@@ -401,7 +399,7 @@ def _mask_size_problem(file, values, images):
         return None
     with Image.open(images.by_id[file.image_id].path) as image:
         turned = ", as its EXIF orientation turns it" if image.size != shape[::-1] else ""
-    return f"{file.path}: is {_size(values.shape)}, and its image {file.image_id} is {_size(shape)}{turned}"
+    return f"{file.path}: is {shape_text(values.shape)}, and its image {file.image_id} is {shape_text(shape)}{turned}"
 
 
 def _read_masks(files, images):
@@ -687,7 +685,7 @@ def _folder_labels(root, masks, images, options):
     labels.note("left out", "files that are no picture", others, False)
     return labels
 
-
+# %% ../nbs/58_importing.ipynb #78dea6e7
 def read_labels(
     path: str | Path,  # a folder of masks or labelme files; a COCO, labelme or csv file
     images: SourceImages,
@@ -898,7 +896,7 @@ def _facts(pairs, names, images, image_ids):
     masks, areas = dict.fromkeys(names, 0), dict.fromkeys(names, 0)
     for (_, channel), rle in pairs.items():
         masks[names[channel]] += 1
-        areas[names[channel]] += int(rle_runs(rle)[:, 1].sum())
+        areas[names[channel]] += rle_area(rle)
     return masks, {name: area / max(1, pixels) for name, area in areas.items()}
 
 

@@ -106,7 +106,7 @@ def _embedded_mask(shape, xy, size):
     mask[y : y_end + 1, x : x_end + 1] = part
     return mask
 
-
+# %% ../nbs/09_labelme.ipynb #8ee0623a
 def shape_mask(
     shape: LabelmeShape,  # of one of AREA_KINDS
     size: Sequence[int],  # (H,W) of the image

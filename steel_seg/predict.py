@@ -7,7 +7,6 @@ __all__ = ['FLIPS', 'predict_both', 'predict_probs', 'LeftOut', 'Prefilter', 're
            'count_oof', 'predict_test', 'predict_scores', 'predict_unlabelled', 'predict_unlabelled_scores']
 
 # %% ../nbs/39_predict.ipynb #00ce1322
-import math
 import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
@@ -33,7 +32,7 @@ from .files import read_json, sha256_file, write_json
 from .model import ClassModel, SegModel, load_model
 from .pseudo_folder import unlabelled_path, unlabelled_scores
 from .seen import how_seen, seen_ids
-from .shapes import MOST_PIXELS, Shape, by_shape
+from .shapes import Shape, by_shape, images_at_once
 from .store import FLOOR, ProbStore, to_level
 from .train import folds_of, read_config
 
@@ -182,7 +181,7 @@ def _rounds(
     """
     rounds = []
     for group in by_shape(image_ids, shape_of_image):
-        size = 1 if math.prod(shape_of_image(group[0])) > MOST_PIXELS else batch_size
+        size = images_at_once(shape_of_image(group[0]), batch_size)
         batches = [group[i : i + size] for i in range(0, len(group), size)]
         batches = [batch for batch in batches if missing.intersection(batch)]
         rounds += [batches[i : i + processes] for i in range(0, len(batches), processes)]

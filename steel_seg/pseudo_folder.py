@@ -53,7 +53,7 @@ from .post import Rule, read_rules
 from .pseudo_rules import ImageLevels, Keep, pseudo_label
 from .rle_fast import encode_masks, table_counts
 from .seen import how_seen, seen_ids
-from .shapes import Shape
+from .shapes import Shape, shape_text
 from .store import ProbStore
 from .two_submissions import run_dice
 
@@ -68,12 +68,11 @@ class LeftOut(NamedTuple):
 def _unfit(folder: StripFolder, images: Sequence[Any]) -> dict[str, LeftOut]:
     "The listed images that cannot have a pseudo label, and why."
     unfit = {}
-    one_size = not isinstance(folder.shapes_of(folder.images.image_id), dict)
     for image in images:
         if image.shape is None:
             unfit[image.image_id] = LeftOut("unreadable", "")
-        elif one_size and image.shape != folder.shape:
-            unfit[image.image_id] = LeftOut("other size", "{}x{}".format(*image.shape))
+        elif folder.has_one_size and image.shape != folder.shape:
+            unfit[image.image_id] = LeftOut("other size", shape_text(image.shape))
     numbers = same_bytes([*folder.images.path, *(image.path for image in images)])
     labelled = dict(zip(numbers[: len(folder)].tolist(), folder.images.image_id))
     for image, number in zip(images, numbers[len(folder) :].tolist()):

@@ -84,7 +84,7 @@ from .optim import beta1_at, build_optimizer, optimizer_parts, rate_at, restore_
 from .post import Rule, gates_of_classifier, read_rules
 from .pseudo_folder import open_fold, read_ledger, read_pseudo, write_ledger
 from .seen import Memory, read_marks, write_marks
-from .shapes import MOST_PIXELS, by_shape, frame_of
+from .shapes import by_shape, frame_of, images_at_once
 from .state import Ema, digest, keep_best, load_state, mean_tensors, pack, save_state, unpack
 from .store import FLOOR
 from .weights import Beginning
@@ -1154,10 +1154,9 @@ def _held_out_loader(t: _Training) -> DataLoader:
     folder, batch_size = t.fold.folder, min(stage.batch_size for stage in t.fold.plan)
     image_ids, batches = folder.images.image_id, []
     for rows in by_shape(t.fold.held_out, lambda row: folder.shape_of(image_ids[row])):
-        is_large = np.prod(folder.shape_of(image_ids[rows[0]])) > MOST_PIXELS
         batches += epoch_batches(
             rows,
-            1 if is_large else batch_size,
+            images_at_once(folder.shape_of(image_ids[rows[0]]), batch_size),
             t.stage.seed,
             0,
             shuffle=False,

@@ -91,7 +91,7 @@ def epoch_versions(
     image, mask = folder.image(image_id), folder.mask(image_id)
     index = folder.images.image_id.tolist().index(image_id)
     transforms = transform if isinstance(transform, list) else [transform] * len(epochs)
-    if isinstance(folder.shapes_of(folder.images.image_id), dict):
+    if not folder.has_one_size:
         transforms = [fitting(t, image.shape) for t in transforms]
     return [augment(t, image, mask, item_seed(seed, epoch, index)) for t, epoch in zip(transforms, epochs)]
 
