@@ -241,13 +241,14 @@ def _by_id(records, what, of_record):
 # %% ../nbs/07_coco.ipynb #19f325bb
 def read_coco(
     path: str | Path,  # a JSON file
+    content: Any = None,  # of the file, where it was read already
 ) -> CocoFile:
     """Read a COCO file. Masks are not drawn here: see `segmentation_rle`.
 
     Raises `ValueError` that names the file and the record: no COCO file, an id that is absent or stands twice, an
     annotation of a category that the file does not have.
     """
-    content = read_json(path)
+    content = read_json(path) if content is None else content
     try:
         if not is_coco(content):
             raise ValueError("not a COCO file: it needs the lists images, categories and annotations")

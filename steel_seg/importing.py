@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -231,9 +231,9 @@ UNLABELLED = "clean", "leave-out"
 LINKS = "hard", "symbolic", "copy"
 
 # %% ../nbs/58_importing.ipynb #37a830ae
-def _coco_labels(path: Path, images: SourceImages, options: ImportOptions) -> Labels:
-    "The labels of a COCO file."
-    coco, labels = read_coco(path), Labels("COCO")
+def _coco_labels(path: Path, images: SourceImages, content: Any = None) -> Labels:
+    "The labels of a COCO file; `content`: of the file, where it was read already."
+    coco, labels = read_coco(path, content), Labels("COCO")
     labels.names, labels.records = list(dict.fromkeys(coco.names.values())), len(coco.masks)
     image_of = {number: images.find(image.name) for number, image in coco.images.items()}
     labels.named = {image_id for image_id in image_of.values() if image_id}
@@ -655,7 +655,7 @@ _DATUMARO = (
 def _json_labels(path, images, options):
     content = read_json(path)
     if is_coco(content):
-        return _coco_labels(path, images, options)
+        return _coco_labels(path, images, content)
     if is_labelme(content):
         return _labelme_labels([path], images, options)
     raise ValueError(f"{path}: a JSON file that is neither COCO nor labelme. {_DATUMARO}")
@@ -674,7 +674,7 @@ def _folder_labels(root, masks, images, options):
     if len(cocos) > 1:
         raise ValueError(f"{root} holds {len(cocos)} COCO files: give one of them as --labels, such as {cocos[0]}")
     if cocos:
-        return _coco_labels(cocos[0], images, options)
+        return _coco_labels(cocos[0], images)
     own = {image.path.resolve() for image in images.by_id.values()}
     paths = masks or [path for path in _files(root, MASK_SUFFIXES) if path.resolve() not in own]
     if not paths:
